@@ -1,0 +1,78 @@
+"""The global state a network may read, recorded in the forward pass and put back for a recomputation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """Autocast as it was when the sampler was called.
+
+    It is replayed without autocast's weight cache: a weight cast while gradients are off would be cached without its
+    graph, and a later differentiated evaluation in the same autocast region would lose that weight's gradient.
+    """
+
+    modes: tuple[tuple[str, bool, torch.dtype], ...]
+
+    @classmethod
+    def current(cls, device: torch.device) -> Autocast:
+        return cls(
+            tuple(
+                (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+                for kind in sorted({device.type, "cpu"})
+            )
+        )
+
+    @property
+    def enabled(self) -> bool:
+        return any(enabled for _, enabled, _ in self.modes)
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for kind, enabled, dtype in self.modes:
+                # Disabled modes are entered only where the surroundings differ: entering costs, and warns on some devices.
+                if enabled or torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
+            yield
+
+
+@dataclass(frozen=True)
+class GeneratorStates:
+    """States of torch's global generators, on the CPU and on one device: what dropout draws from."""
+
+    device: torch.device
+    cpu: Tensor
+    own: Tensor | None
+
+    @classmethod
+    def current(cls, device: torch.device, last: GeneratorStates | None = None) -> GeneratorStates:
+        """The present states; ``last`` itself if nothing was drawn since, so that unused generators cost no memory."""
+        own = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
+        states = cls(device, torch.get_rng_state(), own)
+        return last if last is not None and last.equals(states) else states
+
+    def equals(self, other: GeneratorStates) -> bool:
+        same_own = self.own is None or (other.own is not None and torch.equal(self.own, other.own))
+        return same_own and torch.equal(self.cpu, other.cpu)
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.own is not None:
+            torch.get_device_module(self.device).set_rng_state(self.own, self.device)
+
+
+@contextmanager
+def generators_untouched(device: torch.device) -> Iterator[None]:
+    """Whatever is drawn or restored inside, the global generators continue afterwards as if nothing had been."""
+    before = GeneratorStates.current(device)
+    try:
+        yield
+    finally:
+        before.restore()

@@ -1,0 +1,106 @@
+"""The denoiser: a network, the schedule it was trained on, and what its output means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import nests
+from .guidance import Guidance
+from .predictions import PREDICTIONS, convert
+from .schedules import Schedule
+
+
+class Denoiser(nn.Module):
+    """A network with the meaning of its output, able to predict x_0, eps or the velocity at any ``(x, t)``.
+
+    Args:
+        network: ``network(x, t, **cond) -> Tensor`` of x's shape; a module or any callable. ``t`` has shape
+            (batch,), the schedule's time, in x's dtype unless ``time_dtype`` says otherwise.
+        schedule: the forward process the network was trained on.
+        prediction: ``"epsilon"``, ``"sample"``, ``"v_prediction"``, ``"flow_prediction"`` or ``"score"``.
+        guidance: classifier-free guidance, see ``Guidance``.
+        time_dtype: the dtype in which the network gets ``t``. A bfloat16 time has three digits; a half-precision
+            network that embeds time in float32, as diffusers' do, should be given ``torch.float32``.
+
+    The output keeps its own dtype under autocast and is combined with ``x`` by PyTorch's promotion rules.
+    Errors: ``TypeError`` for an output that is not a floating tensor, ``ValueError`` for one of the wrong shape.
+    A network that has state of its own (caches, step counters, generators) is not a function of ``(x, t, cond)``:
+    ``Checkpoint`` notices and refuses it.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        schedule: Schedule,
+        prediction: str = "epsilon",
+        *,
+        guidance: Guidance | None = None,
+        time_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not callable(network):
+            raise TypeError(f"network: got {type(network).__name__}; pass a callable network(x, t, **cond)")
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"schedule: got {type(schedule).__name__}; pass a Schedule such as VPLinear()")
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction: got {prediction!r}; pass one of {PREDICTIONS}")
+        self.network = network
+        self.schedule = schedule
+        self.prediction = prediction
+        self.guidance = guidance
+        self.time_dtype = time_dtype
+
+    def forward(
+        self, x: Tensor, t: Tensor | float, cond: Mapping[str, Any] | None = None, *, prediction: str = "sample"
+    ) -> Tensor:
+        """The prediction of the asked kind at ``x`` (batch, ...) and time ``t`` (a number or a tensor (batch,))."""
+        times = torch.as_tensor(t, dtype=torch.float64)
+        alpha, sigma = (self._broadcast(log(times).exp(), x) for log in (self.schedule.log_alpha, self.schedule.log_sigma))
+        out = self._call(x, times.to(x.device, self.time_dtype or x.dtype).expand(x.shape[0]), cond or {})
+        return convert(out, x, alpha, sigma, self.prediction, prediction)
+
+    def declared(self) -> Iterator[Tensor]:
+        """Every tensor the denoiser is known to depend on: parameters, buffers and the guidance's own."""
+        yield from self.parameters()
+        yield from self.buffers()
+        if self.guidance is not None:
+            yield from nests.tensors([self.guidance.scale, self.guidance.unconditional])
+
+    def _call(self, x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
+        out = self.network(x, t, **cond) if self.guidance is None else self.guidance(self.network, x, t, cond)
+        if not isinstance(out, Tensor):
+            raise TypeError(
+                f"network: returned {type(out).__name__}; it must return one tensor of x's shape {tuple(x.shape)} "
+                "(wrap it, for instance: lambda x, t, **cond: network(x, t, **cond).sample)"
+            )
+        if out.shape != x.shape:
+            raise ValueError(
+                f"network: returned shape {tuple(out.shape)} for x of shape {tuple(x.shape)}; return x's shape "
+                "(drop learned-variance channels, for instance)"
+            )
+        if not out.is_floating_point():
+            raise TypeError(f"network: returned dtype {out.dtype}; it must return a real floating-point tensor")
+        return out
+
+    @staticmethod
+    def _broadcast(values: Tensor, x: Tensor) -> Tensor | float:
+        if values.ndim == 0:
+            return float(values)
+        if values.shape != x.shape[:1]:
+            raise ValueError(f"t: got shape {tuple(values.shape)}; pass a number or a tensor of shape {tuple(x.shape[:1])}")
+        return values.reshape(-1, *[1] * (x.ndim - 1)).to(x.device)
+
+    def __repr__(self) -> str:
+        name = type(self.network).__name__ if isinstance(self.network, nn.Module) else getattr(
+            self.network, "__name__", repr(self.network)
+        )
+        options = "".join(
+            f", {key}={value!r}"
+            for key, value in (("guidance", self.guidance), ("time_dtype", self.time_dtype))
+            if value is not None
+        )
+        return f"Denoiser({name}, {self.schedule!r}, prediction={self.prediction!r}{options})"

@@ -1,0 +1,128 @@
+"""Frames: coordinates in which every diffusion sampler is an ordinary solver with unit additive noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .schedules import Schedule
+
+KINDS = ("data", "noise", "flow")
+PREDICTION_OF_KIND = {"data": "sample", "noise": "epsilon", "flow": "flow_prediction"}
+
+
+@dataclass(frozen=True)
+class Frame:
+    r"""Coordinates ``y = x / w`` and a clock ``s`` in which the reverse diffusion has unit additive noise.
+
+    With ``lambda = log(alpha / sigma)`` the family of reverse equations
+
+        dx = [ (d log alpha / dt) x - (1 + eta) / 2 g^2 score ] dt + sqrt(eta) g dw,   g^2 = -2 sigma^2 dlambda/dt
+
+    has the forward process' marginals for every ``eta >= 0``: 0 is the probability-flow ODE, 1 the diffusion
+    SDE. Dividing by a weight ``w`` that solves the linear part and changing the clock turns each member into
+
+        dy = F(s, y) ds + dB_nu
+
+    | kind  | weight w                       | clock s                   | noise clock nu         | F          |
+    |-------|--------------------------------|---------------------------|------------------------|------------|
+    | data  | sigma e^(-eta lambda)          | e^((1+eta) lambda)        | e^(2 eta lambda)       | x_0        |
+    | noise | alpha                          | (1+eta) e^(-lambda)       | -eta e^(-2 lambda)     | eps        |
+    | flow  | alpha (1+r)^(1+eta)            | 1 - (1+r)^(-(1+eta))      | see ``noise_clock``    | eps - x_0  |
+
+    with ``r = e^(-lambda) = sigma / alpha``, and ``F`` the network's prediction of that quantity at ``(w y, t)``.
+    Euler's method in the data or noise kind is DDIM (eta = 0) and SDE-DPM-Solver(++)-1 (eta = 1); Heun's in
+    the noise kind is EDM's sampler; in the flow kind with eta = 0, ``y = x / (alpha + sigma)`` and ``s =
+    sigma / (alpha + sigma)``, so that solvers act on ``dx/dt = velocity`` of a rectified flow itself.
+
+    Args:
+        schedule: the noise schedule.
+        eta: multiplies the *power* of the injected noise (``dpmpp_2m_sde``'s eta). The eta of the DDIM paper
+            is another number: it scales the standard deviation of one discrete step.
+        kind: which prediction the solver integrates. ``"data"`` is regular at alpha = 0 (the start of
+            rectified flows and of zero-terminal-SNR tables) and ``"noise"`` is not; with eta > 0 and alpha(T) = 0
+            the latent x_T reaches the sample through the network's first evaluation only, as y_T = 0.
+
+    Strong order 1.5 (``SRA1``, ``ShARK``) needs ``nu`` affine in ``s``: the data kind with eta = 1.
+
+    Sources: Blasingame and Liu (2024), section 2 and Prop. 3.1; Lu et al. (2022b), eqs. 3.3 and 3.4 (data kind); Karras
+    et al. (2022), eq. 4 (noise kind); Albergo, Boffi and Vanden-Eijnden (2023), section 2 (the eta family).
+    """
+
+    schedule: Schedule
+    eta: float = 0.0
+    kind: str = "data"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.schedule, Schedule):
+            raise TypeError(f"schedule: got {type(self.schedule).__name__}; pass a Schedule such as VPLinear()")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind: got {self.kind!r}; pass one of {KINDS}")
+        if isinstance(self.eta, bool) or not isinstance(self.eta, int | float):
+            raise TypeError(f"eta: got {self.eta!r}; pass a number >= 0 (0 is the ODE, 1 the diffusion SDE)")
+        if not (math.isfinite(self.eta) and self.eta >= 0):
+            raise ValueError(f"eta: got {self.eta}; pass a finite number >= 0 (0 is the ODE, 1 the diffusion SDE)")
+
+    @property
+    def prediction(self) -> str:
+        """The prediction that this frame's drift ``F`` is: ``"sample"``, ``"epsilon"`` or ``"flow_prediction"``."""
+        return PREDICTION_OF_KIND[self.kind]
+
+    def weight(self, t: Tensor | float) -> Tensor:
+        """``w(t)``, float64, same shape as ``t``: the state of the equation is ``x = w y``."""
+        log_alpha, log_sigma, lam = self._logs(t)
+        if self.kind == "data":
+            return log_sigma.exp() if self.eta == 0 else (log_sigma - self.eta * lam).exp()
+        if self.kind == "noise":
+            return log_alpha.exp()
+        if self.eta == 0:
+            return log_alpha.exp() + log_sigma.exp()
+        # alpha (1+r)^(1+eta), written with log(1+r) = softplus(-lambda), which never overflows.
+        return (log_alpha + (1 + self.eta) * _softplus(-lam)).exp()
+
+    def clock(self, t: Tensor | float) -> Tensor:
+        """``s(t)``, float64, same shape as ``t``: the drift's clock."""
+        _, _, lam = self._logs(t)
+        if self.kind == "data":
+            return ((1 + self.eta) * lam).exp()
+        if self.kind == "noise":
+            return (1 + self.eta) * (-lam).exp()
+        return -torch.expm1(-(1 + self.eta) * _softplus(-lam))
+
+    def noise_clock(self, t: Tensor | float) -> Tensor:
+        """``nu(t)``, float64, same shape as ``t``: increments of the driving path over a step have variance ``dnu``.
+
+        In the flow kind, with ``L = log(1 + r)``,
+        ``nu = expm1(-2 eta L) - 2 eta / (1 + 2 eta) expm1(-(1 + 2 eta) L)``. It is constant for eta = 0.
+        """
+        _, _, lam = self._logs(t)
+        if self.eta == 0:
+            return torch.zeros_like(lam)
+        if self.kind == "data":
+            return (2 * self.eta * lam).exp()
+        if self.kind == "noise":
+            return -self.eta * (-2 * lam).exp()
+        log1r, e = _softplus(-lam), 2 * self.eta
+        return torch.expm1(-e * log1r) - e / (1 + e) * torch.expm1(-(1 + e) * log1r)
+
+    def time(self, s: Tensor | float) -> Tensor:
+        """``t`` with ``clock(t) = s``, float64, same shape as ``s``; relative error of a few ulps times ``1 + |lambda|``."""
+        s = torch.as_tensor(s, dtype=torch.float64)
+        if self.kind == "data":
+            lam = s.log() / (1 + self.eta)
+        elif self.kind == "noise":
+            lam = -(s / (1 + self.eta)).log()
+        else:
+            lam = -torch.expm1(-torch.log1p(-s) / (1 + self.eta)).log()
+        return self.schedule.time(lam)
+
+    def _logs(self, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        return self.schedule.log_alpha(t), self.schedule.log_sigma(t), self.schedule.lam(t)
+
+
+def _softplus(u: Tensor) -> Tensor:
+    """``log(1 + e^u)``, accurate at both ends."""
+    return torch.logaddexp(u, torch.zeros_like(u))

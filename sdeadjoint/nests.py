@@ -1,0 +1,54 @@
+"""Nests: mappings, lists and (named) tuples of tensors and other things, as conditioning and solver states are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def tensors(nest: Any) -> Iterator[Tensor]:
+    """The tensors of a nest, in a fixed order."""
+    if isinstance(nest, Tensor):
+        yield nest
+    elif isinstance(nest, Mapping):
+        for value in nest.values():
+            yield from tensors(value)
+    elif isinstance(nest, list | tuple):
+        for value in nest:
+            yield from tensors(value)
+
+
+def map_leaves(function: Callable[[Any], Any], nest: Any) -> Any:
+    """The same nest with ``function`` applied to everything that is not a mapping, list or tuple."""
+    if isinstance(nest, Mapping):
+        return {name: map_leaves(function, value) for name, value in nest.items()}
+    if isinstance(nest, list):
+        return [map_leaves(function, value) for value in nest]
+    if isinstance(nest, tuple):
+        values = [map_leaves(function, value) for value in nest]
+        return type(nest)(*values) if hasattr(nest, "_fields") else tuple(values)
+    return function(nest)
+
+
+def map_tensors(function: Callable[[Tensor], Any], nest: Any) -> Any:
+    """The same nest with ``function`` applied to each tensor, in the order of ``tensors``."""
+    return map_leaves(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, nest)
+
+
+class _Slot:
+    """Stands for a tensor that was taken out of a nest."""
+
+
+_SLOT = _Slot()
+
+
+def emptied(nest: Any) -> Any:
+    """The nest without its tensors, for ``refilled``."""
+    return map_tensors(lambda _: _SLOT, nest)
+
+
+def refilled(nest: Any, values: Iterator[Tensor]) -> Any:
+    """An ``emptied`` nest with its tensors put back, as many as it had, from an iterator in the order of ``tensors``."""
+    return map_leaves(lambda leaf: next(values) if leaf is _SLOT else leaf, nest)

@@ -1,0 +1,153 @@
+"""What the sampler asks of its noise: Brownian increments of a step, keyed by the step's integer index.
+
+A noise object (:class:`Noise`) is created without knowing the problem. ``bind`` shows it the noise clock of
+one grid and the state of one solve, and the result (:class:`BoundNoise`) answers ``increment(n)`` for step
+``n``, any number of times, in any order, with the same numbers. Steps are named by index and never by time: a
+time recomputed in the backward pass that is off by one unit in the last place would shift an increment by
+about ``sqrt(2 delta/h)`` of its size.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torchsde import BrownianInterval
+
+
+class Increment(NamedTuple):
+    """The noise of one step of length ``h = nu[n+1] - nu[n]`` on the noise clock, each of the state's shape.
+
+    - ``dB = B(nu[n+1]) - B(nu[n])``, of law N(0, h).
+    - ``H = (1/h) * integral over the step of (B(r) - B(nu[n]) - ((r - nu[n])/h) dB) dr``, the space-time Levy
+      area, of law N(0, h/12) and independent of ``dB``; ``None`` where it was not asked for. (Foster, Lyons,
+      Oberhauser, "An optimal polynomial approximation of Brownian motion", 2020, definition 3.5; torchsde
+      returns ``U = h (dB/2 + H)``.)
+    """
+
+    dB: Tensor
+    H: Tensor | None
+
+
+class BoundNoise(ABC):
+    """Noise bound to the steps of one grid and to the shape, dtype and device of one state. The contract:
+
+    1. ``increment(n)`` depends on ``n`` only, bitwise: not on earlier calls, their order, or a global generator.
+    2. It is in the dtype and on the device of ``like``, and no in-place edit of it changes a later answer,
+       unless it is itself one of ``tensors``.
+    3. A step over which the clock stands still, or that ends at ``+inf``, injects no noise: its increment is 0.
+    4. ``tensors`` lists every tensor whose gradient or in-place change matters to the answers.
+    """
+
+    @abstractmethod
+    def increment(self, n: int) -> Increment:
+        """The noise of step ``n``, from node ``n`` to node ``n + 1``; ``IndexError`` unless ``0 <= n < steps``."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that the noise is made of, a caller's leaves, in a fixed order; empty for a seed."""
+
+
+class Noise(ABC):
+    """A source of Brownian increments that does not know the problem yet."""
+
+    @abstractmethod
+    def bind(self, clock: Tensor, like: Tensor, levy: bool) -> BoundNoise:
+        """Noise for the steps of ``clock`` and for states such as ``like``.
+
+        ``clock`` is the noise clock at the grid's nodes: float64, on the CPU, of shape (steps + 1,),
+        nondecreasing. A constant one (``eta = 0``) gives zero increments. Its last value may be ``+inf``:
+        that step goes to ``sigma = 0`` and injects no noise. ``levy`` asks for the space-time Levy areas too.
+        ``ValueError`` or ``TypeError`` if any of it does not fit.
+        """
+
+
+class HasNoiseClock(Protocol):
+    """Anything that maps a grid of times to the clock on which its noise is Brownian motion: a ``Frame``."""
+
+    def noise_clock(self, t: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The flat vector of standard normals that one path draws at each node of its tree."""
+
+    size: int
+    dtype: torch.dtype
+    device: str
+
+    @classmethod
+    def holding(cls, numel: int, dtype: torch.dtype, device: str) -> Draws:
+        """Room for ``numel`` numbers, rounded up to a multiple of 16.
+
+        On the CPU ``torch.randn`` fills such vectors in blocks of 16, so a longer draw begins with the
+        numbers of a shorter one. A sample then does not depend on how many samples follow it in the batch.
+        """
+        return cls(size=max(16, -(-numel // 16) * 16), dtype=dtype, device=device)
+
+
+def release_with(owner: object, path: BrownianInterval) -> None:
+    """Free the path's tensors when its owner dies.
+
+    torchsde's intervals refer to themselves, so only the garbage collector frees them; and it counts objects, not
+    bytes: hundreds of solves later, for states of any size.
+    """
+    weakref.finalize(owner, release, path).atexit = False
+
+
+def release(path: BrownianInterval) -> None:
+    """Free the path's tensors now. It cannot be asked any more. (torchsde has no public call for this.)"""
+    path._increment_and_space_time_levy_area_cache.clear()
+    path._w_h = None
+
+
+def checked_clock(clock: Tensor) -> tuple[float, ...]:
+    """The noise clock as Python floats, or an error that says what is wrong with it."""
+    if not isinstance(clock, Tensor) or clock.dtype != torch.float64:
+        got = clock.dtype if isinstance(clock, Tensor) else type(clock).__name__
+        raise TypeError(f"clock must be a float64 tensor, but is {got}; times are never rounded to a narrower type")
+    if clock.dim() != 1 or len(clock) < 2:
+        raise ValueError(
+            f"clock must have shape (steps + 1,) with at least one step, but has shape {tuple(clock.shape)}"
+        )
+    if clock.requires_grad:
+        raise ValueError(
+            "clock requires a gradient, but a replayed path is not differentiable in time; pass clock.detach()"
+        )
+    nodes = tuple(clock.tolist())
+    if any(math.isnan(node) for node in nodes):
+        raise ValueError("clock has NaN entries; compute it from times inside the schedule's domain")
+    for n, (nu0, nu1) in enumerate(pairwise(nodes)):
+        if nu1 < nu0:
+            raise ValueError(
+                f"clock must not decrease, but goes from {nu0!r} to {nu1!r} in step {n}; "
+                "pass a grid of decreasing times"
+            )
+    if math.isinf(nodes[0]) or any(math.isinf(node) for node in nodes[:-1]):
+        raise ValueError("clock must be finite, but for a last value of +inf; start and stop inside the schedule")
+    return nodes
+
+
+def checked_like(like: Tensor) -> None:
+    """Refuse states that cannot carry noise."""
+    if not isinstance(like, Tensor) or not like.is_floating_point():
+        got = like.dtype if isinstance(like, Tensor) else type(like).__name__
+        raise TypeError(f"like must be a real floating-point tensor such as x_T, but is {got}")
+
+
+def checked_step(n: int, steps: int) -> None:
+    """Refuse a step that the grid does not have (negative indices too: they would hide an off-by-one)."""
+    if not 0 <= n < steps:
+        raise IndexError(f"step {n} is out of range: the noise is bound to a grid of {steps} steps, 0 to {steps - 1}")
+
+
+def advances(nu0: float, nu1: float) -> bool:
+    """Whether a step injects noise: the clock moves, and not to ``+inf``, where the step projects onto x_0."""
+    return nu0 < nu1 < math.inf

@@ -1,0 +1,117 @@
+"""Noise given as tensors: what one differentiates with respect to, descends on, or edits by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from .base import BoundNoise, Increment, Noise, advances, checked_clock, checked_like, checked_step
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class FixedNoise(Noise):
+    """Increments that the caller owns: step ``n`` gets ``increments[n]``, and its gradient is the noise's gradient.
+
+    Args:
+        increments: shape (steps, *x_T.shape), real floating point, any device: ``B(nu[n+1]) - B(nu[n])`` on
+            the frame's noise clock, so of law N(0, nu[n+1] - nu[n]), *not* unit normals. Cast to the state's
+            dtype and device by a differentiable ``to``: ``increments.grad`` is in the dtype and on the device
+            of ``increments``. For one-step Euler it is ``dL/d(dB_n) = a_{n+1}``, the adjoint after the step.
+        levy_areas: the space-time Levy areas over the same steps, same shape; needed where
+        ``solver.claims.levy`` says so.
+
+    Errors: ``TypeError`` for tensors that are not real floating point; ``ValueError`` when bound to a grid
+    and a state of another shape, when Levy areas are asked for and missing, and when a step that injects no
+    noise (``eta = 0``, or the last step to ``sigma = 0``) has an increment other than zero.
+
+    Not for drawing noise: no law is checked. Start from ``BrownianPath(seed).increments(frame, grid, like)``;
+    and for a plain SDE sample use ``BrownianPath`` itself, which stores nothing.
+    """
+
+    increments: Tensor
+    levy_areas: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _check_real("increments", self.increments)
+        if self.increments.dim() == 0:
+            raise ValueError("increments must have shape (steps, *x_T.shape), but is 0-dimensional")
+        if self.levy_areas is not None:
+            _check_real("levy_areas", self.levy_areas)
+            if self.levy_areas.shape != self.increments.shape:
+                raise ValueError(
+                    f"levy_areas must have the shape of increments, {tuple(self.increments.shape)}, "
+                    f"but has {tuple(self.levy_areas.shape)}"
+                )
+
+    def __repr__(self) -> str:
+        areas = "" if self.levy_areas is None else f", levy_areas={_summary(self.levy_areas)}"
+        return f"FixedNoise(increments={_summary(self.increments)}{areas})"
+
+    def bind(self, clock: Tensor, like: Tensor, levy: bool) -> BoundNoise:
+        """See :meth:`Noise.bind`. ``levy_areas`` is left out of ``tensors`` where the solver does not ask for it."""
+        nodes = checked_clock(clock)
+        checked_like(like)
+        if self.increments.shape != (len(nodes) - 1, *like.shape):
+            raise ValueError(
+                f"increments has shape {tuple(self.increments.shape)}, but a grid of {len(nodes) - 1} steps "
+                f"and a state of shape {tuple(like.shape)} ask for {(len(nodes) - 1, *like.shape)}"
+            )
+        if levy and self.levy_areas is None:
+            raise ValueError(
+                "the solver asks for space-time Levy areas, and this FixedNoise has none; pass "
+                'levy_areas=path.levy_areas(frame, grid, like), or use a solver with claims.levy == "none"'
+            )
+        areas = self.levy_areas if levy else None
+        _check_still("increments", self.increments, nodes)
+        if areas is not None:
+            _check_still("levy_areas", areas, nodes)
+        return _BoundFixed(self.increments, areas, like.dtype, like.device)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _BoundFixed(BoundNoise):
+    increments: Tensor
+    levy_areas: Tensor | None
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.increments,) if self.levy_areas is None else (self.increments, self.levy_areas)
+
+    def increment(self, n: int) -> Increment:
+        checked_step(n, len(self.increments))
+        dB = self.increments[n].to(dtype=self.dtype, device=self.device)
+        H = None if self.levy_areas is None else self.levy_areas[n].to(dtype=self.dtype, device=self.device)
+        return Increment(dB, H)
+
+
+def _check_real(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} must be a real floating-point tensor, but is {got}")
+
+
+def _check_still(name: str, tensor: Tensor, nodes: tuple[float, ...]) -> None:
+    """Refuse noise where the SDE has none: it would be a sample of another process."""
+    still = [n for n in range(len(nodes) - 1) if not advances(nodes[n], nodes[n + 1])]
+    if not still or not torch.count_nonzero(tensor.detach()[still]):
+        return
+    if len(still) == len(nodes) - 1:
+        raise ValueError(
+            f"{name} must be all zero: the noise clock stands still (eta = 0: the probability-flow ODE injects no "
+            "noise); pass noise=None, or a frame with eta > 0"
+        )
+    raise ValueError(
+        f"{name} must be zero in steps {still}: the noise clock stands still there, or the step goes to sigma = 0 and "
+        f"injects no noise; set {name}[{still}] = 0"
+    )
+
+
+def _summary(tensor: Tensor) -> str:
+    return f"<{tensor.dtype} tensor of shape {tuple(tensor.shape)}>"

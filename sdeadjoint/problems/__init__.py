@@ -1,0 +1,10 @@
+"""Problems with exact answers: data whose diffusion is known in closed form."""
+
+from __future__ import annotations
+
+from sdeadjoint.problems.base import Problem
+from sdeadjoint.problems.digits import Digits
+from sdeadjoint.problems.gaussian import Gaussian
+from sdeadjoint.problems.mixture import Mixture
+
+__all__ = ["Digits", "Gaussian", "Mixture", "Problem"]

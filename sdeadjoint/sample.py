@@ -1,0 +1,136 @@
+"""One call that samples and can be differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import nests
+from .adjoints import Adjoint, Checkpoint
+from .denoiser import Denoiser
+from .discretization import Carry, Discretization
+from .frames import Frame
+from .noise import Noise
+from .solvers import Solver
+
+Callback = Callable[[int, float, Tensor], None]
+"""``callback(n, t, x)`` after step n = 1 .. N: the time reached and the detached state there."""
+
+
+def sample(
+    denoiser: Denoiser,
+    x_T: Tensor,
+    *,
+    frame: Frame,
+    grid: Tensor | Sequence[float],
+    solver: Solver,
+    noise: Noise | None = None,
+    cond: Mapping[str, Any] | None = None,
+    adjoint: Adjoint = Checkpoint(),  # noqa: B008 (frozen)
+    trajectory: bool = False,
+    callback: Callback | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Solve the reverse diffusion from ``x_T`` along ``grid``; the result can be differentiated.
+
+    In the frame's coordinates ``y = x / w`` this integrates ``dy = F(s, y) ds + dB_nu`` from ``s(grid[0])`` to
+    ``s(grid[-1])``. ``loss(sample(...)).backward()`` fills the ``.grad`` of x_T, of every tensor in ``cond``, of the
+    parameters, of ``FixedNoise``'s tensors and of any other leaf the network reads; all of them, exactly, for this
+    discrete sampler.
+
+    Args:
+        denoiser: the network with its schedule and prediction kind.
+        x_T: state at ``grid[0]``, (batch, ...), float64, float32 or bfloat16; it sets dtype, device and memory layout.
+            Standard normal times ``sigma(grid[0])`` for a sample from pure noise.
+        frame: the member of the family (``eta``) and the coordinates (``kind``); over the denoiser's schedule.
+        grid: N + 1 strictly decreasing times; a last one with sigma = 0 makes the last step the x_0 projection.
+        solver: the method; ``solver.claims`` says its orders and network calls per step.
+        noise: for eta > 0, ``BrownianPath(seed)`` or ``FixedNoise(increments)``.
+        cond: keyword arguments of the network, by name: tensors, nests of them, or anything else.
+        adjoint: how gradients are computed; ``Checkpoint()`` stores states, ``Direct()`` every activation.
+        trajectory: return all states, (N + 1, batch, ...), x_T first; gradients flow from each.
+        callback: ``callback(n, t, x)`` after each forward step, x detached; not called during recomputation.
+        progress: show a progress bar (needs tqdm).
+
+    Returns ``x`` at ``grid[-1]``, shape, dtype and device of x_T; or the trajectory.
+
+    Errors: ``TypeError`` or ``ValueError`` for arguments that do not fit, before any network call; ``ValueError`` for a
+    network that returns a wrong shape or non-finite values, with the step; ``RuntimeError`` when gradients are
+    globally off although x_T, cond or the noise requires one.
+
+    Not for adaptive step sizes: the grid is data here, so that the gradient is that of what was computed.
+    Source: Blasingame and Liu (2024); Griewank and Walther (2000) for ``Checkpoint(snapshots=...)``.
+    """
+    cond = {} if cond is None else cond
+    _check_arguments(denoiser, x_T, frame, solver, cond, adjoint)
+    recursion = Discretization.create(denoiser, frame, solver, grid, cond).driven_by(noise, x_T)
+    _check_gradients_on(x_T, cond, recursion)
+    with ExitStack() as stack:
+        bar = stack.enter_context(_progress_bar(recursion.steps)) if progress else None
+
+        def observe(n: int, carry: Carry) -> None:
+            if bar is not None:
+                bar.update()
+            if callback is not None:
+                callback(n, recursion.times[n], recursion.state(n, carry.y).detach().clone())
+
+        states = adjoint.solve(recursion, x_T, keep=trajectory, observe=observe)
+    if trajectory:
+        return torch.stack([x_T, *(recursion.state(n, y) for n, y in enumerate(states, start=1))])
+    return recursion.state(recursion.steps, states[-1])
+
+
+def _check_arguments(
+    denoiser: Denoiser, x_T: Tensor, frame: Frame, solver: Solver, cond: Mapping[str, Any], adjoint: Adjoint
+) -> None:
+    expected = (
+        ("denoiser", denoiser, Denoiser, "Denoiser(network, schedule, prediction)"),
+        ("x_T", x_T, Tensor, "a tensor (batch, ...)"),
+        ("frame", frame, Frame, "Frame(schedule, eta, kind)"),
+        ("solver", solver, Solver, "a solver such as Heun()"),
+        ("cond", cond, Mapping, "a mapping from the network's keyword names to values"),
+        ("adjoint", adjoint, Adjoint, "an adjoint such as Checkpoint()"),
+    )
+    for name, value, kind, wanted in expected:
+        if not isinstance(value, kind):
+            got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+            raise TypeError(f"{name}: got {got}; pass {wanted}")
+    if x_T.dtype not in (torch.float64, torch.float32, torch.bfloat16):
+        raise TypeError(
+            f"x_T: got dtype {x_T.dtype}; pass float64, float32 or bfloat16 "
+            "(float16 cannot hold the frame's range: run a float16 network under autocast)"
+        )
+    if x_T.ndim == 0 or x_T.numel() == 0:
+        raise ValueError(f"x_T: got shape {tuple(x_T.shape)}; pass a batch (batch, ...) of at least one sample")
+    if not torch.isfinite(x_T).all():
+        raise ValueError("x_T: it holds NaN or infinite values; pass a finite latent")
+    if denoiser.schedule != frame.schedule:
+        raise ValueError(
+            f"frame: its schedule is {frame.schedule!r}, the denoiser's {denoiser.schedule!r}; pass one schedule to both"
+        )
+
+
+def _check_gradients_on(x_T: Tensor, cond: Mapping[str, Any], recursion: Discretization) -> None:
+    """Tensors that were made to require gradients are a request that a disabled gradient mode would drop in silence."""
+    if torch.is_grad_enabled():
+        return
+    noise = () if recursion.noise is None else recursion.noise.tensors
+    named = (("x_T", [x_T]), ("cond", nests.tensors(cond)), ("noise", noise))
+    for name, tensors in named:
+        if any(tensor.requires_grad for tensor in tensors):
+            raise RuntimeError(
+                f"{name} requires a gradient, but gradients are globally off (torch.no_grad or torch.inference_mode); "
+                f"call sample outside of it, or pass a detached {name} to sample without gradients"
+            )
+
+
+def _progress_bar(steps: int) -> Any:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError("progress=True shows a bar by tqdm; pip install 'sdeadjoint[progress]'") from error
+    return tqdm(total=steps, desc="sampling", unit="step")

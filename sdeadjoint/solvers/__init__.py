@@ -1,0 +1,30 @@
+"""Solvers of ``dy = F(s, y) ds + dB``: one file each, knowing nothing of diffusion."""
+
+from .adams_bashforth import AdamsBashforth
+from .base import Claims, Drift, Interval, Solver, State
+from .dpm_solver_pp_2m import DPMSolverPP2M
+from .euler import Euler
+from .heun import Heun
+from .midpoint import Midpoint
+from .rk4 import RK4
+from .runge_kutta import RungeKutta, Tableau
+from .shark import ShARK
+from .sra1 import SRA1
+
+__all__ = [
+    "RK4",
+    "SRA1",
+    "AdamsBashforth",
+    "Claims",
+    "DPMSolverPP2M",
+    "Drift",
+    "Euler",
+    "Heun",
+    "Interval",
+    "Midpoint",
+    "RungeKutta",
+    "ShARK",
+    "Solver",
+    "State",
+    "Tableau",
+]

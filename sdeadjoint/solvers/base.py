@@ -1,0 +1,84 @@
+"""What a solver is: a pure step for ``dy = F(s, y) ds + dB`` and the claims that go with it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+Drift = Callable[[float, Tensor], Tensor]
+"""``F(s, y)``: clock (a float), state of any shape; returns a tensor like the state."""
+
+State = tuple[Any, ...]
+"""What a multistep method remembers: a nest of tuples of tensors and numbers, ``()`` for one-step methods."""
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a solver promises for ``dy = F(s, y) ds + dB`` with F smooth, each backed by ``theory/guarantees.py``.
+
+    Args:
+        ode: order of convergence without noise.
+        strong: strong order (root mean square, pathwise) with additive noise on the drift's own clock.
+        evaluations: drift evaluations per step, each of them one network call.
+        levy: ``"space-time"`` if steps use the noise's space-time Levy area, ``"none"`` otherwise. The strong order
+            above 1 of such methods needs a noise clock affine in the drift clock (data kind, eta = 1).
+    """
+
+    ode: int
+    strong: float
+    evaluations: int
+    levy: str = "none"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One step: clock values ``s0``, ``s1``, the noise's increment ``dB`` and space-time Levy area ``H``.
+
+    ``H = 1/h int (B_r - B_0 - (r/h) dB) dr`` over the step, of variance a twelfth of ``dB``'s. Both are 0.0 for an ODE;
+    ``H`` is 0.0 too where the solver's claims do not ask for it.
+    """
+
+    s0: float
+    s1: float
+    dB: Tensor | float = 0.0
+    H: Tensor | float = 0.0
+
+    @property
+    def ds(self) -> float:
+        """The clock's step, of either sign."""
+        return self.s1 - self.s0
+
+    def at(self, c: float) -> float:
+        """The clock at the fraction ``c`` of the step, bitwise ``s0`` and ``s1`` at its ends."""
+        return self.s1 if c == 1 else self.s0 + c * self.ds
+
+
+class Solver(ABC):
+    """A numerical method for ``dy = F(s, y) ds + dB``. The contract:
+
+    1. ``step`` is pure: the same arguments give the same bits; nothing is kept on the solver.
+    2. It is made of differentiable tensor operations and keeps the state's shape, dtype and device.
+    3. ``state`` holds what the next step needs and nothing else; the first step gets ``initial_state``.
+    4. It works on any strictly monotone sequence of clock values, rising or falling.
+    5. ``claims`` are constants of the method; the drift is called ``claims.evaluations`` times per step at most.
+
+    A solver knows nothing of diffusion: clocks, weights and predictions are the frame's business.
+    """
+
+    @property
+    @abstractmethod
+    def claims(self) -> Claims:
+        """Orders, cost and needs of the method."""
+
+    @property
+    def initial_state(self) -> State:
+        """The state before the first step."""
+        return ()
+
+    @abstractmethod
+    def step(self, drift: Drift, interval: Interval, y: Tensor, state: State) -> tuple[Tensor, State]:
+        """The solution at ``interval.s1`` and the state for the next step, from those at ``interval.s0``."""

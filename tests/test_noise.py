@@ -1,0 +1,452 @@
+"""Noise: the law of what is drawn, that it replays, what it does not depend on, and what is refused.
+
+Statistical tests use fixed seeds, so they pass or fail for good; with fresh seeds each would fail one time in 10^4.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import pickle
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+
+from sdeadjoint.noise import BrownianPath, FixedNoise
+from sdeadjoint.noise.refinable import DEPTH, Piece, combine, locate, remainder
+
+F64 = torch.float64
+EPS = torch.finfo(F64).eps
+ALARM = 1e-4
+
+POSITIVE = [0.3, 0.7, 0.9, 1.0, 1.3, 1.30001, 5.0, 17.0]  # several cells, edges of cells, two nodes close together
+NEGATIVE = [-17.0, -5.0, -4.0, -0.9, 0.0]
+LEAVES = [1 + (k + 0.4) * 2.0**-DEPTH for k in range(5)]  # every step ends inside two neighbouring leaves
+both_modes = pytest.mark.parametrize("refinable", [False, True], ids=["default", "refinable"])
+
+
+def tensor(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=F64)
+
+
+def zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=F64)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A stand-in for a frame: the grid is lambda, the clock ``e^(2 eta lambda)``."""
+
+    eta: float = 1.0
+
+    def noise_clock(self, t: Tensor) -> Tensor:
+        return torch.exp(2 * self.eta * t)
+
+
+def drawn(noise: BrownianPath | FixedNoise, nodes: Sequence[float], like: Tensor) -> tuple[Tensor, Tensor]:
+    """All increments and Levy areas, each (steps, *like.shape)."""
+    bound = noise.bind(tensor(nodes), like, levy=True)
+    both = [bound.increment(n) for n in range(len(nodes) - 1)]
+    return torch.stack([dB for dB, _ in both]), torch.stack([H for _, H in both if H is not None])
+
+
+def clocks(ties: bool = False) -> st.SearchStrategy[list[float]]:
+    """Positive clocks over 14 decades whose steps span leaves of the refinable lattice (or are zero)."""
+    logs = st.lists(st.integers(-1600, 1600), min_size=2, max_size=9, unique=not ties).map(sorted)
+    return logs.map(lambda exponents: [math.exp(k / 100) for k in exponents])
+
+
+def joined(nodes: Sequence[float], dB: Tensor, H: Tensor) -> Piece:
+    """Chen's relation along a grid, from the definition: H is the integral of B less its chord."""
+    area, B = torch.zeros_like(dB[0]), torch.zeros_like(dB[0])
+    for (a, b), W, Hn in zip(pairwise(nodes), dB, H, strict=True):
+        area = area + (b - a) * (B + W / 2 + Hn)
+        B = B + W
+    h = nodes[-1] - nodes[0]
+    return Piece(h, B, area / h - B / 2)
+
+
+# ---------------------------------------------------------------------------------------------------- the law
+
+
+@both_modes
+@pytest.mark.parametrize("nodes", [POSITIVE, NEGATIVE, LEAVES], ids=["positive", "negative", "leaves"])
+def test_increments_and_areas_are_independent_normals(nodes: list[float], refinable: bool) -> None:
+    count = 20_000
+    dB, H = drawn(BrownianPath(3, refinable), nodes, zeros(count))
+    h = tensor(nodes).diff()[:, None]
+    unit = torch.cat([dB / h.sqrt(), H / (h / 12).sqrt()]).numpy()  # (2 steps, count): standard normals by the claim
+    p_values = [stats.kstest(row, "norm").pvalue for row in unit]
+    assert min(p_values) > ALARM / len(unit)
+    pairs = len(unit) * (len(unit) + 1) / 2
+    z = np.abs(unit @ unit.T / count - np.eye(len(unit))) * math.sqrt(count)
+    z[np.diag_indices(len(unit))] /= math.sqrt(2)  # the variance of a squared normal
+    assert z.max() < stats.norm.isf(ALARM / (2 * pairs))
+
+
+@both_modes
+def test_seeds_are_independent(refinable: bool) -> None:
+    seeds = range(200) if refinable else range(1000)
+    dB, H = drawn(BrownianPath(seeds, refinable), [0.9, 1.7, 4.0], zeros(len(seeds)))
+    h = tensor([0.8, 2.3])[:, None]
+    unit = torch.cat([dB / h.sqrt(), H / (h / 12).sqrt()])
+    assert min(stats.kstest(row, "norm").pvalue for row in unit.numpy()) > ALARM / len(unit)
+    serial = (unit[:, 1:] * unit[:, :-1]).mean(1).abs() * math.sqrt(len(seeds))
+    assert serial.max() < stats.norm.isf(ALARM / (2 * len(unit)))
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_levy_area_is_the_integral_of_the_path(sign: float) -> None:
+    # Trapezoids over N pieces miss an integral of Brownian motion by sqrt(h/12)/N, rms, after division by h.
+    steps, count = 128, 200
+    coarse = sorted([sign * 0.7, sign * 2.9])
+    fine = torch.linspace(coarse[0], coarse[1], steps + 1, dtype=F64).tolist()
+    path = BrownianPath(1, refinable=True)
+    W, H = (out[0] for out in drawn(path, coarse, zeros(count)))
+    dB, _ = drawn(path, fine, zeros(count))
+    B = torch.cat([zeros(1, count), dB.cumsum(0)])
+    integral = ((B[1:] + B[:-1]) / 2).mean(0) - B[-1] / 2
+    torch.testing.assert_close(B[-1], W, rtol=0, atol=1e-12)
+    missed = (integral - H) * steps / math.sqrt(2.2 / 12)
+    assert missed.square().sum() < stats.chi2.isf(ALARM, count)
+
+
+# ------------------------------------------------------------------------------------------------------ replay
+
+
+@both_modes
+@given(nodes=clocks(ties=True), data=st.data(), seed=st.integers(0, 2**63 - 1))
+@settings(max_examples=25, deadline=None)
+def test_replays_bitwise_in_any_order(refinable: bool, nodes: list[float], data: st.DataObject, seed: int) -> None:
+    path = BrownianPath(seed, refinable)
+    steps, like, clock = len(nodes) - 1, zeros(3), tensor(nodes)
+    first = path.bind(clock, like, levy=True)
+    forward = [first.increment(n) for n in range(steps)]
+    orders = [range(steps)[::-1], data.draw(st.lists(st.integers(0, steps - 1), max_size=2 * steps))]
+    for order in orders:
+        for bound in (first, path.bind(clock, like, levy=True)):
+            for n in order:
+                again = bound.increment(n)
+                assert torch.equal(again.dB, forward[n].dB)
+                assert torch.equal(again.H, forward[n].H)
+
+
+@both_modes
+def test_long_grids_replay_in_reverse(refinable: bool) -> None:
+    # 20 000 steps one after the other are 20 000 levels deep in a tree that is not balanced: a RecursionError.
+    steps, stride, every = 20_000, 211, 211 if refinable else 1
+    clock = torch.exp(2 * torch.linspace(-8, 8, steps + 1, dtype=F64))
+    path = BrownianPath(0, refinable)
+    there, back = (path.bind(clock, zeros(1), levy=False) for _ in range(2))
+    ahead = [there.increment(n).dB for n in range(0, steps, stride)]
+    behind = {n: back.increment(n).dB for n in range(0, steps, every)[::-1]}
+    assert torch.equal(torch.stack(ahead), torch.stack([behind[n] for n in range(0, steps, stride)]))
+
+
+@both_modes
+def test_copies_are_the_same_path(refinable: bool) -> None:
+    for path in (BrownianPath(7, refinable), BrownianPath([2**63 - 1, 0], refinable, dtype=torch.float32)):
+        expected = path.increments(Clock(), tensor([-1, 0, 1]), zeros(2, 3))
+        copies = [copy.deepcopy(path), pickle.loads(pickle.dumps(path)), eval(repr(path))]
+        for other in copies:
+            assert other == path
+            assert torch.equal(other.increments(Clock(), tensor([-1, 0, 1]), zeros(2, 3)), expected)
+
+
+@both_modes
+def test_editing_an_answer_does_not_change_the_path(refinable: bool) -> None:
+    for nodes in ([1.0, 2.0], [1.0, 1.5, 2.0]):  # one step: the root of the tree itself
+        bound = BrownianPath(0, refinable).bind(tensor(nodes), zeros(16), levy=True)
+        before = bound.increment(0)
+        kept = before.dB.clone(), before.H.clone()
+        before.dB.zero_()
+        before.H.zero_()
+        assert torch.equal(bound.increment(0).dB, kept[0])
+        assert torch.equal(bound.increment(0).H, kept[1])
+
+
+@both_modes
+def test_tensors_held_do_not_grow_with_the_steps(refinable: bool) -> None:
+    size = 1040  # like no other tensor around
+
+    def held(steps: int) -> int:
+        bound = BrownianPath(0, refinable).bind(
+            torch.exp(torch.linspace(-6, 6, steps + 1, dtype=F64)), zeros(size), True
+        )
+        for n in range(steps):
+            bound.increment(n)
+        return alive()
+
+    def alive() -> int:
+        return sum(1 for item in gc.get_objects() if type(item) is Tensor and item.shape == (size,))
+
+    gc.disable()  # the paths of torchsde are cyclic: without help they stay until the collector comes round
+    try:
+        few, many, rest = held(30), held(300), alive()
+    finally:
+        gc.enable()
+    assert many <= few + 4
+    assert many < (90 if refinable else 20)
+    assert rest == 0
+
+
+# ------------------------------------------------------------------------------- what a path does not depend on
+
+
+@both_modes
+@pytest.mark.parametrize("event", [(), (5,), (4, 4), (3, 11)])
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_batch_composition(refinable: bool, event: tuple[int, ...], dtype: torch.dtype) -> None:
+    nodes = [0.4, 1.1, 3.0]
+    one, seven = (drawn(BrownianPath(5, refinable, dtype=dtype), nodes, zeros(n, *event)) for n in (1, 7))
+    listed = drawn(BrownianPath([9, 5, 2], refinable, dtype=dtype), nodes, zeros(3, *event))
+    alone = drawn(BrownianPath([5], refinable, dtype=dtype), nodes, zeros(1, *event))
+    for i in range(2):
+        assert torch.equal(seven[i][:, :1], one[i])
+        assert torch.equal(alone[i], one[i])
+        assert torch.equal(listed[i][:, 1:2], one[i])
+        assert not torch.equal(listed[i][:, :1], one[i])
+
+
+@both_modes
+@pytest.mark.parametrize("seed", [5, [5, 6]])
+def test_dtype_of_the_state_and_torch_defaults(refinable: bool, seed: int | list[int]) -> None:
+    path, nodes = BrownianPath(seed, refinable), [0.4, 1.1, 3.0]
+    exact = drawn(path, nodes, zeros(2, 5))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        cast = drawn(path, nodes, zeros(2, 5).to(dtype))
+        assert torch.equal(cast[0], exact[0].to(dtype))
+        assert torch.equal(cast[1], exact[1].to(dtype))
+    clock, like = tensor(nodes), zeros(2, 5)
+    torch.set_default_dtype(torch.float16)
+    try:
+        with torch.device("meta"), torch.inference_mode():
+            other = path.bind(clock, like, levy=True).increment(1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(other.dB, exact[0][1])
+
+
+@both_modes
+def test_increments_do_not_depend_on_the_levy_area(refinable: bool) -> None:
+    with_area, without = (BrownianPath(5, refinable).bind(tensor(POSITIVE), zeros(3), levy) for levy in (True, False))
+    for n in range(len(POSITIVE) - 1):
+        assert torch.equal(with_area.increment(n).dB, without.increment(n).dB)
+        assert without.increment(n).H is None
+
+
+@both_modes
+def test_global_generators_are_neither_read_nor_written(refinable: bool) -> None:
+    answers = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+        answers.append(drawn(BrownianPath(5, refinable), POSITIVE, zeros(3))[0])
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
+    assert torch.equal(*answers)
+
+
+def test_seeds_modes_and_signs_are_unrelated() -> None:
+    like, up, down = zeros(64), [1.0, 1.5], [-1.5, -1.0]
+    bits = [0, 1, 2**32, 2**33, 2**40, 2**62]
+    paths = [(BrownianPath(seed, mode), nodes) for seed in bits for mode in (False, True) for nodes in (up, down)]
+    first = torch.stack([drawn(path, nodes, like)[0][0] for path, nodes in paths if path.refinable or nodes is up])
+    correlations = torch.corrcoef(first).fill_diagonal_(0)
+    pairs = len(first) * (len(first) - 1) / 2
+    assert correlations.abs().max() * math.sqrt(64) < stats.norm.isf(ALARM / (2 * pairs))
+
+
+# ---------------------------------------------------------------------------------------------------- refinable
+
+
+@given(a=clocks(), b=clocks(), negative=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_refinable_is_one_path_on_all_grids(a: list[float], b: list[float], negative: bool) -> None:
+    a, b = ([-nu for nu in nodes[::-1]] if negative else nodes for nodes in (a, b))
+    union = sorted({*a, *b})
+    path, like = BrownianPath(11, refinable=True), zeros(4)
+    dB, H = drawn(path, union, like)
+    for nodes in (a, b):
+        for n, (coarse_dB, coarse_H) in enumerate(zip(*drawn(path, nodes, like), strict=True)):
+            i, j = union.index(nodes[n]), union.index(nodes[n + 1])
+            whole = joined(union[i : j + 1], dB[i:j], H[i:j])
+            atol = 256 * EPS * math.sqrt(whole.h)  # some dozens of roundings of numbers of this size
+            torch.testing.assert_close(coarse_dB, whole.W, rtol=0, atol=atol)
+            torch.testing.assert_close(coarse_H, whole.H, rtol=0, atol=atol)
+
+
+def test_one_ulp_changes_a_refinable_increment_continuously() -> None:
+    # Inside a leaf of length w the path's slopes are about 1/sqrt(w); fresh Brownian detail is sqrt(delta) = 2e-8.
+    path, like, nu = BrownianPath(0, refinable=True), zeros(200), 2.7
+    above = math.nextafter(nu, 3)
+    delta, leaf = above - nu, 2.0 ** (1 - DEPTH)
+    here, there, between = (drawn(path, nodes, like)[0] for nodes in ([1.3, nu], [1.3, above], [1.3, nu, above]))
+    bound = 100 * delta / math.sqrt(leaf)
+    assert 0 < (there - here).abs().max() < bound
+    torch.testing.assert_close(between.sum(0), there[0], rtol=0, atol=64 * EPS)
+    assert between[1].abs().max() < bound
+
+
+def test_steps_inside_one_leaf_add_up() -> None:
+    leaf = 2.0**-DEPTH
+    nodes = [1.25, 1.25 + 0.2 * leaf, 1.25 + 0.7 * leaf, 1.25 + 0.9 * leaf, 1.25 + 3.5 * leaf]
+    path, like = BrownianPath(0, refinable=True), zeros(50)
+    whole = joined(nodes, *drawn(path, nodes, like))
+    W, H = drawn(path, [nodes[0], nodes[-1]], like)
+    atol = 256 * EPS * math.sqrt(leaf) / 0.2  # the shortest step comes out of a difference
+    torch.testing.assert_close(whole.W, W[0], rtol=0, atol=atol)
+    torch.testing.assert_close(whole.H, H[0], rtol=0, atol=atol)
+
+
+@given(m=st.floats(0, 2.0**100))
+def test_cells_hold_their_numbers_exactly(m: float) -> None:
+    k, x = locate(m)
+    assert 0 <= x < 2**DEPTH
+    start = 0.0 if k == -65 else 2.0**k
+    assert start + x * 2.0 ** (max(k, -64) - DEPTH) == m
+
+
+def test_remainder_undoes_combine() -> None:
+    torch.manual_seed(0)
+    left, right = (Piece(h, torch.randn(9, dtype=F64), torch.randn(9, dtype=F64)) for h in (0.4, 1.7))
+    again = remainder(combine(left, right), left)
+    assert again.h == pytest.approx(right.h)
+    torch.testing.assert_close(again.W, right.W)
+    torch.testing.assert_close(again.H, right.H)
+
+
+# ------------------------------------------------------------------------------------- steps that inject nothing
+
+
+@both_modes
+@pytest.mark.parametrize("nodes", [[1.0, 1.0, 1.0], [0.0, 0.0], [-1.0, -1.0], [2.0, math.inf]])
+def test_clocks_that_stand_still_give_zeros(nodes: list[float], refinable: bool) -> None:
+    dB, H = drawn(BrownianPath(0, refinable), nodes, zeros(2))
+    assert not dB.any()
+    assert not H.any()
+
+
+@both_modes
+def test_ties_and_an_infinite_end_leave_the_other_steps_alone(refinable: bool) -> None:
+    dB, H = drawn(BrownianPath(0, refinable), [1.0, 1.0, 2.0, 2.0, 2.0, 3.0, math.inf], zeros(400))
+    assert [bool(row.any()) for row in dB] == [False, True, False, False, True, False]
+    assert [bool(row.any()) for row in H] == [False, True, False, False, True, False]
+    assert torch.isfinite(dB).all()
+
+
+# ---------------------------------------------------------------------------------------------------- FixedNoise
+
+
+def test_fixed_noise_from_a_path_is_that_path() -> None:
+    path, grid, like = BrownianPath([0, 1]), tensor([-1, 0.5, 2]), torch.zeros(2, 3)
+    fixed = FixedNoise(path.increments(Clock(), grid, like), path.levy_areas(Clock(), [-1, 0.5, 2], like))
+    nodes = Clock().noise_clock(grid).tolist()
+    assert fixed.increments.shape == fixed.levy_areas.shape == (2, 2, 3)
+    for ours, theirs in zip(drawn(fixed, nodes, like), drawn(path, nodes, like), strict=True):
+        assert torch.equal(ours, theirs)
+    assert path.bind(tensor(nodes), like, levy=True).tensors == ()
+
+
+def test_gradients_reach_fixed_noise_through_the_cast() -> None:
+    dB, H = (torch.randn(3, 2, dtype=F64, requires_grad=True) for _ in range(2))
+    noise = FixedNoise(dB, H)
+    bound = noise.bind(tensor([1, 2, 3, 4]), torch.zeros(2), levy=True)
+    assert bound.tensors == (dB, H)
+    assert noise.bind(tensor([1, 2, 3, 4]), torch.zeros(2), levy=False).tensors == (dB,)
+    one = bound.increment(1)
+    assert one.dB.dtype == one.H.dtype == torch.float32
+    (2 * one.dB + 3 * one.H).sum().backward()
+    assert torch.equal(dB.grad, tensor([[0, 0], [2, 2], [0, 0]]))
+    assert torch.equal(H.grad, tensor([[0, 0], [3, 3], [0, 0]]))
+    assert repr(noise).startswith("FixedNoise(increments=<torch.float64 tensor of shape (3, 2)>, levy_areas=")
+
+
+def test_fixed_noise_where_none_is_injected_must_be_zero() -> None:
+    noise = FixedNoise(tensor([[1.0], [0.0]]))
+    assert noise.bind(tensor([1, 2, math.inf]), zeros(1), False).increment(1).dB == 0
+    for nodes, words in (([1, 1, 1], "eta = 0"), ([1, 1, 2], r"steps \[0\]")):
+        with pytest.raises(ValueError, match=words):
+            noise.bind(tensor(nodes), zeros(1), False)
+    assert not FixedNoise(zeros(2, 1)).bind(tensor([1, 1, 1]), zeros(1), False).increment(0).dB.any()
+
+
+# --------------------------------------------------------------------------------------------------------- errors
+
+UP = tensor([1.0, 2.0, 3.0])
+ANY = [BrownianPath(0), BrownianPath(0, refinable=True), FixedNoise(zeros(2, 3))]
+
+
+@pytest.mark.parametrize("noise", ANY, ids=["default", "refinable", "fixed"])
+@pytest.mark.parametrize(
+    ("clock", "error", "words"),
+    [
+        (tensor([[1.0, 2.0, 3.0]]), ValueError, "shape"),
+        (tensor([1.0]), ValueError, "at least one step"),
+        (tensor([1.0, math.nan, 3.0]), ValueError, "NaN"),
+        (tensor([1.0, 3.0, 2.0]), ValueError, "must not decrease.* step 1"),
+        (tensor([-math.inf, 1.0, 2.0]), ValueError, "finite"),
+        (tensor([1.0, math.inf, math.inf]), ValueError, "finite"),
+        (tensor([math.inf, math.inf, math.inf]), ValueError, "finite"),
+        (UP.float(), TypeError, "float64"),
+        (UP.clone().requires_grad_(), ValueError, "detach"),
+    ],
+)
+def test_clocks_refused(noise: BrownianPath | FixedNoise, clock: Tensor, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        noise.bind(clock, zeros(3), levy=False)
+
+
+@pytest.mark.parametrize("noise", ANY, ids=["default", "refinable", "fixed"])
+def test_steps_and_states_refused(noise: BrownianPath | FixedNoise) -> None:
+    bound = noise.bind(UP, zeros(3), levy=False)
+    for n in (-1, 2):
+        with pytest.raises(IndexError, match="2 steps, 0 to 1"):
+            bound.increment(n)
+    for dtype in (torch.int64, torch.complex128):
+        with pytest.raises(TypeError, match="like"):
+            noise.bind(UP, zeros(3).to(dtype), levy=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: BrownianPath(True), TypeError, "seed"),
+        (lambda: BrownianPath(1.0), TypeError, "seed"),
+        (lambda: BrownianPath("7"), TypeError, "seed"),
+        (lambda: BrownianPath([1, None]), TypeError, "seed"),
+        (lambda: BrownianPath([]), ValueError, "empty"),
+        (lambda: BrownianPath(-1), ValueError, "seed"),
+        (lambda: BrownianPath([0, 2**63]), ValueError, "seed"),
+        (lambda: BrownianPath(0, dtype=torch.bfloat16), ValueError, "dtype"),
+        (lambda: BrownianPath([0, 1]).bind(UP, zeros(3), False), ValueError, "2 paths.*one seed per sample"),
+        (lambda: BrownianPath([0]).bind(UP, zeros(), False), ValueError, "one seed per sample"),
+        (lambda: BrownianPath(0, True, device="cuda").bind(UP, zeros(3), False), ValueError, "list of 3 seeds"),
+        (lambda: BrownianPath(0, True).bind(tensor([-1, 1]), zeros(1), False), ValueError, "cross zero"),
+        (lambda: BrownianPath(0, True).bind(tensor([1, 1e40]), zeros(1), False), ValueError, "eta"),
+        (lambda: BrownianPath(0).bind(tensor([1, 1e101]), zeros(1), False), ValueError, "eta"),
+        (lambda: BrownianPath(0).bind(tensor([0, 1e-101]), zeros(1), False), ValueError, "eta"),
+        (lambda: BrownianPath(0, dtype=torch.float32).bind(tensor([1, 1e26]), zeros(1), False), ValueError, "eta"),
+        (lambda: FixedNoise([1.0]), TypeError, "increments"),
+        (lambda: FixedNoise(torch.zeros(2, dtype=torch.int64)), TypeError, "increments"),
+        (lambda: FixedNoise(zeros()), ValueError, "increments"),
+        (lambda: FixedNoise(zeros(2, 3), zeros(2, 4)), ValueError, "levy_areas"),
+        (lambda: FixedNoise(zeros(2, 4)).bind(UP, zeros(3), False), ValueError, r"\(2, 4\).*2 steps.*\(3,\).*\(2, 3\)"),
+        (lambda: FixedNoise(zeros(2, 3)).bind(UP, zeros(3), True), ValueError, "levy_areas="),
+    ],
+)
+def test_errors_say_what_to_do(make: Callable[[], object], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        make()
