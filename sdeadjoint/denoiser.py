@@ -58,8 +58,8 @@ class Denoiser(nn.Module):
         self, x: Tensor, t: Tensor | float, cond: Mapping[str, Any] | None = None, *, prediction: str = "sample"
     ) -> Tensor:
         """The prediction of the asked kind at ``x`` (batch, ...) and time ``t`` (a number or a tensor (batch,))."""
-        times = torch.as_tensor(t, dtype=torch.float64)
-        alpha, sigma = (self._broadcast(log(times).exp(), x) for log in (self.schedule.log_alpha, self.schedule.log_sigma))
+        times = t.double() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")
+        alpha, sigma = (self._broadcast(value(times), x) for value in (self.schedule.alpha, self.schedule.sigma))
         out = self._call(x, times.to(x.device, self.time_dtype or x.dtype).expand(x.shape[0]), cond or {})
         return convert(out, x, alpha, sigma, self.prediction, prediction)
 

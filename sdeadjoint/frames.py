@@ -48,8 +48,8 @@ class Frame:
 
     Strong order 1.5 (``SRA1``, ``ShARK``) needs ``nu`` affine in ``s``: the data kind with eta = 1.
 
-    Sources: Blasingame and Liu (2024), section 2 and Prop. 3.1; Lu et al. (2022b), eqs. 3.3 and 3.4 (data kind); Karras
-    et al. (2022), eq. 4 (noise kind); Albergo, Boffi and Vanden-Eijnden (2023), section 2 (the eta family).
+    Sources: Lu et al. (2022b), DPM-Solver++ (data kind, eta 0 and 1); Lu et al. (2022a), DPM-Solver (noise kind); Karras et
+    al. (2022), EDM, section 4 (the family of SDEs with equal marginals); Blasingame and Liu (2024), AdjointDEIS.
     """
 
     schedule: Schedule
@@ -110,7 +110,7 @@ class Frame:
 
     def time(self, s: Tensor | float) -> Tensor:
         """``t`` with ``clock(t) = s``, float64, same shape as ``s``; relative error of a few ulps times ``1 + |lambda|``."""
-        s = torch.as_tensor(s, dtype=torch.float64)
+        s = s.double() if isinstance(s, Tensor) else torch.tensor(s, dtype=torch.float64, device="cpu")
         if self.kind == "data":
             lam = s.log() / (1 + self.eta)
         elif self.kind == "noise":

@@ -10,8 +10,8 @@ Observer = Callable[[int, Carry], None]
 """Called with ``(n, carry_n)`` after the forward pass has made ``carry_n``; never during recomputation."""
 
 
-def integrate(recursion: Discretization, carry: Carry, start: int, stop: int) -> Iterator[Carry]:
-    """``carry_{start+1}, ..., carry_stop`` from ``carry = carry_start``."""
-    for n in range(start, stop):
+def integrate(recursion: Discretization, carry: Carry) -> Iterator[Carry]:
+    """``carry_1, ..., carry_N`` from ``carry_0``."""
+    for n in range(recursion.steps):
         carry = recursion.step(n, carry, recursion.increment(n))
         yield carry

@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.interpolate import PchipInterpolator
 
+from sdeadjoint.grids import karras, uniform_logsnr, uniform_time, validate_grid
 from sdeadjoint.schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLinear
-from sdeadjoint.testing.strategies_schedules import schedules, tables, times
+from sdeadjoint.schedules.tabulated import _cubic, _solve
+from sdeadjoint.testing.strategies import schedules, tables, times
 
 EPS = torch.finfo(torch.float64).eps
 TINY = torch.finfo(torch.float64).tiny
@@ -46,7 +48,7 @@ def schedule_times(draw: st.DrawFn, ends: bool = True) -> tuple[Schedule, torch.
 def test_time_inverts_lam(case: tuple[Schedule, torch.Tensor]) -> None:
     schedule, t = case
     back = schedule.time(schedule.lam(t))
-    # The stated accuracy; a table's t counts in indices, with no relative accuracy at t = 0 if sigma(0) > 0.
+    # The stated accuracy; a table's t counts in indices from clean data at -1, with no relative accuracy at t = 0.
     absolute = 1e-10 if isinstance(schedule, Tabulated) else 0.0
     torch.testing.assert_close(back, t, rtol=1e-10, atol=absolute)
     # An element's value does not depend on its neighbours beyond round-off.
@@ -146,9 +148,12 @@ def reference(schedule: Schedule, t: float) -> tuple[mp.mpf, mp.mpf]:
 
 
 def reference_angle(schedule: Schedule, t: mp.mpf) -> mp.mpf:
-    """The monotone cubic through acos(sqrt(table)), in Hermite form."""
+    """The monotone cubic through acos(sqrt(table)), in Hermite form, from clean data on."""
     assert isinstance(schedule, Tabulated)
-    phi = [mp.acos(mp.sqrt(mp.mpf(a))) for a in schedule.alphas_cumprod]
+    table = schedule.alphas_cumprod
+    if table[0] < 1:
+        table, t = (1.0, *table), t + 1
+    phi = [mp.acos(mp.sqrt(mp.mpf(a))) for a in table]
     rise = [b - a for a, b in itertools.pairwise(phi)]
 
     def end(near: mp.mpf, far: mp.mpf) -> mp.mpf:
@@ -220,10 +225,44 @@ def test_a_table_is_reproduced_at_its_indices(schedule: Tabulated) -> None:
     assert torch.equal(schedule.time(schedule.lam(index)), index.double())
 
 
+@given(tables())
+def test_clean_data_lies_one_step_before_a_table(schedule: Tabulated) -> None:
+    last = len(schedule.alphas_cumprod) - 1
+    clean = 0 if schedule.alphas_cumprod[0] == 1 else -1
+    assert schedule.domain == (clean, last)
+    for value in (schedule.sigma(clean), schedule.log_alpha(clean)):
+        assert value == 0
+    assert schedule.log_sigma(clean).isneginf()
+    assert schedule.lam(clean).isposinf()
+    assert schedule.time(math.inf) == clean
+    # sigma falls to it linearly: the slope at the start is what it is at 1e-6 from it, to some 1e-5.
+    t = clean + f64([1e-9, 1e-6])
+    sigma = schedule.sigma(t) / (t - clean)
+    torch.testing.assert_close(sigma[0], sigma[1], rtol=2e-5, atol=0)
+
+
+def test_a_grid_may_end_at_a_tables_clean_data() -> None:
+    schedule = Tabulated(ddpm())
+    for grid in (
+        uniform_logsnr(schedule, 10, final_zero=True),
+        karras(schedule, 10, final_zero=True),
+        uniform_time(schedule, 10, t_min=-1),
+    ):
+        assert grid[-1] == -1
+        assert torch.equal(validate_grid(grid, schedule), grid)
+        assert schedule.sigma(grid[-1]) == 0
+        assert schedule.lam(grid).tolist()[-1] == math.inf
+        assert schedule.lam(grid)[:-1].isfinite().all()
+    with pytest.raises(ValueError, match=r"outside the times \[0\.0, 3\.0\]"):
+        validate_grid([3, 2, -1], Tabulated([1.0, 0.9, 0.5, 0.1]))
+
+
 def test_a_trained_models_table() -> None:
     schedule = Tabulated(ddpm())
-    t = torch.linspace(0, 999, 9991, dtype=torch.float64)
-    assert torch.equal(schedule.time(schedule.lam(t))[::10], t[::10])
+    t = torch.arange(-10, 9991).double() / 10
+    lam = schedule.lam(t)[::10]
+    for same in (lam, torch.nextafter(lam, lam + 1), torch.nextafter(lam, lam - 1)):  # up to round-off
+        assert torch.equal(schedule.time(same), t[::10])
     # 2e-12: ulp(|lam| < 5) / |dlam/dt| (at least 0.002 there), with a factor 4.
     torch.testing.assert_close(schedule.time(schedule.lam(t)), t, rtol=0, atol=2e-12)
     assert (schedule.t_max, schedule.t_min) == (999, 0)
@@ -245,8 +284,9 @@ def test_a_table_rescaled_to_zero_terminal_snr() -> None:
 
 def test_the_interpolation_is_scipys_pchip() -> None:
     table = ddpm(50).double()
-    oracle = PchipInterpolator(np.arange(50), torch.atan2((1 - table).sqrt(), table.sqrt()).numpy())
-    t = torch.linspace(0, 49, 977, dtype=torch.float64)
+    angles = torch.atan2((1 - table).sqrt(), table.sqrt()).tolist()
+    oracle = PchipInterpolator(np.arange(-1, 50), [0.0, *angles])
+    t = torch.linspace(-1, 49, 977, dtype=torch.float64)
     schedule = Tabulated(table)
     phi = torch.atan2(schedule.sigma(t), schedule.alpha(t))
     torch.testing.assert_close(phi, torch.from_numpy(oracle(t.numpy())), rtol=0, atol=16 * EPS)
@@ -254,7 +294,7 @@ def test_the_interpolation_is_scipys_pchip() -> None:
 
 def test_a_table_is_differentiable_once_across_its_indices() -> None:
     schedule = Tabulated(ddpm(20))
-    knot = torch.arange(1.0, 19.0, dtype=torch.float64)
+    knot = torch.arange(0.0, 19.0, dtype=torch.float64)
     sides = []
     for t in (knot - 1e-9, knot + 1e-9):
         t.requires_grad_()
@@ -265,7 +305,7 @@ def test_a_table_is_differentiable_once_across_its_indices() -> None:
 
 def test_a_table_that_flattens_at_its_ends_stays_strictly_monotone() -> None:
     # scipy's end rule would make both end slopes zero, and the inverse lose half its digits.
-    angles = f64([0.2, 0.21, 0.6, 1.0, 1.39, 1.4])
+    angles = f64([0.0, 0.01, 0.4, 0.8, 1.19, 1.2])
     schedule = Tabulated(angles.cos() ** 2)
     near = torch.logspace(-9, -1, 50, dtype=torch.float64)
     t = torch.cat([near, (5 - near).flip(0)])
@@ -273,8 +313,29 @@ def test_a_table_that_flattens_at_its_ends_stays_strictly_monotone() -> None:
     torch.testing.assert_close(schedule.time(schedule.lam(t)), t, rtol=0, atol=1e-12)
 
 
+def test_newtons_method_inverts_the_most_crooked_of_monotone_pieces() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform() -> torch.Tensor:
+        return torch.rand(100_000, dtype=torch.float64, generator=generator)
+
+    def slopes() -> torch.Tensor:  # from 0 to 3 rises, crowded at both limits
+        small = 10 ** (-12 * uniform())
+        return torch.where(uniform() < 0.5, small, 3 - small)
+
+    zero, tiny = torch.zeros(100_000, dtype=torch.float64), 10 ** (-14 * uniform())
+    b = torch.stack([zero, slopes() / 3, 1 - slopes() / 3, zero + 1])
+    b += torch.where(uniform() < 0.5, zero, 10 ** (4 * uniform() - 2))
+    where = torch.where(uniform() < 0.5, uniform(), torch.where(uniform() < 0.5, tiny, 1 - tiny))
+    target = b[0] + where * (b[3] - b[0])
+    u = _solve(b, target)
+    # The residual of the root, rounded to the next float64, is its own few roundings and slope * ulp(u) <= 3 ulp(1).
+    torch.testing.assert_close(_cubic(b, u, 1 - u), target, rtol=8 * EPS, atol=3 * EPS)
+    assert ((_cubic(b, u, 1 - u) - target).abs() <= 16 * EPS * target)[where < 0.5].all()  # relative, near the start
+
+
 def test_a_crooked_table_is_inverted() -> None:
-    # Rises from 1e-10 to 0.5 side by side: Newton's method alone would leave the piece.
+    # Rises from 1e-10 to 0.5 side by side.
     schedule = Tabulated([1.0, 0.5, 0.499, 0.498999, 0.2, 0.1999, 1e-20, 0.0])
     t = torch.cat([torch.linspace(0, 7, 2001, dtype=torch.float64), torch.logspace(-12, 0, 101).double()])
     # The flattest piece has dlam/dt = 1e-6, and lam a few ulp of 1 of noise.
@@ -284,14 +345,15 @@ def test_a_crooked_table_is_inverted() -> None:
 def test_small_angles_are_interpolated_to_relative_accuracy() -> None:
     schedule = Tabulated([1 - 2**-50, 1 - 2**-48, 0.5, 1e-16, 1e-20, 1e-24])
     with mp.workdps(60):
-        for time in (0.3, 1.4, 2.6, 3.1, 3.5, 3.9, 4.3, 4.9):
+        for time in (-0.999999, -0.3, 0.3, 1.4, 2.6, 3.1, 3.5, 3.9, 4.3, 4.9):
             expected = reference(schedule, time)
             for value, want in zip((schedule.log_alpha(time), schedule.log_sigma(time)), expected, strict=True):
                 assert abs(mp.mpf(value.item()) - want) <= 32 * EPS * abs(want), (time, value, want)
 
 
-def test_the_shortest_table_is_a_straight_line_in_the_angle() -> None:
-    schedule = Tabulated([0.75, 0.25])  # angles pi/6 and pi/3
+def test_equal_rises_of_the_shortest_table_are_a_straight_line_in_the_angle() -> None:
+    schedule = Tabulated([0.75, 0.25])  # angles pi/6 and pi/3, after 0
+    torch.testing.assert_close(schedule.sigma(-0.5), f64(math.sin(math.pi / 12)), rtol=8 * EPS, atol=0)
     torch.testing.assert_close(schedule.alpha(0.5), f64(math.sqrt(0.5)), rtol=8 * EPS, atol=0)
     torch.testing.assert_close(schedule.sigma(0.25), f64(math.sin(math.pi * 5 / 24)), rtol=8 * EPS, atol=0)
     assert schedule.time(schedule.lam(0.25)) == pytest.approx(0.25, rel=1e-14)
@@ -348,14 +410,14 @@ def test_round_off_at_the_ends_of_the_range_is_forgiven() -> None:
     table = Tabulated([0.9, 0.5, 0.1])
     assert VPLinear().time(math.nextafter(VPLinear().lam(1).item(), -math.inf)) == 1
     assert table.time(math.nextafter(table.lam(2).item(), -math.inf)) == 2
-    assert table.time(math.nextafter(table.lam(0).item(), math.inf)) == 0
+    assert table.time(math.nextafter(table.lam(0).item(), math.inf)) == 0  # an inner knot
 
 
 def test_lams_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match=r"lam must lie in \[-5\.02.*, inf\], the range of this VPLinear; got -6\.0"):
         VPLinear().time(-6.0)
-    with pytest.raises(ValueError, match=r"lam must lie in .*Tabulated; got 5\.0"):
-        Tabulated([0.9, 0.5, 0.1]).time(f64([0.0, 5.0]))
+    with pytest.raises(ValueError, match=r"lam must lie in \[-1\.09.*, inf\], .*Tabulated; got -5\.0"):
+        Tabulated([0.9, 0.5, 0.1]).time(f64([0.0, -5.0]))
     for schedule in [*DEFAULTS, Tabulated([0.9, 0.5, 0.1])]:
         with pytest.raises(ValueError, match="got nan"):
             schedule.time(math.nan)

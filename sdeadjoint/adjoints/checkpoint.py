@@ -11,10 +11,11 @@ from .. import nests
 from ..discretization import Discretization
 from ..integrate import Observer
 from .base import Adjoint
-from .direct import Direct, unroll
-from .leaves import dependencies, distinct, precedes, sequence_number, updates_batch_statistics
-from .replay import Plan, Replay, Stage, Sweep
-from .surroundings import Autocast, GeneratorStates
+from .direct import Direct
+from .forward import sweep
+from .leaves import distinct
+from .replay import Plan, Replay
+from .surroundings import Autocast
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,15 @@ class Checkpoint(Adjoint):
             Walther (2000), with ``r N - beta(c + 1, r - 1)`` extra forward steps, the fewest possible
             (``beta(c, r) = C(c + r, c)``, r the least with ``N <= beta(c, r)``).
 
-    With p network calls a step, ``None`` costs N p forward calls without a graph, then N p with one and their
-    vector-Jacobian products. Memory: the states (with what a multistep solver remembers) and the activations of one step.
+    With p network calls a step, ``None`` costs N p forward calls, then N p again with their vector-Jacobian products.
+    Memory: the states (with what a multistep solver remembers) and the activations of one step.
 
     The gradient is that of ``Direct`` to round-off for x_T, ``cond``, parameters, the noise's tensors and leaves
-    that nobody declared, which the graph of the first step reveals. Noise is replayed, never stored; torch's global
-    generators (dropout) and autocast are replayed too. A recomputed step that does not return to the state of the
-    forward pass within round-off raises, so a network with caches or private randomness is refused, not misread.
-    Errors (``RuntimeError``): batch statistics that the network updates; leaves first met after the first step;
-    ``create_graph=True``, for which use ``Direct``.
+    that nobody declared: the forward pass builds each step's graph without its activations and reads them off it. Noise
+    is replayed, never stored; torch's global generators (dropout) and autocast are replayed too. A recomputed step that
+    does not return to the state of the forward pass within round-off raises, and so does one that uses a tensor made by an
+    earlier evaluation: a network with caches or private randomness is refused, not misread.
+    Other errors (``RuntimeError``): batch statistics that the network updates; ``create_graph=True``, for which use ``Direct``.
     """
 
     snapshots: int | None = None
@@ -50,28 +51,13 @@ class Checkpoint(Adjoint):
             return Direct().solve(recursion, x_T, keep=keep, observe=observe)
         noise = () if recursion.noise is None else recursion.noise.tensors
         declared = distinct([x_T, *nests.tensors(recursion.cond), *recursion.denoiser.declared(), *noise])
-        start = Stage(recursion.start(x_T), GeneratorStates.current(x_T.device))
-        autocast, mark = Autocast.current(x_T.device), sequence_number()
-        with autocast.replayed():
-            first = recursion.step(0, start.carry, recursion.increment(0))
-        found = dependencies(nests.tensors(first), declared)
-        if any(map(updates_batch_statistics, found.nodes)):
-            raise RuntimeError(
-                "network: a normalisation layer in training mode updates its running statistics, which a recomputation would "
-                "update again; call network.eval(), set track_running_stats=False, or pass adjoint=Direct()"
-            )
-        inputs = (*(tensor for tensor in declared if tensor.requires_grad), *found.leaves)
+        autocast = Autocast.current(x_T.device)
+        snapshots = self.snapshots or recursion.steps
+        swept = sweep(recursion, recursion.start(x_T), declared, snapshots, autocast, keep=keep, observe=observe)
+        inputs = (*(tensor for tensor in declared if tensor.requires_grad), *swept.leaves)
         if not inputs:
-            return unroll(recursion, first, 1, keep=keep, observe=observe)
-        plan = Plan(
-            recursion,
-            inputs,
-            watched=tuple(tensor for tensor in declared if not tensor.requires_grad),
-            snapshots=self.snapshots or recursion.steps,
-            keep=keep,
-            autocast=autocast,
-            borrows_graph=any(precedes(node, mark) for node in found.nodes),
-        )
-        sweep = Sweep(start, nests.map_tensors(Tensor.detach, first), observe)
-        outputs: tuple[Tensor, ...] = Replay.apply(plan, sweep, *inputs)  # type: ignore[no-untyped-call]
+            return swept.outputs
+        watched = tuple(tensor for tensor in declared if not tensor.requires_grad)
+        plan = Plan(recursion, inputs, watched, snapshots, keep, autocast, swept.borrows_graph)
+        outputs: tuple[Tensor, ...] = Replay.apply(plan, swept, *inputs)  # type: ignore[no-untyped-call]
         return outputs

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
 
 from torch import Tensor
 
-from ..discretization import Carry, Discretization
+from ..discretization import Discretization
 from ..integrate import Observer, integrate
 from .base import Adjoint
 
@@ -22,14 +21,9 @@ class Direct(Adjoint):
     """
 
     def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
-        first = recursion.step(0, recursion.start(x_T), recursion.increment(0))
-        return unroll(recursion, first, 1, keep=keep, observe=observe)
-
-
-def unroll(recursion: Discretization, carry: Carry, n: int, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
-    """The rest of the loop from ``carry_n``, n >= 1, under plain autograd."""
-    states = []
-    for m, latest in enumerate(chain([carry], integrate(recursion, carry, n, recursion.steps)), start=n):
-        observe(m, latest)
-        states = [*states, latest.y] if keep else [latest.y]
-    return tuple(states)
+        states = []
+        for n, carry in enumerate(integrate(recursion, recursion.start(x_T)), start=1):
+            observe(n, carry)
+            if keep or n == recursion.steps:
+                states.append(carry.y)
+        return tuple(states)

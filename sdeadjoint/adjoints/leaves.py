@@ -43,7 +43,12 @@ def dependencies(outputs: Iterable[Tensor], known: Iterable[Tensor]) -> Dependen
 
 def updates_batch_statistics(node: Any) -> bool:
     """Whether a graph node is a normalisation that changed its running statistics."""
-    return bool(getattr(node, "_saved_training", False)) and getattr(node, "_saved_running_mean", None) is not None
+    if "BatchNorm" not in type(node).__name__ or not node._saved_training:
+        return False
+    try:
+        return node._saved_running_mean is not None
+    except RuntimeError:
+        return True  # they are there, but were dropped from the graph with the activations
 
 
 def sequence_number() -> int:
@@ -55,6 +60,11 @@ def sequence_number() -> int:
 def precedes(node: Any, number: int) -> bool:
     """Whether the node was there before ``sequence_number()`` gave ``number``."""
     return int(node._sequence_nr()) < number
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    """The tensor cut from its history, as a leaf that requires a gradient."""
+    return tensor.detach().requires_grad_()
 
 
 def distinct(tensors: Iterable[Tensor]) -> list[Tensor]:

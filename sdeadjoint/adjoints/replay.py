@@ -1,28 +1,21 @@
-"""The autograd function behind ``Checkpoint``: a forward sweep that keeps states, a backward one that recomputes."""
+"""The backward sweep of ``Checkpoint``: stages are recomputed and pulled back, last step first."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import nests
-from ..discretization import Carry, Discretization
-from ..integrate import Observer, integrate
+from ..discretization import Discretization
 from ..noise import Increment
-from .binomial import positions, split
-from .leaves import dependencies
+from .binomial import split
+from .forward import Stage, Swept, evaluate
+from .leaves import dependencies, leaf
 from .surroundings import Autocast, GeneratorStates, generators_untouched
-
-
-class Stage(NamedTuple):
-    """Everything a recomputation starts from: the carry before a step and the global generators' states there."""
-
-    carry: Carry
-    generators: GeneratorStates
 
 
 @dataclass(frozen=True)
@@ -48,40 +41,21 @@ class Plan:
     borrows_graph: bool
 
 
-class Sweep(NamedTuple):
-    """What only the forward sweep needs: where it starts, ``carry_1`` (known already) and who watches."""
-
-    start: Stage
-    first: Carry
-    observe: Observer
-
-
 class Replay(torch.autograd.Function):
-    """``apply(plan, sweep, *plan.inputs)``: ``(y_N,)``, or all of ``y_1, ..., y_N``."""
+    """``apply(plan, swept, *plan.inputs)``: the outputs of the forward sweep, ``(y_N,)`` or all of ``y_1, ..., y_N``."""
 
     @staticmethod
-    def forward(ctx: Any, plan: Plan, sweep: Sweep, *inputs: Tensor) -> tuple[Tensor, ...]:
-        last = plan.recursion.steps - 1
-        wanted = {*positions(last + 1, plan.snapshots), last}
-        stages, outputs, carry = [(0, sweep.start)], [sweep.first.y], sweep.first
-        sweep.observe(1, carry)
-        with plan.autocast.replayed():
-            for n in range(1, last + 1):
-                if n in wanted:
-                    generators = GeneratorStates.current(carry.y.device, stages[-1][1].generators)
-                    stages.append((n, Stage(carry, generators)))
-                (carry,) = integrate(plan.recursion, carry, n, n + 1)
-                sweep.observe(n + 1, carry)
-                outputs = [*outputs, carry.y] if plan.keep else [carry.y]
+    def forward(ctx: Any, plan: Plan, swept: Swept, *inputs: Tensor) -> tuple[Tensor, ...]:
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         # Saved rather than kept: autograd then frees them after backward, refuses a second backward, and refuses
         # tensors that were changed in place. Only snapshots that the backward sweep replaces by later ones are kept
         # by hand, so that it can let go of them; the first of them is x_T, from which all others can be had again.
-        ctx.complete = len(stages) == last + 1
-        ctx.stages = nests.emptied(stages) if ctx.complete else stages
-        ctx.save_for_backward(*inputs, *plan.watched, carry.y, *(nests.tensors(stages) if ctx.complete else ()))
-        return tuple(outputs)
+        ctx.complete = len(swept.stages) == plan.recursion.steps
+        ctx.stages = nests.emptied(swept.stages) if ctx.complete else swept.stages
+        stored = nests.tensors(swept.stages) if ctx.complete else ()
+        ctx.save_for_backward(*inputs, *plan.watched, swept.outputs[-1], *stored)
+        return swept.outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -155,13 +129,13 @@ def backwards(plan: Plan, stack: list[tuple[int, Stage]]) -> Iterator[tuple[int,
 
 
 def advance(plan: Plan, stage: Stage, start: int, stop: int) -> Stage:
-    """Recompute, without a graph, the stage before step ``stop``."""
-    device = stage.carry.y.device
-    with torch.no_grad(), generators_untouched(device), plan.autocast.replayed():
+    """Recompute the stage before step ``stop``, as the forward sweep did."""
+    carry, device = stage.carry, stage.carry.y.device
+    with generators_untouched(device):
         stage.generators.restore()
-        carry = stage.carry
-        for carry in integrate(plan.recursion, carry, start, stop):  # noqa: B020
-            pass
+        for n in range(start, stop):
+            _, out = evaluate(plan.recursion, n, carry, plan.autocast)
+            carry = nests.map_tensors(Tensor.detach, out)
         return Stage(carry, GeneratorStates.current(device, stage.generators))
 
 
@@ -173,7 +147,7 @@ def pull_back(
     ``carry_0`` is x_T, itself an input, so nothing is returned for n = 0.
     """
     with torch.enable_grad():
-        carry = stage.carry if n == 0 else nests.map_tensors(_leaf, stage.carry)
+        carry = stage.carry if n == 0 else nests.map_tensors(leaf, stage.carry)
         increment, noise = _differentiable(plan, n)
         with generators_untouched(reached.device), plan.autocast.replayed():
             stage.generators.restore()
@@ -187,8 +161,9 @@ def pull_back(
     known = [*own, *noise, *(plan.inputs[k] for k in totals.others)]
     if dependencies(outputs, known).leaves:
         raise RuntimeError(
-            f"network: at step {n} of {plan.recursion.steps} it reads a tensor that requires a gradient, was not declared and was "
-            "not read at the first step; make it a parameter of the network (an nn.Module), pass it in cond, or use adjoint=Direct()"
+            f"network: recomputing step {n} of {plan.recursion.steps} used a tensor that requires a gradient and that the forward "
+            "pass did not use there; the network keeps tensors of earlier evaluations: make it a function of (x, t, cond), or use "
+            "adjoint=Direct()"
         )
     grads = list(
         torch.autograd.grad(outputs, known, seeds, allow_unused=True, retain_graph=plan.borrows_graph)
@@ -198,17 +173,13 @@ def pull_back(
     return grads[: len(own)] if n else []
 
 
-def _leaf(tensor: Tensor) -> Tensor:
-    return tensor.detach().requires_grad_()
-
-
 def _differentiable(plan: Plan, n: int) -> tuple[Increment | None, list[Tensor]]:
     """Step n's noise, cut from the graph of the noise's own tensors, and the leaves to differentiate instead."""
     noise = plan.recursion.noise
     increment = plan.recursion.increment(n)
     if noise is None or increment is None or not any(tensor.requires_grad for tensor in noise.tensors):
         return increment, []
-    increment = nests.map_tensors(_leaf, increment)
+    increment = nests.map_tensors(leaf, increment)
     return increment, list(nests.tensors(increment))
 
 

@@ -58,9 +58,9 @@ class BrownianPath(Noise):
     The object has no state: equal seeds are equal paths, and copies and pickles are the same path. No global
     generator is read or written. Increments do not depend on whether Levy areas are asked for.
 
-    Cost per query, small state: about 0.15 ms, ``refinable`` about 2.5 ms, at any length and in either
-    direction; large state: some 6 draws of its size, ``refinable`` some 100. Memory of a solve: about 20 state-sized tensors of ``dtype`` (``refinable``: 90), whatever the
-    number of steps, and 1 kB a step.
+    Cost per query, small state: about 0.15 ms, ``refinable`` about 2.5 ms, at any length and in either direction;
+    large state: about 5 draws of its size, ``refinable`` 100. Memory of a solve: about 20 state-sized tensors of
+    ``dtype`` (``refinable``: 90), whatever the number of steps, and 1 kB a step.
 
     Errors: ``TypeError`` or ``ValueError`` for seeds, clocks and states that do not fit, each with its
     sentence.

@@ -133,8 +133,7 @@ def constant(value: Numbers, name: str) -> Tensor:
             f"{name}: got a tensor of dtype {value.dtype}, requires_grad={value.requires_grad}; problems are real "
             f"constants, so pass {name}.detach(), or write the network whose parameters you want to differentiate"
         )
-    with torch.inference_mode(False):
-        result = torch.as_tensor(value, dtype=torch.float64, device="cpu").clone()
+    result = torch.as_tensor(value, dtype=torch.float64, device="cpu").clone()
     if not torch.isfinite(result).all():
         raise ValueError(f"{name}: has NaN or infinite entries; pass finite numbers")
     return result

@@ -1,0 +1,13 @@
+"""Settings shared by all tests."""
+
+import os
+
+import torch
+from hypothesis import HealthCheck, settings
+
+# No deadlines: the machines that run the tests are shared. Derandomised where results must not differ from run to run.
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+torch.set_num_threads(1)

@@ -1,0 +1,40 @@
+"""Small networks for the tests: smooth, nonlinear, in float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Mlp(nn.Module):
+    """``network(x, t, embedding=...)`` on flattened states, with a shared, a frozen and an unused parameter."""
+
+    def __init__(self, numel: int, width: int = 8, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.inward = nn.Linear(numel, width).double()
+            self.outward = nn.Linear(width, numel).double()
+            self.shared = nn.Parameter(torch.randn(width, dtype=torch.float64))
+            self.frozen = nn.Parameter(torch.randn(width, dtype=torch.float64), requires_grad=False)
+            self.unused = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+
+    def forward(self, x: Tensor, t: Tensor, embedding: dict[str, list[Tensor]] | None = None) -> Tensor:
+        h = torch.tanh(self.inward(x.flatten(1)) + t[:, None] * self.frozen)
+        h = torch.tanh(h * self.shared + self.shared)
+        if embedding is not None:
+            h = h + torch.sin(embedding["style"][0])
+        return self.outward(h).reshape(x.shape)
+
+
+class LowRank(nn.Module):
+    """A LoRA-style wrapper: a frozen linear layer plus a trained low-rank update."""
+
+    def __init__(self, base: nn.Linear, rank: int = 2) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down = nn.Parameter(torch.linspace(-1, 1, rank * base.in_features, dtype=torch.float64).reshape(rank, -1))
+        self.up = nn.Parameter(torch.linspace(-0.5, 1, rank * base.out_features, dtype=torch.float64).reshape(-1, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + x @ self.down.T @ self.up.T
