@@ -31,7 +31,7 @@ class Frame:
     |-------|--------------------------------|---------------------------|------------------------|------------|
     | data  | sigma e^(-eta lambda)          | e^((1+eta) lambda)        | e^(2 eta lambda)       | x_0        |
     | noise | alpha                          | (1+eta) e^(-lambda)       | -eta e^(-2 lambda)     | eps        |
-    | flow  | alpha (1+r)^(1+eta)            | 1 - (1+r)^(-(1+eta))      | see ``noise_clock``    | eps - x_0  |
+    | flow  | (alpha + sigma) (1+r)^eta      | 1 - (1+r)^(-(1+eta))      | see ``noise_clock``    | eps - x_0  |
 
     with ``r = e^(-lambda) = sigma / alpha``, and ``F`` the network's prediction of that quantity at ``(w y, t)``.
     Euler's method in the data or noise kind is DDIM (eta = 0) and SDE-DPM-Solver(++)-1 (eta = 1); Heun's in
@@ -78,10 +78,9 @@ class Frame:
             return log_sigma.exp() if self.eta == 0 else (log_sigma - self.eta * lam).exp()
         if self.kind == "noise":
             return log_alpha.exp()
-        if self.eta == 0:
-            return log_alpha.exp() + log_sigma.exp()
-        # alpha (1+r)^(1+eta), written with log(1+r) = softplus(-lambda), which never overflows.
-        return (log_alpha + (1 + self.eta) * _softplus(-lam)).exp()
+        plain = log_alpha.exp() + log_sigma.exp()
+        # log(1+r) = softplus(-lambda) is accurate at both ends.
+        return plain if self.eta == 0 else plain * (self.eta * _softplus(-lam)).exp()
 
     def clock(self, t: Tensor | float) -> Tensor:
         """``s(t)``, float64, same shape as ``t``: the drift's clock."""
