@@ -46,7 +46,6 @@ __all__ = [
     "Midpoint",
     "Noise",
     "RectifiedFlow",
-    "SRA1",
     "Schedule",
     "ShARK",
     "Solver",

@@ -91,12 +91,16 @@ class Denoiser(nn.Module):
         if values.ndim == 0:
             return float(values)
         if values.shape != x.shape[:1]:
-            raise ValueError(f"t: got shape {tuple(values.shape)}; pass a number or a tensor of shape {tuple(x.shape[:1])}")
+            raise ValueError(
+                f"t: got shape {tuple(values.shape)}; pass a number or a tensor of shape {tuple(x.shape[:1])}"
+            )
         return values.reshape(-1, *[1] * (x.ndim - 1)).to(x.device)
 
     def __repr__(self) -> str:
-        name = type(self.network).__name__ if isinstance(self.network, nn.Module) else getattr(
-            self.network, "__name__", repr(self.network)
+        name = (
+            type(self.network).__name__
+            if isinstance(self.network, nn.Module)
+            else getattr(self.network, "__name__", repr(self.network))
         )
         options = "".join(
             f", {key}={value!r}"

@@ -71,8 +71,8 @@ class Discretization:
         if noise is None:
             if self.frame.eta > 0:
                 raise ValueError(
-                    f"noise: got None, but eta = {self.frame.eta} > 0 injects noise; pass noise=BrownianPath(seed=0), or "
-                    "Frame(..., eta=0.0) for the probability-flow ODE"
+                    f"noise: got None, but eta = {self.frame.eta} > 0 injects noise; pass noise=BrownianPath(seed=0), "
+                    "or Frame(..., eta=0.0) for the probability-flow ODE"
                 )
             return self
         if not isinstance(noise, Noise):
@@ -139,4 +139,3 @@ class Discretization:
             where = "the state" if not torch.isfinite(x).all() else "the network's prediction"
             raise ValueError(f"network: {where} is not finite (NaN or inf) at step {n} of {self.steps}, t={t}")
         return out
-

@@ -48,8 +48,8 @@ class Frame:
 
     Strong order 1.5 (``SRA1``, ``ShARK``) needs ``nu`` affine in ``s``: the data kind with eta = 1.
 
-    Sources: Lu et al. (2022b), DPM-Solver++ (data kind, eta 0 and 1); Lu et al. (2022a), DPM-Solver (noise kind); Karras et
-    al. (2022), EDM, section 4 (the family of SDEs with equal marginals); Blasingame and Liu (2024), AdjointDEIS.
+    Sources: Lu et al. (2022b), DPM-Solver++ (data kind, eta 0 and 1); Lu et al. (2022a), DPM-Solver (noise kind); Karras
+    et al. (2022), EDM, section 4 (the family of SDEs with equal marginals); Blasingame and Liu (2024), AdjointDEIS.
     """
 
     schedule: Schedule
@@ -108,7 +108,7 @@ class Frame:
         return torch.expm1(-e * log1r) - e / (1 + e) * torch.expm1(-(1 + e) * log1r)
 
     def time(self, s: Tensor | float) -> Tensor:
-        """``t`` with ``clock(t) = s``, float64, same shape as ``s``; relative error of a few ulps times ``1 + |lambda|``."""
+        """``t`` with ``clock(t) = s``, float64, same shape as ``s``; error in lambda of a few ulps."""
         s = s.double() if isinstance(s, Tensor) else torch.tensor(s, dtype=torch.float64, device="cpu")
         if self.kind == "data":
             lam = s.log() / (1 + self.eta)

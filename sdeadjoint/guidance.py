@@ -44,9 +44,7 @@ class Guidance:
                 "pass the same names to both"
             )
         if self.batched:
-            both = {
-                name: _join(name, value, self.unconditional[name], x.shape[0]) for name, value in cond.items()
-            }
+            both = {name: _join(name, value, self.unconditional[name], x.shape[0]) for name, value in cond.items()}
             out = network(torch.cat([x, x]), torch.cat([t, t]), **both)
             if not isinstance(out, Tensor) or out.shape[:1] != (2 * x.shape[0],):
                 return out  # the denoiser says what is wrong with it
@@ -71,9 +69,7 @@ def _join(name: str, positive: Any, negative: Any, batch: int) -> Any:
     if isinstance(positive, Mapping) and isinstance(negative, Mapping) and set(positive) == set(negative):
         return {key: _join(f"{name}.{key}", value, negative[key], batch) for key, value in positive.items()}
     if isinstance(positive, list | tuple) and type(positive) is type(negative) and len(positive) == len(negative):
-        joined = [
-            _join(f"{name}[{i}]", p, n, batch) for i, (p, n) in enumerate(zip(positive, negative, strict=True))
-        ]
+        joined = [_join(f"{name}[{i}]", p, n, batch) for i, (p, n) in enumerate(zip(positive, negative, strict=True))]
         if isinstance(positive, list):
             return joined
         return type(positive)(*joined) if hasattr(positive, "_fields") else tuple(joined)

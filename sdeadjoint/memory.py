@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -51,4 +50,3 @@ class PeakMemory(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         self.live -= self._alive.pop(key)
-

@@ -110,7 +110,8 @@ def _check_arguments(
         raise ValueError("x_T: it holds NaN or infinite values; pass a finite latent")
     if denoiser.schedule != frame.schedule:
         raise ValueError(
-            f"frame: its schedule is {frame.schedule!r}, the denoiser's {denoiser.schedule!r}; pass one schedule to both"
+            f"frame: its schedule is {frame.schedule!r}, but the denoiser's is {denoiser.schedule!r}; "
+            "pass one schedule to both"
         )
 
 

@@ -25,7 +25,7 @@ def ddim(schedule: Schedule) -> Sampler:
 
 
 def dpm_solver_pp_1(schedule: Schedule) -> Sampler:
-    """DPM-Solver++(1), which is DDIM: ``x' = sigma'/sigma x - alpha' (e^-h - 1) x_0``. Lu et al. (2022b), section 4.1."""
+    """DPM-Solver++(1), which is DDIM: ``x' = sigma'/sigma x - alpha' (e^-h - 1) x_0``. Lu et al. (2022b)."""
     return ddim(schedule)
 
 
@@ -35,15 +35,15 @@ def dpm_solver_pp_2m(schedule: Schedule) -> Sampler:
 
 
 def sde_dpm_solver_pp_1(schedule: Schedule, eta: float = 1.0) -> Sampler:
-    """SDE-DPM-Solver++(1): ``x' = sigma'/sigma e^-h x + alpha' (1 - e^-2h) x_0 + sigma' sqrt(1 - e^-2h) z``; strong order 1.
+    """SDE-DPM-Solver++(1): ``x' = sigma'/sigma e^-h x + alpha' (1 - e^-2h) x_0 + sigma' sqrt(1 - e^-2h) z``.
 
-    Lu et al. (2022b), section 5. ``eta`` scales the noise power, as in k-diffusion.
+    Strong order 1. Lu et al. (2022b). ``eta`` scales the noise power, as in k-diffusion.
     """
     return Sampler(Frame(schedule, eta=eta), Euler())
 
 
 def sde_dpm_solver_pp_2m(schedule: Schedule, eta: float = 1.0) -> Sampler:
-    """SDE-DPM-Solver++(2M), midpoint form: strong order 1, order 2 as the noise vanishes. Lu et al. (2022b), section 5.
+    """SDE-DPM-Solver++(2M), midpoint form: strong order 1, order 2 as the noise vanishes. Lu et al. (2022b).
 
     ``eta`` scales the noise power, as in k-diffusion's ``dpmpp_2m_sde``.
     """
@@ -51,7 +51,7 @@ def sde_dpm_solver_pp_2m(schedule: Schedule, eta: float = 1.0) -> Sampler:
 
 
 def deis(schedule: Schedule, order: int = 3, variable: str = "log") -> Sampler:
-    """DEIS: Adams-Bashforth on the noise prediction with clock ``rho = sigma / alpha``. Zhang and Chen (2023), section 3.
+    """DEIS: Adams-Bashforth on the noise prediction with clock ``rho = sigma / alpha``. Zhang and Chen (2023).
 
     ``variable="log"`` interpolates in ``log rho`` (diffusers' default), ``"clock"`` in rho (rho-AB-DEIS).
     """
@@ -61,7 +61,8 @@ def deis(schedule: Schedule, order: int = 3, variable: str = "log") -> Sampler:
 def edm_heun(schedule: Schedule) -> Sampler:
     """EDM's deterministic sampler: Heun on ``dx/dsigma = (x - x_0) / sigma``. Karras et al. (2022), Algorithm 1.
 
-    Meant for ``VE()`` with ``karras(..., final_zero=True)``; on other schedules it is Heun in ``x / alpha`` against ``sigma / alpha``.
+    Meant for ``VE()`` with ``karras(..., final_zero=True)``; on other schedules it is Heun in ``x / alpha`` against
+    ``sigma / alpha``.
     """
     return Sampler(Frame(schedule, kind="noise"), Heun())
 

@@ -34,9 +34,9 @@ class Checkpoint(Adjoint):
     The gradient is that of ``Direct`` to round-off for x_T, ``cond``, parameters, the noise's tensors and leaves
     that nobody declared: the forward pass builds each step's graph without its activations and reads them off it. Noise
     is replayed, never stored; torch's global generators (dropout) and autocast are replayed too. A recomputed step that
-    does not return to the state of the forward pass within round-off raises, and so does one that uses a tensor made by an
-    earlier evaluation: a network with caches or private randomness is refused, not misread.
-    Other errors (``RuntimeError``): batch statistics that the network updates; ``create_graph=True``, for which use ``Direct``.
+    does not return to the state of the forward pass within round-off raises, and so does one that uses a tensor made by
+    an earlier evaluation: a network with caches or private randomness is refused, not misread.
+    Other errors (``RuntimeError``): batch statistics that the network updates; ``create_graph=True`` (use ``Direct``).
     """
 
     snapshots: int | None = None
@@ -59,5 +59,5 @@ class Checkpoint(Adjoint):
             return swept.outputs
         watched = tuple(tensor for tensor in declared if not tensor.requires_grad)
         plan = Plan(recursion, inputs, watched, snapshots, keep, autocast, swept.borrows_graph)
-        outputs: tuple[Tensor, ...] = Replay.apply(plan, swept, *inputs)  # type: ignore[no-untyped-call]
+        outputs: tuple[Tensor, ...] = Replay.apply(plan, swept, *inputs)
         return outputs

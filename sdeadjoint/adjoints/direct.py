@@ -17,7 +17,8 @@ class Direct(Adjoint):
 
     Exact for the discrete sampler. Cost: one forward and one vector-Jacobian product per network call; memory: the
     activations of every call at once, so it grows with N times the network. The only adjoint with second
-    derivatives (``create_graph=True``) and with ``torch.func``. For more than a few steps of a large network use ``Checkpoint``.
+    derivatives (``create_graph=True``) and with ``torch.func``. For more than a few steps of a large network use
+    ``Checkpoint``.
     """
 
     def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:

@@ -56,7 +56,8 @@ def sweep(
     wanted = {*positions(last + 1, snapshots), last}
     stages: list[tuple[int, Stage]] = []
     outputs: list[Tensor] = []
-    known, leaves, borrows = list(declared), [], False
+    known, borrows = list(declared), False
+    leaves: list[Tensor] = []
     generators = None
     for n in range(last + 1):
         if n in wanted:
@@ -97,6 +98,6 @@ def _refuse(nothing: None) -> Tensor:
 def _refuse_batch_statistics(nodes: Iterable[Any]) -> None:
     if any(updates_batch_statistics(node) for node in nodes):
         raise RuntimeError(
-            "network: a normalisation layer in training mode updates its running statistics, which a recomputation would "
-            "update again; call network.eval(), set track_running_stats=False, or pass adjoint=Direct()"
+            "network: a normalisation layer in training mode updates its running statistics, which a recomputation "
+            "would update again; call network.eval(), set track_running_stats=False, or pass adjoint=Direct()"
         )

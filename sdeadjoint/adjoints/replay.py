@@ -42,7 +42,7 @@ class Plan:
 
 
 class Replay(torch.autograd.Function):
-    """``apply(plan, swept, *plan.inputs)``: the outputs of the forward sweep, ``(y_N,)`` or all of ``y_1, ..., y_N``."""
+    """``apply(plan, swept, *plan.inputs)``: the forward sweep's outputs, ``(y_N,)`` or all of ``y_1, ..., y_N``."""
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, swept: Swept, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -95,7 +95,7 @@ class Totals:
         for k, grad in zip(self.others, grads, strict=True):
             if grad is not None:
                 total = self.grads[k]
-                # Autograd may hand out one tensor for two inputs, so the first is copied before anything is added to it.
+                # Autograd may hand out one tensor for two inputs, so it is copied before anything is added to it.
                 self.grads[k] = grad.clone() if total is None else total.add_(grad)
 
     def put_noise(self, n: int, grads: list[Tensor | None]) -> None:
@@ -153,7 +153,9 @@ def pull_back(
             stage.generators.restore()
             out = plan.recursion.step(n, carry, increment)
     _refuse_mismatch(plan, n, out.y.detach(), reached)
-    reached_by = [(o, a) for o, a in zip(nests.tensors(out), cotangents, strict=False) if a is not None and o.requires_grad]
+    reached_by = [
+        (o, a) for o, a in zip(nests.tensors(out), cotangents, strict=False) if a is not None and o.requires_grad
+    ]
     if not reached_by:
         return [None]
     outputs, seeds = zip(*reached_by, strict=True)
@@ -161,13 +163,13 @@ def pull_back(
     known = [*own, *noise, *(plan.inputs[k] for k in totals.others)]
     if dependencies(outputs, known).leaves:
         raise RuntimeError(
-            f"network: recomputing step {n} of {plan.recursion.steps} used a tensor that requires a gradient and that the forward "
-            "pass did not use there; the network keeps tensors of earlier evaluations: make it a function of (x, t, cond), or use "
-            "adjoint=Direct()"
+            f"network: recomputing step {n} of {plan.recursion.steps} used a tensor that requires a gradient and that "
+            "the forward pass did not use there; the network keeps tensors of earlier evaluations: make it a function of "
+            "(x, t, cond), or use adjoint=Direct()"
         )
-    grads = list(
-        torch.autograd.grad(outputs, known, seeds, allow_unused=True, retain_graph=plan.borrows_graph)
-    )
+    grads: list[Tensor | None] = [
+        *torch.autograd.grad(outputs, known, seeds, allow_unused=True, retain_graph=plan.borrows_graph)
+    ]
     totals.put_noise(n, grads[len(own) : len(own) + len(noise)])
     totals.add(grads[len(own) + len(noise) :])
     return grads[: len(own)] if n else []
@@ -195,7 +197,8 @@ def _refuse_mismatch(plan: Plan, n: int, recomputed: Tensor, reached: Tensor) ->
     error = torch.linalg.vector_norm(recomputed.to(wide) - reached.to(wide))
     if not error <= bound * torch.linalg.vector_norm(reached.to(wide)):
         raise RuntimeError(
-            f"network: recomputing step {n} of {plan.recursion.steps} gave another state than the forward pass (difference "
-            f"{float(error):.3g}), so the gradient would be another function's: the network keeps a cache or counter, draws "
-            "from a generator of its own, or was changed in between; make it a function of (x, t, cond), or use adjoint=Direct()"
+            f"network: recomputing step {n} of {plan.recursion.steps} gave another state than the forward pass "
+            f"(difference {float(error):.3g}), so the gradient would be another function's: the network keeps a cache or "
+            "counter, draws from a generator of its own, or was changed in between; make it a function of (x, t, cond), "
+            "or use adjoint=Direct()"
         )

@@ -37,7 +37,7 @@ class Autocast:
     def replayed(self) -> Iterator[None]:
         with ExitStack() as stack:
             for kind, enabled, dtype in self.modes:
-                # Disabled modes are entered only where the surroundings differ: entering costs, and warns on some devices.
+                # A disabled mode is entered only where the surroundings differ: some devices warn at the mere entering.
                 if enabled or torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
             yield

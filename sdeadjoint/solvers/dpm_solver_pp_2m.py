@@ -17,10 +17,11 @@ class DPMSolverPP2M(Solver):
 
         D = F_n + (F_n - F_{n-1}) / (2 r),    r = log(s_n / s_{n-1}) / log(s_{n+1} / s_n),    y1 = y0 + ds D + dB
 
-    (r is the ratio of steps in lambda). The first step is Euler's. In the data kind: DPM-Solver++(2M) with eta = 0, SDE-DPM-Solver++(2M) with eta = 1.
+    (r is the ratio of steps in lambda). The first step is Euler's. In the data kind it is DPM-Solver++(2M) with eta = 0
+    and SDE-DPM-Solver++(2M) with eta = 1.
     Order 2, strong order 1.0 with additive noise, one network call per step, one past drift as state: the best
     choice per call for ordinary sampling. On very uneven grids (r far from 1) it loses accuracy and stability.
-    Source: Lu et al. (2022b), Algorithm 2 and eq. 19 (SDE form).
+    Source: Lu et al. (2022b), Algorithm 2 and the SDE form of the same paper.
     """
 
     claims: ClassVar[Claims] = Claims(ode=2, strong=1.0, evaluations=1)

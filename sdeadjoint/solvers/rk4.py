@@ -15,7 +15,8 @@ class RK4(RungeKutta):
 
     Order 4, strong order 1.0 with additive noise (the noise, not the drift, limits it), four network calls per
     step, no state. For reference solutions of the ODE on fine grids; no gain over ``Heun`` on SDE paths, and on
-    steps of more than about a unit of lambda its order does not show. Source: Hairer, Norsett and Wanner (1993), Table II.1.2.
+    steps of more than about a unit of lambda its order does not show.
+    Source: Hairer, Norsett and Wanner (1993), section II.1.
     """
 
     claims: ClassVar[Claims] = Claims(ode=4, strong=1.0, evaluations=4)

@@ -41,7 +41,8 @@ class RungeKutta(Solver):
         """The method's coefficients."""
 
     def step(self, drift: Drift, interval: Interval, y: Tensor, state: State) -> tuple[Tensor, State]:
-        tableau, ds, stages = self.tableau, interval.ds, []
+        tableau, ds = self.tableau, interval.ds
+        stages: list[Tensor] = []
         for i, row in enumerate(tableau.a):
             Y = y
             for weight, F in zip(row, stages, strict=True):

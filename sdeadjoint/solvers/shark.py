@@ -13,11 +13,12 @@ from .runge_kutta import RungeKutta, Tableau
 class ShARK(RungeKutta):
     """Both stages are shifted by the space-time Levy area, the second sits at 5/6 of the step:
 
-        Y1 = y0 + H,      Y2 = y0 + H + 5/6 (ds F(s0, Y1) + dB),      y1 = y0 + ds (2/5 F(s0, Y1) + 3/5 F(s0 + 5/6 ds, Y2)) + dB
+        Y1 = y0 + H,      Y2 = y0 + H + 5/6 (ds F(s0, Y1) + dB)
+        y1 = y0 + ds (2/5 F(s0, Y1) + 3/5 F(s0 + 5/6 ds, Y2)) + dB
 
     Order 2 without noise, strong order 1.5 with additive noise where the noise clock is affine in the drift clock
-    (data kind, eta = 1) and 1.0 elsewhere, with a smaller error constant than ``SRA1``; two network calls per step, no state.
-    Source: Foster, dos Reis and Strange (2024), eq. 6.1.
+    (data kind, eta = 1) and 1.0 elsewhere; two network calls per step, no state; asks for the space-time Levy area.
+    Source: Foster, dos Reis and Strange (2024), the shifted additive-noise Runge-Kutta method.
     """
 
     claims: ClassVar[Claims] = Claims(ode=2, strong=1.5, evaluations=2, levy="space-time")

@@ -1,7 +1,7 @@
 """Time and memory of ``Checkpoint`` against the least possible: ``python -m tests.benchmarks.checkpoint_cost``.
 
 The floor of an exact gradient that stores no activations is, for every network call, one forward pass without a graph,
-one with it, and its backward pass. Both sides are timed in turn, in one process, and the median of the ratios is printed.
+one with it, and its backward pass. Both sides are timed in turn in one process; the median of the ratios is printed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Network(nn.Module):
         super().__init__()
         self.inward = nn.Conv2d(3, width, 3, padding=1)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1)) for _ in range(blocks)
+            nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
+            for _ in range(blocks)
         )
         self.outward = nn.Conv2d(width, 3, 3, padding=1)
 
@@ -68,7 +69,8 @@ def cost(steps: int, rounds: int) -> None:
     ratios = [seconds(gradient) / seconds(floor) for _ in range(rounds)]
     print(f"network forward: {1e3 * forward:.1f} ms; N = {steps}; {rounds} pairs of runs")
     print(
-        f"Checkpoint() over its floor: median {statistics.median(ratios):.3f} (min {min(ratios):.3f}, max {max(ratios):.3f})"
+        f"Checkpoint() over its floor: median {statistics.median(ratios):.3f} "
+        f"(min {min(ratios):.3f}, max {max(ratios):.3f})"
     )
 
 
