@@ -48,8 +48,8 @@ class Frame:
 
     Strong order 1.5 (``SRA1``, ``ShARK``) needs ``nu`` affine in ``s``: the data kind with eta = 1.
 
-    Sources: Lu et al. (2022b), DPM-Solver++ (data kind, eta 0 and 1); Lu et al. (2022a), DPM-Solver (noise kind); Karras
-    et al. (2022), EDM, section 4 (the family of SDEs with equal marginals); Blasingame and Liu (2024), AdjointDEIS.
+    Sources: Lu et al. (2022b), DPM-Solver++ (data kind, eta 0 and 1); Lu et al. (2022a), DPM-Solver (noise kind);
+    Karras et al. (2022), EDM, section 4 (SDEs with equal marginals); Blasingame and Liu (2024), AdjointDEIS.
     """
 
     schedule: Schedule

@@ -50,5 +50,5 @@ def emptied(nest: Any) -> Any:
 
 
 def refilled(nest: Any, values: Iterator[Tensor]) -> Any:
-    """An ``emptied`` nest with its tensors put back from an iterator, as many as it had, in the order of ``tensors``."""
+    """An ``emptied`` nest with its tensors put back from an iterator, as many as it had, in ``tensors``' order."""
     return map_leaves(lambda leaf: next(values) if leaf is _SLOT else leaf, nest)

@@ -6,7 +6,7 @@ from math import comb
 
 
 def repeats(length: int, snapshots: int) -> int:
-    """The smallest r with ``length <= beta(snapshots, r) = C(snapshots + r, snapshots)``: how often a step may be advanced."""
+    """The smallest r with ``length <= beta(snapshots, r) = C(snapshots + r, snapshots)``: a step's most advances."""
     r = 0
     while comb(snapshots + r, snapshots) < length:
         r += 1
@@ -24,7 +24,7 @@ def advances(length: int, snapshots: int) -> int:
 
 
 def split(length: int, snapshots: int) -> int:
-    """How far to advance from a stored state before storing the next, with ``snapshots >= 2`` of them, that one included.
+    """How far to advance from a stored state before storing the next, with ``snapshots >= 2``, that one included.
 
     Any m with ``beta(c, r-2) <= m <= beta(c, r-1)`` and ``beta(c-1, r-1) <= length - m <= beta(c-1, r)`` is optimal
     (Griewank and Walther (2000), section 3); the largest is taken, so that the most states lie behind it.

@@ -164,7 +164,7 @@ def pull_back(
     if dependencies(outputs, known).leaves:
         raise RuntimeError(
             f"network: recomputing step {n} of {plan.recursion.steps} used a tensor that requires a gradient and that "
-            "the forward pass did not use there; the network keeps tensors of earlier evaluations: make it a function of "
+            "the forward pass did not use there; it keeps tensors of earlier evaluations: make it a function of "
             "(x, t, cond), or use adjoint=Direct()"
         )
     grads: list[Tensor | None] = [
@@ -198,7 +198,7 @@ def _refuse_mismatch(plan: Plan, n: int, recomputed: Tensor, reached: Tensor) ->
     if not error <= bound * torch.linalg.vector_norm(reached.to(wide)):
         raise RuntimeError(
             f"network: recomputing step {n} of {plan.recursion.steps} gave another state than the forward pass "
-            f"(difference {float(error):.3g}), so the gradient would be another function's: the network keeps a cache or "
+            f"(difference {float(error):.3g}), so the gradient would be another function's: it keeps a cache or "
             "counter, draws from a generator of its own, or was changed in between; make it a function of (x, t, cond), "
             "or use adjoint=Direct()"
         )

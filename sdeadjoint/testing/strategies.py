@@ -1,12 +1,25 @@
-"""Hypothesis strategies for noise schedules and their times."""
+"""Hypothesis strategies for everything the library takes.
+
+Ranges are those in which float64 arithmetic has digits to spare, so that a property that holds in exact arithmetic can
+be tested to a tolerance that follows from the dtype; they shrink to the simplest case (few steps, eta = 0, Euler).
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
 
+import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
+from .. import solvers as _solvers
+from ..frames import KINDS, Frame
+from ..grids import karras, uniform_logsnr, uniform_time
+from ..predictions import PREDICTIONS
 from ..schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLinear
+from ..solvers import AdamsBashforth, RungeKutta, Solver
+from ..solvers.adams_bashforth import VARIABLES
 
 
 def schedules() -> st.SearchStrategy[Schedule]:
@@ -47,7 +60,7 @@ def tables(draw: st.DrawFn) -> Tabulated:
 def times(schedule: Schedule, *, ends: bool = False) -> st.SearchStrategy[float]:
     """Times with finite ``lam``, crowded towards both ends (to 1e-12 of the range); with ``ends``, those too.
 
-    The range is the domain, or ``[0, 10 t_max]`` where that is infinite.
+    The range is the domain (a table's begins with clean data at -1), or ``[0, 10 t_max]`` where that is infinite.
     """
     low, high = schedule.domain
     if high == math.inf:
@@ -61,3 +74,90 @@ def times(schedule: Schedule, *, ends: bool = False) -> st.SearchStrategy[float]
         st.sampled_from([schedule.t_min, schedule.t_max]),
     )
     return st.one_of(inner, st.sampled_from([low, high])) if ends else inner
+
+
+def kinds() -> st.SearchStrategy[str]:
+    """The kinds of frame: ``"data"``, ``"noise"``, ``"flow"``."""
+    return st.sampled_from(KINDS)
+
+
+def etas() -> st.SearchStrategy[float]:
+    """Noise powers: the ODE, the diffusion SDE, and others up to 2."""
+    return st.one_of(st.sampled_from([0.0, 1.0, 0.3, 2.0]), st.floats(0.01, 2.0))
+
+
+def frames(schedule: Schedule | None = None) -> st.SearchStrategy[Frame]:
+    """Frames of every kind and eta, over the given schedule or any."""
+    over = schedules() if schedule is None else st.just(schedule)
+    return st.builds(Frame, over, eta=etas(), kind=kinds())
+
+
+@st.composite
+def grids(
+    draw: st.DrawFn,
+    schedule: Schedule,
+    *,
+    max_steps: int = 40,
+    logsnr: tuple[float, float] = (-6.0, 6.0),
+    singular: bool = False,
+) -> Tensor:
+    """Grids of 1 to ``max_steps`` steps: uniform in lambda or time, Karras', or with steps of random sizes.
+
+    Args:
+        schedule: whose default ends ``t_max`` and ``t_min`` the grid keeps, but for ``logsnr``.
+        max_steps: the largest number of steps.
+        logsnr: the range of lambda that the grid's ends are moved into. Within the default one every frame with
+            ``eta <= 2`` has clocks and weights between 1e-11 and 1e11.
+        singular: let some grids start at alpha = 0 and some end at sigma = 0, where the schedule has such times. Of the
+            frames only the data and flow kinds can start there.
+    """
+    steps = draw(st.integers(1, max_steps))
+    t_max, t_min = (_moved_into(schedule, t, logsnr) for t in (schedule.t_max, schedule.t_min))
+    make = draw(st.sampled_from([uniform_logsnr, uniform_time, karras, None]))
+    if make is not None:
+        grid = make(schedule, steps, t_max=t_max, t_min=t_min)
+    else:
+        sizes = draw(st.lists(st.floats(0.1, 1.0), min_size=steps, max_size=steps))
+        places = torch.tensor([0.0, *sizes], dtype=torch.float64, device="cpu").cumsum(0) / sum(sizes)
+        lam0, lam1 = schedule.lam(t_max), schedule.lam(t_min)
+        grid = schedule.time(lam0 + (lam1 - lam0) * places.clamp(max=1.0))
+        grid[0], grid[-1] = t_max, t_min
+    if singular:
+        low, high = schedule.domain
+        if schedule.lam(high).isneginf() and math.isfinite(high) and draw(st.booleans()):
+            grid[0] = high
+        if schedule.lam(low).isposinf() and draw(st.booleans()):
+            grid[-1] = low
+    return grid
+
+
+def _moved_into(schedule: Schedule, t: float, logsnr: tuple[float, float]) -> float:
+    lam = float(schedule.lam(t))
+    return t if logsnr[0] <= lam <= logsnr[1] else float(schedule.time(min(max(lam, logsnr[0]), logsnr[1])))
+
+
+def _exported() -> tuple[Solver, ...]:
+    exported = (getattr(_solvers, name) for name in _solvers.__all__)
+    classes = [kind for kind in exported if inspect.isclass(kind) and issubclass(kind, Solver)]
+    plain = [kind() for kind in classes if not inspect.isabstract(kind) and kind is not AdamsBashforth]
+    multistep = [AdamsBashforth(order, variable) for variable in VARIABLES for order in (1, 2, 3, 4)]
+    return (*sorted(plain, key=lambda solver: (solver.claims.ode, solver.claims.evaluations)), *multistep)
+
+
+SOLVERS: tuple[Solver, ...] = _exported()
+"""An instance of every exported solver, ``AdamsBashforth`` in every order and variable."""
+
+
+def solvers(*, one_step: bool = False) -> st.SearchStrategy[Solver]:
+    """Every exported solver; only Runge-Kutta methods if ``one_step``."""
+    return st.sampled_from([solver for solver in SOLVERS if not one_step or isinstance(solver, RungeKutta)])
+
+
+def predictions() -> st.SearchStrategy[str]:
+    """The five prediction kinds."""
+    return st.sampled_from(PREDICTIONS)
+
+
+def seeds() -> st.SearchStrategy[int]:
+    """Seeds of ``BrownianPath``."""
+    return st.integers(0, 2**63 - 1)

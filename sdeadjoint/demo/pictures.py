@@ -1,0 +1,113 @@
+"""The demo's pictures, with matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .descent import REACHED, Descent
+from .sheet import Sheet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^")
+DPI = 150
+FONT = {"font.family": "DejaVu Sans", "font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False}
+
+
+def draw_sheet(sheet: Sheet, path: Path) -> None:
+    """One row of ten digits below another: the ODE's, then the SDE's from the same x_T."""
+    rows = len(sheet.ode) // 10
+    figure = _figure(5.6, 0.52 * 2 * rows + 0.9)
+    halves = figure.subfigures(2, 1)
+    titles = ("probability-flow ODE, DPM-Solver++(2M)", "diffusion SDE, SDE-DPM-Solver++(2M), from the same $x_T$")
+    for half, images, title in zip(halves, (sheet.ode, sheet.sde), titles, strict=True):
+        axes = half.subplots(rows, 10, squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.06, "top": 0.86,
+                             "bottom": 0.02, "left": 0.02, "right": 0.98})  # fmt: skip
+        half.suptitle(title, fontsize=9, y=0.98)
+        for axis, image in zip(axes.flat, images, strict=True):
+            _show(axis, image)
+    _save(figure, path)
+
+
+def draw_descents(descents: Mapping[str, Descent], path: Path) -> None:
+    """Side by side for each descent: before, after, and the loss curves."""
+    figure = _figure(11.0, 5.0)
+    for part, (title, descent) in zip(figure.subfigures(1, len(descents)), descents.items(), strict=True):
+        _draw_descent(part, title, descent)
+    _save(figure, path)
+
+
+def _draw_descent(part: Any, title: str, descent: Descent) -> None:
+    pairs = len(descent.start)
+    part.suptitle(title, fontsize=11, y=0.975)
+    grid = part.add_gridspec(2, 1, height_ratios=(1.0, 1.05), top=0.85, bottom=0.1, left=0.13, right=0.97, hspace=0.22)
+    images = grid[0].subgridspec(2, pairs, wspace=0.08, hspace=0.08)
+    for column in range(pairs):
+        colour = COLOURS[column % len(COLOURS)]
+        for row, (name, samples) in enumerate((("before", descent.before), ("after", descent.after))):
+            axis = part.add_subplot(images[row, column])
+            _show(axis, samples[column])
+            if column == 0:
+                axis.set_ylabel(name)
+            if row == 0:
+                wish = f"{descent.start[column]} \N{RIGHTWARDS ARROW} {descent.wish[column]}"
+                axis.set_title(wish, color=colour, fontsize=11, fontweight="bold", pad=4)
+    axis = part.add_subplot(grid[1])
+    for column, curve in enumerate(descent.losses):
+        colour = COLOURS[column % len(COLOURS)]
+        axis.semilogy(curve, color=colour, linewidth=1.5)
+        axis.semilogy(len(curve) - 1, curve[-1], "o", color=colour, markersize=5)
+    axis.axhspan(1e-6, 1 - REACHED, color="0.92", zorder=0, linewidth=0)
+    axis.set_ylim(1e-5, 30)
+    axis.text(0.99, 0.03, f"reached: p(wish) > {REACHED:g}", transform=axis.transAxes, ha="right", color="0.4")
+    axis.set_xlabel("iteration")
+    axis.set_ylabel("loss, $-\\log\\,p$(wish)")
+
+
+def draw_memory(peaks: Mapping[str, Sequence[int]], steps: Sequence[int], path: Path) -> None:
+    """Peak memory against the number of steps, both logarithmic, so that proportional growth has slope one."""
+    figure = _figure(6.4, 4.0)
+    axis = figure.add_axes((0.12, 0.14, 0.6, 0.74))
+    for (name, values), colour, marker in zip(peaks.items(), COLOURS, MARKERS, strict=False):
+        megabytes = [value / 2**20 for value in values]
+        axis.loglog(steps, megabytes, color=colour, marker=marker, linewidth=1.5)
+        label = name.replace("snapshots=None", "")
+        axis.annotate(label, (steps[-1], megabytes[-1]), (8, 0), textcoords="offset points", va="center", color=colour)
+    axis.set_xticks(list(steps), [str(n) for n in steps])
+    axis.minorticks_off()
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.set_xlabel("steps of the sampler")
+    axis.set_ylabel("peak of tensor memory, MiB")
+    axis.grid(color="0.9")
+    figure.suptitle("One gradient through the SDE with replayed noise", fontsize=11, x=0.42)
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(FONT):
+        return Figure(figsize=(width, height), dpi=DPI)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    from matplotlib import rc_context
+
+    with rc_context(FONT):
+        figure.savefig(path)
+
+
+def _show(axis: Any, image: Tensor) -> None:
+    axis.imshow(image[0].numpy(), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(False)

@@ -1,0 +1,89 @@
+"""What the whole demo happens on: the digits, their exact denoiser, two samplers on one grid, and a classifier."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..adjoints import Adjoint, Checkpoint
+from ..denoiser import Denoiser
+from ..grids import uniform_logsnr
+from ..noise import Noise
+from ..problems import Digits
+from ..sample import sample
+from ..samplers import Sampler, dpm_solver_pp_2m, sde_dpm_solver_pp_2m, shark_sde
+from ..schedules import VPLinear
+from . import classifier
+
+SCHEDULE = VPLinear()
+# Each image is a Gaussian this wide (pixels span [-1, 1]). Much narrower ones are wells with steep walls: late in the
+# sampler every path sits at the bottom of one, and the gradients that could move it to another vanish.
+BANDWIDTH = 0.2
+STEPS = 30
+# The last time has sigma / alpha = e^-3 = 0.05, a quarter of the bandwidth: what is left to denoise is invisible.
+LAST_LAMBDA = 3.0
+
+ODE = dpm_solver_pp_2m(SCHEDULE)
+SDE = sde_dpm_solver_pp_2m(SCHEDULE)
+SHARK = shark_sde(SCHEDULE)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that is made once; states are float64 of shape (n, 1, 8, 8)."""
+
+    seed: int
+    problem: Digits
+    denoiser: Denoiser
+    classifier: nn.Module
+
+    @classmethod
+    def create(cls, seed: int) -> Scene:
+        problem = Digits(bandwidth=BANDWIDTH, conditional=True)
+        return cls(seed, problem, problem.denoiser(SCHEDULE), classifier.trained(problem, seed))
+
+    def grid(self, steps: int = STEPS) -> Tensor:
+        return uniform_logsnr(SCHEDULE, steps, t_min=float(SCHEDULE.time(LAST_LAMBDA)))
+
+    def normals(self, *shape: int, offset: int = 0) -> Tensor:
+        """Standard normals, a function of the demo's seed and the offset."""
+        generator = torch.Generator().manual_seed(self.seed + offset)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    def latents(self, n: int, offset: int = 0) -> Tensor:
+        """``x_T`` for n samples."""
+        return SCHEDULE.sigma(self.grid()[0]) * self.normals(n, 1, 8, 8, offset=offset)
+
+    def sample(
+        self,
+        sampler: Sampler,
+        x_T: Tensor,
+        label: Tensor,
+        noise: Noise | None = None,
+        *,
+        steps: int = STEPS,
+        adjoint: Adjoint = Checkpoint(),  # noqa: B008 (frozen)
+    ) -> Tensor:
+        """``x_0`` for the class logits ``label`` (n, 10); zeros ask for no class in particular."""
+        frame, solver = sampler
+        return sample(
+            self.denoiser, x_T, frame=frame, grid=self.grid(steps), solver=solver, noise=noise, cond={"label": label},
+            adjoint=adjoint,
+        )  # fmt: skip
+
+    def losses(self, x: Tensor, labels: Tensor) -> Tensor:
+        """``-log p(label | x)`` by the classifier, (n,)."""
+        return functional.cross_entropy(self.classifier(x), labels, reduction="none")
+
+    def exact_classes(self, x: Tensor) -> Tensor:
+        """``p(class | x)`` in the mixture itself, (n, 10): a second opinion that no classifier has a say in."""
+        logs = []
+        for digit in range(10):
+            only = torch.full((len(x), 10), -math.inf, dtype=torch.float64)
+            only[:, digit] = 0
+            logs.append(self.problem.log_prob(x, self.grid()[-1], SCHEDULE, {"label": only}))
+        return torch.stack(logs, 1).softmax(1)

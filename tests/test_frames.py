@@ -1,0 +1,287 @@
+"""Frames: their weights and clocks against the reverse equations they are to solve, and the law of what is sampled."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import sdeadjoint as sa
+from sdeadjoint.frames import KINDS
+from sdeadjoint.testing import strategies
+
+EPS = torch.finfo(torch.float64).eps
+ETAS = [0.0, 0.25, 1.0, 2.0]
+SCHEDULES = [sa.VPLinear(), sa.VPCosine(), sa.VE(), sa.RectifiedFlow()]
+
+
+def f64(values: object) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@st.composite
+def frames_and_times(draw: st.DrawFn) -> tuple[sa.Frame, Tensor]:
+    frame = draw(strategies.frames())
+    return frame, draw(strategies.grids(frame.schedule))
+
+
+class Rates(NamedTuple):
+    """Functions of the frame and the schedule at some times, with their derivatives in t by autograd."""
+
+    frame: sa.Frame
+    t: Tensor
+
+    def of(self, function: str) -> tuple[Tensor, Tensor]:
+        t = self.t.clone().requires_grad_()
+        owner = self.frame if hasattr(self.frame, function) else self.frame.schedule
+        value = getattr(owner, function)(t)
+        if not value.requires_grad:
+            return value, torch.zeros_like(value)
+        return value.detach(), torch.autograd.grad(value.sum(), t)[0]
+
+
+def reverse_drift(kind: str, eta: float, x: float, F: float, rates: Rates) -> Tensor:
+    """``(dlog alpha/dt) x - (1 + eta)/2 g^2 score`` where the network predicts F at x, from the definitions alone."""
+    alpha, sigma = (rates.of(name)[0] for name in ("alpha", "sigma"))
+    eps = {"data": (x - alpha * F) / sigma, "noise": F + 0 * alpha, "flow": (x + alpha * F) / (alpha + sigma)}[kind]
+    g2 = -2 * sigma**2 * rates.of("lam")[1]
+    return rates.of("log_alpha")[1] * x + (1 + eta) / 2 * g2 * eps / sigma
+
+
+def close(got: Tensor, want: Tensor, size: Tensor) -> None:
+    """To 200 ulps of the terms involved: each is a chain of some twenty roundings, the exponents among them below 20."""
+    assert ((got - want).abs() <= 200 * EPS * size).all(), (got, want)
+
+
+# ---------------------------------------------------------------- weight and clocks
+
+
+@given(frames_and_times())
+def test_weight_and_clocks_solve_the_reverse_equation(case: tuple[sa.Frame, Tensor]) -> None:
+    frame, grid = case
+    rates = Rates(frame, grid)
+    (w, dw), (_, ds), (_, dnu) = (rates.of(name) for name in ("weight", "clock", "noise_clock"))
+    dlam, size = rates.of("lam")[1], rates.of("log_alpha")[1].abs() + 3 * rates.of("lam")[1].abs()
+    # dx = w dy + (dw/w) x: dw/w is the drift's coefficient of x, w ds/dt that of F, and w^2 |dnu/dt| = eta g^2.
+    close(dw / w, reverse_drift(frame.kind, frame.eta, 1.0, 0.0, rates), size)
+    expected = reverse_drift(frame.kind, frame.eta, 0.0, 1.0, rates)
+    # The flow kind's clock approaches 1 where alpha is small, its derivative is a difference from 1 relative to 1.
+    close(w * ds, expected, expected.abs() * (1 + w if frame.kind == "flow" else 1))
+    variance = 2 * frame.eta * rates.of("sigma")[0] ** 2 * dlam
+    cancelled = 1 + w + 1 / rates.of("sigma")[0] if frame.kind == "flow" else 1
+    close(w**2 * dnu, variance, variance.abs() * cancelled)
+
+
+@given(frames_and_times(), st.floats(0.1, 3.0), st.floats(-2.0, 2.0))
+def test_the_frame_keeps_the_marginals_of_gaussian_data(case: tuple[sa.Frame, Tensor], v: float, m: float) -> None:
+    # F = A y + b for Gaussian data, so that mean and variance of y obey dM = (A M + b) ds, dV = 2 A V ds + dnu.
+    # Those of the forward process, M = alpha m / w and V = (alpha^2 v + sigma^2) / w^2, must satisfy both.
+    frame, grid = case
+    rates = Rates(frame, grid)
+    (alpha, _), (sigma, _), (w, _) = (rates.of(name) for name in ("alpha", "sigma", "weight"))
+    P = alpha**2 * v + sigma**2
+    x0 = sigma**2 / P * m, alpha * v / P  # E[x_0 | x] at x = 0, and its slope
+    eps = -alpha * x0[0] / sigma, sigma / P
+    b, slope = {"data": x0, "noise": eps, "flow": (eps[0] - x0[0], eps[1] - x0[1])}[frame.kind]
+    A = w * slope
+    t = grid.clone().requires_grad_()
+    a, s, weight = frame.schedule.alpha(t), frame.schedule.sigma(t), frame.weight(t)
+    M, V = a * m / weight, (a**2 * v + s**2) / weight**2
+    dM, dV = (torch.autograd.grad(value.sum(), t, retain_graph=True)[0] for value in (M, V))
+    ds, dnu = rates.of("clock")[1], rates.of("noise_clock")[1]
+    M, V = M.detach(), V.detach()
+    # The fluctuations x - alpha m are well-conditioned; the flow kind's eps - x_0 cancels up to 1e3 of them.
+    lost = 1 + w + 1 / w + 1 / sigma + 1 / alpha
+    close(dM, (A * M + b) * ds, lost * (dM.abs() + (A * M * ds).abs() + (b * ds).abs()))
+    close(dV, 2 * A * V * ds + dnu, lost * (dV.abs() + (2 * A * V * ds).abs() + dnu.abs()))
+
+
+@given(frames_and_times())
+def test_time_inverts_the_clock(case: tuple[sa.Frame, Tensor]) -> None:
+    frame, grid = case
+    s, (lam, dlam) = frame.clock(grid), Rates(frame, grid).of("lam")
+    back = frame.time(s)
+    # Round-off of s, of lambda and of t, each expressed in lambda. Near alpha = 0 the flow kind's s rounds to 1.
+    saturated = 1 / (1 - s) if frame.kind == "flow" else 0
+    bound = 32 * EPS * (1 + lam.abs() + (grid * dlam).abs() + saturated)
+    assert ((frame.schedule.lam(back) - lam).abs() <= bound).all()
+    assert frame.time(float(s[0])).shape == ()
+    assert (frame.time(float(s[0])) - back[0]).abs() * dlam[0].abs() <= bound[0]
+
+
+@given(frames_and_times())
+def test_clocks_are_monotone(case: tuple[sa.Frame, Tensor]) -> None:
+    frame, grid = case
+    ds, dnu = frame.clock(grid).diff(), frame.noise_clock(grid).diff()
+    assert (ds > 0).all() if frame.kind == "data" else (ds < 0).all()
+    assert (dnu == 0).all() if frame.eta == 0 else (dnu > 0).all()
+    assert (frame.weight(grid) > 0).all()
+
+
+@given(strategies.schedules(), st.data())
+def test_flow_kind_without_noise_is_the_flow_itself(schedule: sa.Schedule, data: st.DataObject) -> None:
+    grid, frame = data.draw(strategies.grids(schedule)), sa.Frame(schedule, kind="flow")
+    alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
+    torch.testing.assert_close(frame.weight(grid), alpha + sigma, rtol=4 * EPS, atol=0)
+    torch.testing.assert_close(frame.clock(grid), sigma / (alpha + sigma), rtol=32 * EPS, atol=0)
+    if isinstance(schedule, sa.RectifiedFlow):
+        torch.testing.assert_close(frame.weight(grid), torch.ones_like(grid), rtol=8 * EPS, atol=0)
+        torch.testing.assert_close(frame.clock(grid), grid, rtol=32 * EPS, atol=0)
+
+
+@given(frames_and_times())
+def test_the_table_of_the_documentation(case: tuple[sa.Frame, Tensor]) -> None:
+    frame, grid = case
+    alpha, sigma, e = frame.schedule.alpha(grid), frame.schedule.sigma(grid), frame.eta
+    snr, r = alpha / sigma, sigma / alpha
+    w, s, nu = {
+        "data": (sigma * snr**-e, snr ** (1 + e), snr ** (2 * e)),
+        "noise": (alpha, (1 + e) * r, -e * r**2),
+        "flow": (
+            alpha * (1 + r) ** (1 + e),
+            1 - (1 + r) ** -(1 + e),
+            (1 + r) ** (-2 * e) - 1 - 2 * e / (1 + 2 * e) * ((1 + r) ** -(1 + 2 * e) - 1),
+        ),
+    }[frame.kind]
+    for got, want in ((frame.weight(grid), w), (frame.clock(grid), s)):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(frame.noise_clock(grid).diff(), nu.diff(), rtol=1e-12, atol=1e-12 * float(nu.abs().max()))
+
+
+def test_strong_order_needs_the_noise_clock_to_be_the_drift_clock() -> None:
+    frame = sa.Frame(sa.VPLinear(), eta=1.0)
+    grid = sa.uniform_logsnr(frame.schedule, 10)
+    assert torch.equal(frame.clock(grid), frame.noise_clock(grid))
+
+
+# ---------------------------------------------------------------- the law of samples
+
+
+def law(frame: sa.Frame, grid: Tensor, solver: sa.Solver, v: float, m: float) -> tuple[float, float]:
+    """Mean and variance of the sampler's output for Gaussian data and perfect starts, exactly.
+
+    The sampler is an affine function of x_T and of the increments, so its gradient says how variances add up.
+    """
+    alpha, sigma = (float(f(grid[0])) for f in (frame.schedule.alpha, frame.schedule.sigma))
+    x_T = f64([alpha * m]).requires_grad_()
+    dB = torch.zeros(len(grid) - 1, 1, dtype=torch.float64, requires_grad=True)
+    noise = sa.FixedNoise(dB) if frame.eta > 0 else None
+    denoiser = sa.problems.Gaussian(m, v).denoiser(frame.schedule)
+    x = sa.sample(denoiser, x_T, frame=frame, grid=grid, solver=solver, noise=noise, adjoint=sa.Direct())
+    by_x, by_dB = torch.autograd.grad(x.sum(), (x_T, dB), allow_unused=True)
+    variance = float(by_x) ** 2 * (alpha**2 * v + sigma**2)
+    if by_dB is not None:
+        variance += float((by_dB[:, 0] ** 2 * frame.noise_clock(grid).diff()).sum())
+    return float(x.detach()), variance
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("eta", ETAS)
+@pytest.mark.parametrize("schedule", [sa.VPLinear(), sa.VE(), sa.RectifiedFlow(), sa.VPCosine()], ids=repr)
+def test_samples_have_the_law_of_the_data(schedule: sa.Schedule, eta: float, kind: str) -> None:
+    frame, v, m = sa.Frame(schedule, eta=eta, kind=kind), 0.5, 0.7
+    t_max = schedule.time(-4.0).item()
+    errors = []
+    for steps in (40, 80):
+        grid = sa.uniform_logsnr(schedule, steps, t_max=t_max, t_min=float(schedule.time(3.0)))
+        mean, variance = law(frame, grid, sa.Heun(), v, m)
+        alpha, sigma = float(schedule.alpha(grid[-1])), float(schedule.sigma(grid[-1]))
+        errors.append((abs(mean - alpha * m), abs(variance - alpha**2 * v - sigma**2)))
+    for coarse, fine in zip(*errors, strict=True):
+        # Heun's law is of order 2: the error falls by 4, here at least by 3, and is small by now.
+        assert fine <= max(coarse / 3, 1e-6)
+        assert fine < 2e-2
+
+
+@pytest.mark.parametrize("kind", ["data", "flow"])
+@pytest.mark.parametrize("eta", ETAS)
+@pytest.mark.parametrize("schedule", [sa.RectifiedFlow(), sa.VPCosine()], ids=repr)
+def test_the_start_at_alpha_zero_is_regular(schedule: sa.Schedule, eta: float, kind: str) -> None:
+    frame = sa.Frame(schedule, eta=eta, kind=kind)
+    assert frame.clock(1.0) == (0 if kind == "data" else 1)
+    assert frame.weight(1.0) == (1 if eta == 0 else math.inf)
+    assert frame.noise_clock(1.0).isfinite()
+    inner = sa.uniform_logsnr(schedule, 79, t_max=float(schedule.time(-5.0)), t_min=float(schedule.time(3.0)))
+    mean, variance = law(frame, torch.cat([f64([1.0]), inner]), sa.Heun(), 0.5, 0.7)
+    alpha, sigma = float(schedule.alpha(inner[-1])), float(schedule.sigma(inner[-1]))
+    assert abs(mean - alpha * 0.7) < 2e-2
+    assert abs(variance - alpha**2 * 0.5 - sigma**2) < 2e-2
+
+
+@given(st.sampled_from(SCHEDULES), strategies.etas(), strategies.kinds())
+def test_clean_data_is_a_finite_point_of_the_noise_and_flow_kinds_only(
+    schedule: sa.Schedule, eta: float, kind: str
+) -> None:
+    frame = sa.Frame(schedule, eta=eta, kind=kind)
+    assert frame.clock(0.0) == (math.inf if kind == "data" else 0)
+    assert frame.weight(0.0) == (0 if kind == "data" else 1)
+    assert frame.noise_clock(0.0) == (math.inf if kind == "data" and eta > 0 else 0)
+
+
+def test_noise_kind_is_refused_at_alpha_zero() -> None:
+    frame = sa.Frame(sa.RectifiedFlow(), kind="noise")
+    denoiser = sa.problems.Gaussian(0.0, 1.0).denoiser(frame.schedule)
+    with pytest.raises(ValueError, match=r"alpha = 0 and the noise kind is singular; pass Frame\(\.\.\., kind='data'\)"):
+        sa.sample(denoiser, torch.zeros(2), frame=frame, grid=[1.0, 0.5], solver=sa.Euler())
+
+
+@pytest.mark.parametrize(
+    ("eta", "kind", "grid"), [(80.0, "data", [0.999, 0.5, 1e-3]), (0.0, "noise", [0.5, math.nextafter(0.5, 0)])]
+)
+def test_clocks_that_float64_cannot_hold_or_tell_apart_are_refused(eta: float, kind: str, grid: list[float]) -> None:
+    frame = sa.Frame(sa.VPLinear(), eta=eta, kind=kind)
+    denoiser = sa.problems.Gaussian(0.0, 1.0).denoiser(frame.schedule)
+    with pytest.raises(ValueError, match="pass a grid with larger steps or less extreme ends, or a smaller eta"):
+        sa.sample(
+            denoiser, torch.zeros(2), frame=frame, grid=grid, solver=sa.Euler(), noise=sa.BrownianPath(0) if eta else None
+        )
+
+
+# ---------------------------------------------------------------- the door
+
+
+@settings(max_examples=30)
+@given(strategies.frames(), st.sampled_from([(), (1,), (0,), (2, 3)]))
+def test_shapes_and_dtypes(frame: sa.Frame, shape: tuple[int, ...]) -> None:
+    t = frame.schedule.t_min
+    if not shape:
+        for value in (frame.weight(t), frame.clock(t), frame.noise_clock(t), frame.time(float(frame.clock(t)))):
+            assert (value.shape, value.dtype) == ((), torch.float64)
+    for dtype in (torch.float64, torch.float32):
+        many = torch.full(shape, t, dtype=dtype).clamp(*frame.schedule.domain)
+        many = many if dtype == torch.float64 else many.clamp(min=frame.schedule.domain[0])
+        for value in (frame.weight(many), frame.clock(many), frame.noise_clock(many)):
+            assert (value.shape, value.dtype) == (many.shape, torch.float64)
+    s = frame.clock(torch.full(shape, t, dtype=torch.float64))
+    assert (frame.time(s).shape, frame.time(s).dtype) == (s.shape, torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"schedule": "vp"}, TypeError, r"schedule: got str; pass a Schedule such as VPLinear\(\)"),
+        ({"kind": "epsilon"}, ValueError, r"kind: got 'epsilon'; pass one of \('data', 'noise', 'flow'\)"),
+        ({"eta": True}, TypeError, "eta: got True; pass a number"),
+        ({"eta": "1"}, TypeError, "eta: got '1'; pass a number"),
+        ({"eta": None}, TypeError, "eta: got None; pass a number"),
+        ({"eta": -0.1}, ValueError, "eta: got -0.1; pass a finite number >= 0"),
+        ({"eta": math.nan}, ValueError, "eta: got nan; pass a finite number >= 0"),
+        ({"eta": math.inf}, ValueError, "eta: got inf; pass a finite number >= 0"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        sa.Frame(**{"schedule": sa.VPLinear(), **arguments})  # type: ignore[arg-type]
+
+
+def test_times_outside_the_schedule_are_refused() -> None:
+    for function in ("weight", "clock", "noise_clock"):
+        with pytest.raises(ValueError, match=r"t must lie in \[0.0, 1.0\]"):
+            getattr(sa.Frame(sa.VPLinear()), function)(1.5)
+    with pytest.raises(ValueError, match="lam must lie in"):
+        sa.Frame(sa.VPLinear()).time(1e-9)
