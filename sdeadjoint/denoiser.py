@@ -60,7 +60,7 @@ class Denoiser(nn.Module):
         """The prediction of the asked kind at ``x`` (batch, ...) and time ``t`` (a number or a tensor (batch,))."""
         times = t.double() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")
         alpha, sigma = (self._broadcast(value(times), x) for value in (self.schedule.alpha, self.schedule.sigma))
-        out = self._call(x, times.to(x.device, self.time_dtype or x.dtype).expand(x.shape[0]), cond or {})
+        out = self._call(x, times.to(x.device, self.time_dtype or x.dtype).expand(x.shape[0]).contiguous(), cond or {})
         return convert(out, x, alpha, sigma, self.prediction, prediction)
 
     def declared(self) -> Iterator[Tensor]:

@@ -108,7 +108,7 @@ class Discretization:
         y = carry.y if n > 0 else carry.y / self.weights[0]
         try:
             if n == self.steps - 1 and self.projects:
-                x = self.state(n, carry.y)
+                x = carry.y.clone() if n == 0 else self.state(n, carry.y)
                 return Carry(self._predict(n, x, self.times[n], "sample").to(x.dtype), carry.state)
             dB: Tensor | float = 0.0 if increment is None else increment.dB.to(y)
             H: Tensor | float = 0.0 if increment is None or increment.H is None else increment.H.to(y)
@@ -128,7 +128,7 @@ class Discretization:
             else:
                 time = self.frame.time(s)
                 t, weight = float(time), float(self.frame.weight(time))
-            x = start if math.isinf(weight) else weight * y
+            x = start.clone() if math.isinf(weight) else weight * y  # the network may change its argument in place
             return self._predict(n, x, t, self.frame.prediction).to(y.dtype)
 
         return drift

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .schedules import Schedule
 
+_EPS = torch.finfo(torch.float64).eps
+
 KINDS = ("data", "noise", "flow")
 PREDICTION_OF_KIND = {"data": "sample", "noise": "epsilon", "flow": "flow_prediction"}
 
@@ -108,7 +110,10 @@ class Frame:
         return torch.expm1(-e * log1r) - e / (1 + e) * torch.expm1(-(1 + e) * log1r)
 
     def time(self, s: Tensor | float) -> Tensor:
-        """``t`` with ``clock(t) = s``, float64, same shape as ``s``; error in lambda of a few ulps."""
+        """``t`` with ``clock(t) = s``, float64, same shape as ``s``.
+
+        Error in lambda: a few ulps; in the flow kind ``1 / (1 - s)`` of them, as s itself rounds to 1 where alpha is small.
+        """
         s = s.double() if isinstance(s, Tensor) else torch.tensor(s, dtype=torch.float64, device="cpu")
         if self.kind == "data":
             lam = s.log() / (1 + self.eta)
@@ -116,6 +121,9 @@ class Frame:
             lam = -(s / (1 + self.eta)).log()
         else:
             lam = -torch.expm1(-torch.log1p(-s) / (1 + self.eta)).log()
+            # Past the schedule's noisy end by no more than that round-off is that end.
+            least = self.schedule.lam(self.schedule.domain[1]).to(lam.device)
+            lam = torch.where((lam < least) & (lam >= least - 4 * _EPS / (1 - s)), least, lam)
         return self.schedule.time(lam)
 
     def _logs(self, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:

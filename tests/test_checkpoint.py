@@ -172,6 +172,35 @@ def test_conditioning_computed_by_the_user_and_seen_by_a_closure_too(x_T: Tensor
         assert relative(got, want) <= 1e-12
 
 
+def test_noise_that_is_conditioning_too(x_T: Tensor) -> None:
+    """One tensor in three roles: increments, Levy areas and conditioning. Its gradient is the sum."""
+    frame, grid = sa.Frame(SCHEDULE, eta=1.0), grid_of(6, True)
+    z = sa.BrownianPath(seed=0).increments(frame, grid, x_T).requires_grad_()
+
+    def network(x: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        return torch.tanh(x + z.mean(0))
+
+    options = {"frame": frame, "grid": grid, "noise": sa.FixedNoise(z, z), "cond": {"z": z}, "solver": sa.SRA1()}
+    got, want = (
+        torch.autograd.grad(run(network, a, x_T, **options).sum(), z)[0] for a in (sa.Checkpoint(2), sa.Direct())
+    )
+    assert relative(got, want) <= 1e-12
+
+
+def test_networks_may_change_their_argument_in_place(x_T: Tensor) -> None:
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        return x.mul_(0.5).sin_()
+
+    before = x_T.detach().clone()
+    for steps in (1, 3):
+        options = {"grid": [*grid_of(steps, True).tolist()[:-1], 0.0]}
+        got, want = (
+            torch.autograd.grad(run(network, a, x_T, **options).sum(), x_T)[0] for a in (sa.Checkpoint(), sa.Direct())
+        )
+        assert relative(got, want) <= 1e-12
+        assert torch.equal(x_T, before)
+
+
 def test_low_rank_wrappers_and_frozen_weights(x_T: Tensor) -> None:
     layer = LowRank(nn.Linear(4, 4).double())
     for adjoint in CHECKPOINTS:

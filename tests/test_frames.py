@@ -44,6 +44,16 @@ class Rates(NamedTuple):
             return value, torch.zeros_like(value)
         return value.detach(), torch.autograd.grad(value.sum(), t)[0]
 
+    def lost(self) -> tuple[Tensor, Tensor]:
+        """What autograd loses in the derivatives of the two clocks, as multiples of their round-off.
+
+        The flow kind's are made of differences from 1, whose derivatives are rounded relative to 1.
+        """
+        r = (-self.of("lam")[0]).exp()
+        if self.frame.kind != "flow":
+            return torch.ones_like(r), torch.ones_like(r)
+        return (1 + r) ** (1 + self.frame.eta), (1 + r) ** (1 + 2 * self.frame.eta) * (1 + r) / r
+
 
 def reverse_drift(kind: str, eta: float, x: float, F: float, rates: Rates) -> Tensor:
     """``(dlog alpha/dt) x - (1 + eta)/2 g^2 score`` where the network predicts F at x, from the definitions alone."""
@@ -70,11 +80,10 @@ def test_weight_and_clocks_solve_the_reverse_equation(case: tuple[sa.Frame, Tens
     # dx = w dy + (dw/w) x: dw/w is the drift's coefficient of x, w ds/dt that of F, and w^2 |dnu/dt| = eta g^2.
     close(dw / w, reverse_drift(frame.kind, frame.eta, 1.0, 0.0, rates), size)
     expected = reverse_drift(frame.kind, frame.eta, 0.0, 1.0, rates)
-    # The flow kind's clock approaches 1 where alpha is small, its derivative is a difference from 1 relative to 1.
-    close(w * ds, expected, expected.abs() * (1 + w if frame.kind == "flow" else 1))
+    in_s, in_nu = rates.lost()
+    close(w * ds, expected, expected.abs() * in_s)
     variance = 2 * frame.eta * rates.of("sigma")[0] ** 2 * dlam
-    cancelled = 1 + w + 1 / rates.of("sigma")[0] if frame.kind == "flow" else 1
-    close(w**2 * dnu, variance, variance.abs() * cancelled)
+    close(w**2 * dnu, variance, variance.abs() * in_nu)
 
 
 @given(frames_and_times(), st.floats(0.1, 3.0), st.floats(-2.0, 2.0))
@@ -88,17 +97,17 @@ def test_the_frame_keeps_the_marginals_of_gaussian_data(case: tuple[sa.Frame, Te
     x0 = sigma**2 / P * m, alpha * v / P  # E[x_0 | x] at x = 0, and its slope
     eps = -alpha * x0[0] / sigma, sigma / P
     b, slope = {"data": x0, "noise": eps, "flow": (eps[0] - x0[0], eps[1] - x0[1])}[frame.kind]
-    A = w * slope
+    A, terms = w * slope, w * (sigma + alpha * v) / P  # slope's own two terms may cancel
     t = grid.clone().requires_grad_()
-    a, s, weight = frame.schedule.alpha(t), frame.schedule.sigma(t), frame.weight(t)
-    M, V = a * m / weight, (a**2 * v + s**2) / weight**2
+    M = frame.schedule.alpha(t) * m / frame.weight(t) + 0 * t
+    V = (frame.schedule.alpha(t) ** 2 * v + frame.schedule.sigma(t) ** 2) / frame.weight(t) ** 2
     dM, dV = (torch.autograd.grad(value.sum(), t, retain_graph=True)[0] for value in (M, V))
-    ds, dnu = rates.of("clock")[1], rates.of("noise_clock")[1]
     M, V = M.detach(), V.detach()
-    # The fluctuations x - alpha m are well-conditioned; the flow kind's eps - x_0 cancels up to 1e3 of them.
-    lost = 1 + w + 1 / w + 1 / sigma + 1 / alpha
-    close(dM, (A * M + b) * ds, lost * (dM.abs() + (A * M * ds).abs() + (b * ds).abs()))
-    close(dV, 2 * A * V * ds + dnu, lost * (dV.abs() + (2 * A * V * ds).abs() + dnu.abs()))
+    ds, dnu = rates.of("clock")[1], rates.of("noise_clock")[1]
+    in_s, in_nu = rates.lost()
+    rate = rates.of("log_alpha")[1].abs() + 3 * rates.of("lam")[1].abs()
+    close(dM, (A * M + b) * ds, M.abs() * rate + (terms * M.abs() + b.abs()) * ds.abs() * in_s)
+    close(dV, 2 * A * V * ds + dnu, 4 * V * rate + 2 * terms * V * ds.abs() * in_s + dnu.abs() * in_nu)
 
 
 @given(frames_and_times())
@@ -107,8 +116,7 @@ def test_time_inverts_the_clock(case: tuple[sa.Frame, Tensor]) -> None:
     s, (lam, dlam) = frame.clock(grid), Rates(frame, grid).of("lam")
     back = frame.time(s)
     # Round-off of s, of lambda and of t, each expressed in lambda. Near alpha = 0 the flow kind's s rounds to 1.
-    saturated = 1 / (1 - s) if frame.kind == "flow" else 0
-    bound = 32 * EPS * (1 + lam.abs() + (grid * dlam).abs() + saturated)
+    bound = 32 * EPS * (lam.abs() + (grid * dlam).abs() + Rates(frame, grid).lost()[0])
     assert ((frame.schedule.lam(back) - lam).abs() <= bound).all()
     assert frame.time(float(s[0])).shape == ()
     assert (frame.time(float(s[0])) - back[0]).abs() * dlam[0].abs() <= bound[0]
@@ -182,20 +190,19 @@ def law(frame: sa.Frame, grid: Tensor, solver: sa.Solver, v: float, m: float) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("eta", ETAS)
-@pytest.mark.parametrize("schedule", [sa.VPLinear(), sa.VE(), sa.RectifiedFlow(), sa.VPCosine()], ids=repr)
+@pytest.mark.parametrize("schedule", [sa.VPLinear(), sa.RectifiedFlow()], ids=repr)
 def test_samples_have_the_law_of_the_data(schedule: sa.Schedule, eta: float, kind: str) -> None:
     frame, v, m = sa.Frame(schedule, eta=eta, kind=kind), 0.5, 0.7
-    t_max = schedule.time(-4.0).item()
     errors = []
-    for steps in (40, 80):
-        grid = sa.uniform_logsnr(schedule, steps, t_max=t_max, t_min=float(schedule.time(3.0)))
+    for steps in (80, 160):
+        t_max, t_min = schedule.time(f64([-4.0, 3.0])).tolist()
+        grid = sa.uniform_logsnr(schedule, steps, t_max=t_max, t_min=t_min)
         mean, variance = law(frame, grid, sa.Heun(), v, m)
         alpha, sigma = float(schedule.alpha(grid[-1])), float(schedule.sigma(grid[-1]))
-        errors.append((abs(mean - alpha * m), abs(variance - alpha**2 * v - sigma**2)))
-    for coarse, fine in zip(*errors, strict=True):
-        # Heun's law is of order 2: the error falls by 4, here at least by 3, and is small by now.
-        assert fine <= max(coarse / 3, 1e-6)
-        assert fine < 2e-2
+        assert mean == pytest.approx(alpha * m, rel=100 * EPS)  # where the prediction does not change along the path
+        errors.append(variance - alpha**2 * v - sigma**2)
+    # Heun's law is of order 2, with an error of 2e-3 at most here; what extrapolation leaves of it is of order 3.
+    assert abs(4 * errors[1] - errors[0]) / 3 < 5e-4
 
 
 @pytest.mark.parametrize("kind", ["data", "flow"])
@@ -231,10 +238,10 @@ def test_noise_kind_is_refused_at_alpha_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("eta", "kind", "grid"), [(80.0, "data", [0.999, 0.5, 1e-3]), (0.0, "noise", [0.5, math.nextafter(0.5, 0)])]
+    ("eta", "kind", "grid"), [(300.0, "data", [1.0, 0.5, 1e-3]), (2.0, "flow", [1e8, 9e7, 1.0])]
 )
 def test_clocks_that_float64_cannot_hold_or_tell_apart_are_refused(eta: float, kind: str, grid: list[float]) -> None:
-    frame = sa.Frame(sa.VPLinear(), eta=eta, kind=kind)
+    frame = sa.Frame(sa.VE(), eta=eta, kind=kind)
     denoiser = sa.problems.Gaussian(0.0, 1.0).denoiser(frame.schedule)
     with pytest.raises(ValueError, match="pass a grid with larger steps or less extreme ends, or a smaller eta"):
         sa.sample(

@@ -88,25 +88,24 @@ class Totals:
         self.grads: list[Tensor | None] = [None] * len(plan.inputs)
         self.noise = () if plan.recursion.noise is None else plan.recursion.noise.tensors
         self.slots = {id(tensor): k for k, tensor in enumerate(plan.inputs)}
-        self.others = [k for k, tensor in enumerate(plan.inputs) if all(tensor is not own for own in self.noise)]
 
     def add(self, grads: list[Tensor | None]) -> None:
-        """Add one step's gradients of all inputs that are not noise."""
-        for k, grad in zip(self.others, grads, strict=True):
+        """Add one step's gradients of the inputs, but for what reaches the noise's tensors as noise."""
+        for k, grad in enumerate(grads):
             if grad is not None:
                 total = self.grads[k]
                 # Autograd may hand out one tensor for two inputs, so it is copied before anything is added to it.
                 self.grads[k] = grad.clone() if total is None else total.add_(grad)
 
-    def put_noise(self, n: int, grads: list[Tensor | None]) -> None:
-        """Write step n's gradients into their places in the noise's."""
+    def add_noise(self, n: int, grads: list[Tensor | None]) -> None:
+        """Add the gradients of step n's noise in their places."""
         for tensor, grad in zip(self.noise, grads, strict=False):
             k = self.slots.get(id(tensor))
             if k is not None and grad is not None:
                 total = self.grads[k]
                 if total is None:
                     total = self.grads[k] = torch.zeros_like(tensor)
-                total[n] = grad
+                total[n] += grad
 
 
 def backwards(plan: Plan, stack: list[tuple[int, Stage]]) -> Iterator[tuple[int, Stage]]:
@@ -160,7 +159,7 @@ def pull_back(
         return [None]
     outputs, seeds = zip(*reached_by, strict=True)
     own = [] if n == 0 else list(nests.tensors(carry))
-    known = [*own, *noise, *(plan.inputs[k] for k in totals.others)]
+    known = [*own, *noise, *plan.inputs]
     if dependencies(outputs, known).leaves:
         raise RuntimeError(
             f"network: recomputing step {n} of {plan.recursion.steps} used a tensor that requires a gradient and that "
@@ -170,7 +169,7 @@ def pull_back(
     grads: list[Tensor | None] = [
         *torch.autograd.grad(outputs, known, seeds, allow_unused=True, retain_graph=plan.borrows_graph)
     ]
-    totals.put_noise(n, grads[len(own) : len(own) + len(noise)])
+    totals.add_noise(n, grads[len(own) : len(own) + len(noise)])
     totals.add(grads[len(own) + len(noise) :])
     return grads[: len(own)] if n else []
 
@@ -199,6 +198,6 @@ def _refuse_mismatch(plan: Plan, n: int, recomputed: Tensor, reached: Tensor) ->
         raise RuntimeError(
             f"network: recomputing step {n} of {plan.recursion.steps} gave another state than the forward pass "
             f"(difference {float(error):.3g}), so the gradient would be another function's: it keeps a cache or "
-            "counter, draws from a generator of its own, or was changed in between; make it a function of (x, t, cond), "
-            "or use adjoint=Direct()"
+            "counter, draws from a generator of its own, or was changed in between; make it a function of "
+            "(x, t, cond), or use adjoint=Direct()"
         )

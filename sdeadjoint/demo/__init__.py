@@ -1,0 +1,89 @@
+"""The library's main job on real images: sample, differentiate, check, descend; in half a minute on two cores.
+
+The model is exact and needs no training: scikit-learn's digits as a Gaussian mixture. ``run`` prints what it finds and
+leaves pictures and all numbers in a directory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from . import descent, footprint, gradients, pictures, report, sheet
+from .classifier import accuracy
+from .scene import Scene
+
+__all__ = ["Effort", "run"]
+
+ON_LATENT = "ODE: descent on x_T"
+ON_NOISE = "SDE: descent on the injected noise, x_T fixed"
+TOLERANCE = 1e-12  # relative, float64: round-off of 30 steps is some 1e-15
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is done: rows of the sheet, start and wish pairs (at most 6), and the step counts of the memory plot."""
+
+    rows: int = 3
+    pairs: int = 6
+    memory_steps: tuple[int, ...] = (10, 20, 50, 100)
+
+
+def run(out: Path, seed: int = 0, *, effort: Effort = Effort()) -> dict[str, Any]:  # noqa: B008 (frozen)
+    """Do it all and write ``sheet.png``, ``demo.png``, ``memory.png`` and ``demo.json`` into the directory ``out``.
+
+    Returns the contents of ``demo.json``: every number that is printed, with the versions and the seed, and equal for
+    equal ones. Errors: ``ImportError`` without scikit-learn or matplotlib; ``RuntimeError`` for a gradient that is
+    not plain autograd's, and for a descent that does not reach its digit.
+    """
+    _check_extras()
+    out.mkdir(parents=True, exist_ok=True)
+    scene = Scene.create(seed)
+    share = accuracy(scene.classifier, scene.problem)
+    _print(report.heading(seed, share))
+    digits = sheet.generate(scene, effort.rows)
+    _print(report.of_sheet(digits))
+    comparisons = gradients.compare(scene)
+    _print(report.of_gradients(comparisons))
+    _check(comparisons)
+    descents = {ON_LATENT: descent.on_latent(scene, effort.pairs), ON_NOISE: descent.on_noise(scene, effort.pairs)}
+    _print(report.of_descents(descents))
+    peaks = footprint.peaks(scene, effort.memory_steps)
+    _print(report.of_memory(peaks, effort.memory_steps))
+    pictures.draw_sheet(digits, out / "sheet.png")
+    pictures.draw_descents(descents, out / "demo.png")
+    pictures.draw_memory(peaks, effort.memory_steps, out / "memory.png")
+    numbers = {
+        "versions": report.versions(),
+        "settings": report.settings(seed) | asdict(effort),
+        "classifier_accuracy": share,
+        "sheet": digits.as_json(),
+        "gradients": [comparison.as_json() for comparison in comparisons],
+        "descents": {title: result.as_json() for title, result in descents.items()},
+        "peak_memory_bytes": peaks,
+    }
+    (out / "demo.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    _print(("", f"Written to {out}: sheet.png (samples), demo.png (before, after, loss), memory.png, demo.json"))
+    return json.loads((out / "demo.json").read_text())  # type: ignore[no-any-return]
+
+
+def _check_extras() -> None:
+    missing = [name for name, module in (("scikit-learn", "sklearn"), ("matplotlib",) * 2) if find_spec(module) is None]
+    if missing:
+        raise ImportError(f"the demo needs {' and '.join(missing)}: pip install 'sdeadjoint[demo]'")
+
+
+def _check(comparisons: Iterable[gradients.Comparison]) -> None:
+    for row in comparisons:
+        worst = max(row.errors.values())
+        if not (row.same_samples and worst <= TOLERANCE):
+            raise RuntimeError(f"{row.sampler} under {row.adjoint} is not plain autograd's: relative error {worst:.1e}")
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, flush=True)

@@ -14,7 +14,7 @@ from ..samplers import Sampler
 from .scene import ODE, SDE, SHARK, Scene
 
 SAMPLERS = {"ODE, DPM-Solver++(2M)": ODE, "SDE, SDE-DPM-Solver++(2M)": SDE, "SDE, ShARK": SHARK}
-ADJOINTS = (Checkpoint(), Checkpoint(snapshots=8))
+ADJOINTS = {"Checkpoint()": Checkpoint(), "Checkpoint(snapshots=8)": Checkpoint(snapshots=8)}
 BATCH = 4
 
 
@@ -36,10 +36,10 @@ def compare(scene: Scene) -> list[Comparison]:
     rows = []
     for name, sampler in SAMPLERS.items():
         x, exact = _gradients(scene, sampler, Direct())
-        for adjoint in ADJOINTS:
+        for adjoint_name, adjoint in ADJOINTS.items():
             x_again, grads = _gradients(scene, sampler, adjoint)
             errors = {key: float((grads[key] - exact[key]).norm() / exact[key].norm()) for key in exact}
-            rows.append(Comparison(name, repr(adjoint), torch.equal(x, x_again), errors))
+            rows.append(Comparison(name, adjoint_name, torch.equal(x, x_again), errors))
     return rows
 
 

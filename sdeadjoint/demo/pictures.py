@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,36 +19,33 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^")
 DPI = 150
-FONT = {"font.family": "DejaVu Sans", "font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False}
+STYLE = {"font.family": "DejaVu Sans", "font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def draw_sheet(sheet: Sheet, path: Path) -> None:
-    """One row of ten digits below another: the ODE's, then the SDE's from the same x_T."""
+    """Rows of ten digits below one another: the ODE's, then the SDE's from the same x_T."""
     rows = len(sheet.ode) // 10
-    figure = _figure(5.6, 0.52 * 2 * rows + 0.9)
-    halves = figure.subfigures(2, 1)
     titles = ("probability-flow ODE, DPM-Solver++(2M)", "diffusion SDE, SDE-DPM-Solver++(2M), from the same $x_T$")
-    for half, images, title in zip(halves, (sheet.ode, sheet.sde), titles, strict=True):
-        axes = half.subplots(rows, 10, squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.06, "top": 0.86,
-                             "bottom": 0.02, "left": 0.02, "right": 0.98})  # fmt: skip
-        half.suptitle(title, fontsize=9, y=0.98)
-        for axis, image in zip(axes.flat, images, strict=True):
-            _show(axis, image)
-    _save(figure, path)
+    layout = {"wspace": 0.12, "hspace": 0.12, "top": 0.88, "bottom": 0.02, "left": 0.02, "right": 0.98}
+    with _figure(path, 5.6, 1.04 * rows + 0.9) as figure:
+        for half, images, title in zip(figure.subfigures(2, 1), (sheet.ode, sheet.sde), titles, strict=True):
+            half.suptitle(title, fontsize=9, y=0.98)
+            axes = half.subplots(rows, 10, squeeze=False, gridspec_kw=layout)
+            for axis, image in zip(axes.flat, images, strict=True):
+                _show(axis, image)
 
 
 def draw_descents(descents: Mapping[str, Descent], path: Path) -> None:
     """Side by side for each descent: before, after, and the loss curves."""
-    figure = _figure(11.0, 5.0)
-    for part, (title, descent) in zip(figure.subfigures(1, len(descents)), descents.items(), strict=True):
-        _draw_descent(part, title, descent)
-    _save(figure, path)
+    with _figure(path, 11.0, 5.0) as figure:
+        for part, (title, descent) in zip(figure.subfigures(1, len(descents)), descents.items(), strict=True):
+            _draw_descent(part, title, descent)
 
 
 def _draw_descent(part: Any, title: str, descent: Descent) -> None:
     pairs = len(descent.start)
-    part.suptitle(title, fontsize=11, y=0.975)
-    grid = part.add_gridspec(2, 1, height_ratios=(1.0, 1.05), top=0.85, bottom=0.1, left=0.13, right=0.97, hspace=0.22)
+    part.suptitle(title.replace("x_T", "$x_T$"), fontsize=11, y=0.98)
+    grid = part.add_gridspec(2, 1, height_ratios=(1.0, 0.95), top=0.875, bottom=0.1, left=0.13, right=0.97, hspace=0.22)
     images = grid[0].subgridspec(2, pairs, wspace=0.08, hspace=0.08)
     for column in range(pairs):
         colour = COLOURS[column % len(COLOURS)]
@@ -65,7 +63,8 @@ def _draw_descent(part: Any, title: str, descent: Descent) -> None:
         axis.semilogy(curve, color=colour, linewidth=1.5)
         axis.semilogy(len(curve) - 1, curve[-1], "o", color=colour, markersize=5)
     axis.axhspan(1e-6, 1 - REACHED, color="0.92", zorder=0, linewidth=0)
-    axis.set_ylim(1e-5, 30)
+    lowest = min(curve[-1] for curve in descent.losses)
+    axis.set_ylim(lowest / 20, 50)  # leaves room for the text below all curves
     axis.text(0.99, 0.03, f"reached: p(wish) > {REACHED:g}", transform=axis.transAxes, ha="right", color="0.4")
     axis.set_xlabel("iteration")
     axis.set_ylabel("loss, $-\\log\\,p$(wish)")
@@ -73,35 +72,33 @@ def _draw_descent(part: Any, title: str, descent: Descent) -> None:
 
 def draw_memory(peaks: Mapping[str, Sequence[int]], steps: Sequence[int], path: Path) -> None:
     """Peak memory against the number of steps, both logarithmic, so that proportional growth has slope one."""
-    figure = _figure(6.4, 4.0)
-    axis = figure.add_axes((0.12, 0.14, 0.6, 0.74))
-    for (name, values), colour, marker in zip(peaks.items(), COLOURS, MARKERS, strict=False):
-        megabytes = [value / 2**20 for value in values]
-        axis.loglog(steps, megabytes, color=colour, marker=marker, linewidth=1.5)
-        label = name.replace("snapshots=None", "")
-        axis.annotate(label, (steps[-1], megabytes[-1]), (8, 0), textcoords="offset points", va="center", color=colour)
-    axis.set_xticks(list(steps), [str(n) for n in steps])
-    axis.minorticks_off()
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.set_xlabel("steps of the sampler")
-    axis.set_ylabel("peak of tensor memory, MiB")
-    axis.grid(color="0.9")
-    figure.suptitle("One gradient through the SDE with replayed noise", fontsize=11, x=0.42)
-    _save(figure, path)
+    from matplotlib.ticker import LogLocator
+
+    with _figure(path, 6.4, 4.0) as figure:
+        axis = figure.add_axes((0.12, 0.14, 0.6, 0.74))
+        for (name, values), colour, marker in zip(peaks.items(), COLOURS, MARKERS, strict=False):
+            megabytes = [value / 2**20 for value in values]
+            axis.loglog(steps, megabytes, color=colour, marker=marker, linewidth=1.5)
+            axis.annotate(name, (steps[-1], megabytes[-1]), (8, 0), textcoords="offset points", va="center", color=colour)
+        axis.set_xticks(list(steps), [str(n) for n in steps])
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
+        axis.set_xlabel("steps of the sampler")
+        axis.set_ylabel("peak of tensor memory, MiB")
+        axis.grid(color="0.9")
+        figure.suptitle("One gradient through the SDE with replayed noise", fontsize=11, x=0.42)
 
 
-def _figure(width: float, height: float) -> Figure:
+@contextmanager
+def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure in inches, written to ``path`` in the end."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(FONT):
-        return Figure(figsize=(width, height), dpi=DPI)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    from matplotlib import rc_context
-
-    with rc_context(FONT):
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height), dpi=DPI)
+        yield figure
         figure.savefig(path)
 
 

@@ -1,0 +1,1 @@
+"""Proved guarantees, as data."""
