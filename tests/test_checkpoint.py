@@ -187,6 +187,18 @@ def test_noise_that_is_conditioning_too(x_T: Tensor) -> None:
     assert relative(got, want) <= 1e-12
 
 
+def test_leaves_whose_gradients_autograd_hands_out_as_one_tensor(x_T: Tensor) -> None:
+    """``a + b`` gives both the same gradient tensor, which must not be summed into twice."""
+    a, b = weight(3, 4), weight(3, 4, seed=2)
+    leaves = [a, b, x_T]
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        return (a + b) + torch.sin(x) * (a if t[0] > 0.7 else 1)
+
+    got, want = (torch.autograd.grad(run(network, m, x_T).sum(), leaves) for m in (sa.Checkpoint(), sa.Direct()))
+    assert max(map(relative, got, want)) <= 1e-12
+
+
 def test_networks_may_change_their_argument_in_place(x_T: Tensor) -> None:
     def network(x: Tensor, t: Tensor) -> Tensor:
         return x.mul_(0.5).sin_()

@@ -12,11 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Autocast:
-    """Autocast as it was when the sampler was called.
-
-    It is replayed without autocast's weight cache: a weight cast while gradients are off would be cached without its
-    graph, and a later differentiated evaluation in the same autocast region would lose that weight's gradient.
-    """
+    """Autocast as it was when the sampler was called, for one device and the CPU."""
 
     modes: tuple[tuple[str, bool, torch.dtype], ...]
 
@@ -39,7 +35,7 @@ class Autocast:
             for kind, enabled, dtype in self.modes:
                 # A disabled mode is entered only where the surroundings differ: some devices warn at the mere entering.
                 if enabled or torch.is_autocast_enabled(kind):
-                    stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
+                    stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
             yield
 
 

@@ -66,7 +66,7 @@ def on_noise(scene: Scene, pairs: int) -> Descent:
     """
     frame, grid = SDE.frame, scene.grid()
     latents = scene.latents(CANDIDATES, offset=4)
-    path = BrownianPath(seed=[scene.seed + i for i in range(CANDIDATES)])  # one path per sample, whatever its batch mates
+    path = BrownianPath(seed=[scene.seed + i for i in range(CANDIDATES)])  # one per sample, whatever its batch mates
     scale = frame.noise_clock(grid).diff().sqrt().reshape(-1, 1, 1, 1, 1)
     normals = path.increments(frame, grid, like=latents) / scale
 
@@ -99,10 +99,10 @@ def _starts(scene: Scene, x: Tensor, pairs: int) -> tuple[list[int], list[int]]:
 
 
 def _descend(scene: Scene, z: Tensor, generate: Callable[[Tensor], Tensor], start: list[int]) -> Descent:
-    """Adam on standard normals z (..., n, 1, 8, 8), kept on the spheres they were drawn on; the wish is start + 5 mod 10.
+    """Adam on standard normals z (..., n, 1, 8, 8), kept on the spheres they were drawn on.
 
-    Standard normals in 64 dimensions lie close to a sphere; staying on it keeps z a likely draw. A sample counts as it
-    is when its wish is reached, while the others go on.
+    Standard normals in 64 dimensions lie close to a sphere; staying on it keeps z a likely draw. The wish is the start
+    plus 5 (modulo 10). A sample counts as it is when its wish is reached, while the others go on.
     """
     wish = torch.tensor([(digit + 5) % 10 for digit in start])
     z = z.clone().requires_grad_()
@@ -129,9 +129,8 @@ def _descend(scene: Scene, z: Tensor, generate: Callable[[Tensor], Tensor], star
             f"{int(open_ends.sum())} of {len(start)} descents did not reach their digit in {LIMIT} iterations; "
             "pass another seed"
         )
-    of_wish = torch.arange(len(start)), wish
-    probability, exact = scene.classifier(after).softmax(1)[of_wish], scene.exact_classes(after)[of_wish]
-    return Descent(start, wish.tolist(), before, after, curves, probability.tolist(), exact.tolist())
+    probability, exact = (p.gather(1, wish[:, None])[:, 0].tolist() for p in scene.class_probabilities(after))
+    return Descent(start, wish.tolist(), before, after, curves, probability, exact)
 
 
 def _norm(z: Tensor) -> Tensor:

@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from .descent import REACHED, Descent
 from .sheet import Sheet
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^")
 DPI = 150
-STYLE = {"font.family": "DejaVu Sans", "font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False}
+STYLE: Any = {"font.family": "DejaVu Sans", "font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def draw_sheet(sheet: Sheet, path: Path) -> None:
@@ -66,6 +63,7 @@ def _draw_descent(part: Any, title: str, descent: Descent) -> None:
     lowest = min(curve[-1] for curve in descent.losses)
     axis.set_ylim(lowest / 20, 50)  # leaves room for the text below all curves
     axis.text(0.99, 0.03, f"reached: p(wish) > {REACHED:g}", transform=axis.transAxes, ha="right", color="0.4")
+    axis.minorticks_off()
     axis.set_xlabel("iteration")
     axis.set_ylabel("loss, $-\\log\\,p$(wish)")
 
@@ -79,7 +77,8 @@ def draw_memory(peaks: Mapping[str, Sequence[int]], steps: Sequence[int], path: 
         for (name, values), colour, marker in zip(peaks.items(), COLOURS, MARKERS, strict=False):
             megabytes = [value / 2**20 for value in values]
             axis.loglog(steps, megabytes, color=colour, marker=marker, linewidth=1.5)
-            axis.annotate(name, (steps[-1], megabytes[-1]), (8, 0), textcoords="offset points", va="center", color=colour)
+            end = (steps[-1], megabytes[-1])
+            axis.annotate(name, end, (8, 0), textcoords="offset points", va="center", color=colour)
         axis.set_xticks(list(steps), [str(n) for n in steps])
         axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.yaxis.set_major_formatter("{x:g}")
@@ -91,7 +90,7 @@ def draw_memory(peaks: Mapping[str, Sequence[int]], steps: Sequence[int], path: 
 
 
 @contextmanager
-def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+def _figure(path: Path, width: float, height: float) -> Iterator[Any]:
     """A figure in inches, written to ``path`` in the end."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure

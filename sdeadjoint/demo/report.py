@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-import torch
-
 from .descent import Descent
 from .gradients import Comparison
 from .scene import BANDWIDTH, LAST_LAMBDA, SCHEDULE, STEPS
@@ -27,7 +25,6 @@ def settings(seed: int) -> dict[str, Any]:
         "steps": STEPS,
         "last_lambda": LAST_LAMBDA,
         "dtype": "float64",
-        "threads": torch.get_num_threads(),
     }
 
 

@@ -79,11 +79,11 @@ class Scene:
         """``-log p(label | x)`` by the classifier, (n,)."""
         return functional.cross_entropy(self.classifier(x), labels, reduction="none")
 
-    def exact_classes(self, x: Tensor) -> Tensor:
-        """``p(class | x)`` in the mixture itself, (n, 10): a second opinion that no classifier has a say in."""
+    def class_probabilities(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``p(class | x)``, (n, 10), by the classifier and in the mixture itself, a judge that nobody can fool."""
         logs = []
         for digit in range(10):
             only = torch.full((len(x), 10), -math.inf, dtype=torch.float64)
             only[:, digit] = 0
             logs.append(self.problem.log_prob(x, self.grid()[-1], SCHEDULE, {"label": only}))
-        return torch.stack(logs, 1).softmax(1)
+        return self.classifier(x).softmax(1), torch.stack(logs, 1).softmax(1)
