@@ -25,8 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sdeadjoint", description="Exact gradients through diffusion samplers.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    summary = "sample, differentiate and descend on images of digits"
-    command = commands.add_parser("demo", help=summary, description=demo.__doc__)
+    summary = "sample, differentiate, check and descend on images of digits, in half a minute"
+    files = "Writes sheet.png, demo.png, memory.png and demo.json."
+    command = commands.add_parser("demo", help=summary, description=f"{summary.capitalize()}. {files}")
     command.add_argument("--out", type=_directory, required=True, metavar="DIR", help="where pictures and numbers go")
     command.add_argument("--seed", type=_seed, default=0, help="of everything random (default: %(default)s)")
     command.set_defaults(action=lambda arguments: demo.run(arguments.out, arguments.seed))

@@ -72,12 +72,14 @@ def karras(
     if not rho > 0:
         raise ValueError(f"rho: got {rho}; pass a positive number (EDM uses 7)")
     t0, t1 = _ends(schedule, steps, t_max, t_min)
-    root0, root1 = ((-schedule.lam(t) / rho).exp() for t in (t0, t1))
+    lam0, lam1 = schedule.lam(t0), schedule.lam(t1)
+    root0, root1 = ((-lam / rho).exp() for lam in (lam0, lam1))
     if not torch.isfinite(root0):
         raise ValueError(f"karras: sigma / alpha is infinite at t_max={t0}; move t_max inwards or use uniform_time")
 
     def nodes(n: int) -> Tensor:
-        return schedule.time(-rho * (root0 + (root1 - root0) * _unit(n)).log())
+        lam = -rho * (root0 + (root1 - root0) * _unit(n)).log()
+        return schedule.time(lam.clamp(lam0, lam1))  # rho magnifies round-off, which must not leave the schedule
 
     return _assemble(schedule, nodes, steps, (t0, t1), final_zero)
 
@@ -101,7 +103,14 @@ def validate_grid(grid: Tensor | Sequence[float], schedule: Schedule) -> Tensor:
     """
     if isinstance(grid, Tensor) and (grid.is_complex() or grid.dtype == torch.bool):
         raise ValueError(f"grid: got dtype {grid.dtype}; pass real times, float64 for preference")
-    times = torch.as_tensor(grid, dtype=torch.float64, device="cpu").detach().clone()
+    if isinstance(grid, Tensor) and grid.requires_grad:
+        raise ValueError("grid: requires a gradient, but samplers are not differentiated in time; pass grid.detach()")
+    try:
+        times = torch.as_tensor(grid, dtype=torch.float64, device="cpu").clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"grid: got {type(grid).__name__}; pass a 1-D float64 tensor or a sequence of numbers ({error})"
+        ) from None
     if times.ndim != 1 or times.shape[0] < 2:
         raise ValueError(f"grid: got shape {tuple(times.shape)}; pass a 1-D grid of steps + 1 >= 2 times")
     if not torch.isfinite(times).all():

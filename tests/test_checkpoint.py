@@ -406,6 +406,15 @@ def test_narrow_states_keep_their_dtype_and_have_directs_gradient(dtype: torch.d
     assert max(relative(a.double(), b.double()) for a, b in pairs) <= 8 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("adjoint", [sa.Direct(), sa.Checkpoint(2)], ids=repr)
+def test_a_network_that_answers_in_a_wider_dtype_does_not_widen_the_state(adjoint: sa.Adjoint) -> None:
+    x_T = torch.linspace(-1, 1, 12).reshape(3, 4).bfloat16().requires_grad_()
+    for solver in (sa.Euler(), sa.DPMSolverPP2M(), sa.RK4()):
+        states = run(lambda x, t: torch.tanh(x.float()), adjoint, x_T, solver=solver, trajectory=True)
+        assert states.dtype == torch.bfloat16
+        assert torch.autograd.grad(states.sum(), x_T)[0].dtype == torch.bfloat16
+
+
 def test_fast_paths_that_pytorch_takes_without_gradients_change_nothing() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     x_T = torch.linspace(-1, 1, 48).reshape(2, 3, 8).requires_grad_()
@@ -440,6 +449,7 @@ def test_trajectory_carries_gradients_from_every_state(x_T: Tensor) -> None:
     assert states.shape == (7, 3, 4)
     assert torch.equal(states[0], x_T)
     assert torch.equal(states[-1], run(network, sa.Checkpoint(), x_T))
+    assert torch.equal(torch.autograd.grad(states[0].sum(), x_T, retain_graph=True)[0], torch.ones_like(x_T))
     for n in range(7):
         (got,) = torch.autograd.grad(states[n].sum(), x_T, retain_graph=True)
         (want,) = torch.autograd.grad(run(network, sa.Direct(), x_T, trajectory=True)[n].sum(), x_T)

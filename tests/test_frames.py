@@ -64,7 +64,7 @@ def reverse_drift(kind: str, eta: float, x: float, F: float, rates: Rates) -> Te
 
 
 def close(got: Tensor, want: Tensor, size: Tensor) -> None:
-    """To 200 ulps of the terms involved: each is a chain of some twenty roundings, the exponents among them below 20."""
+    """To 200 ulps of the terms involved: chains of some twenty roundings, exponents below 20 among them."""
     assert ((got - want).abs() <= 200 * EPS * size).all(), (got, want)
 
 
@@ -86,7 +86,7 @@ def test_weight_and_clocks_solve_the_reverse_equation(case: tuple[sa.Frame, Tens
     close(w**2 * dnu, variance, variance.abs() * in_nu)
 
 
-@given(frames_and_times(), st.floats(0.1, 3.0), st.floats(-2.0, 2.0))
+@given(frames_and_times(), st.floats(0.1, 3.0), st.floats(0.1, 2.0))
 def test_the_frame_keeps_the_marginals_of_gaussian_data(case: tuple[sa.Frame, Tensor], v: float, m: float) -> None:
     # F = A y + b for Gaussian data, so that mean and variance of y obey dM = (A M + b) ds, dV = 2 A V ds + dnu.
     # Those of the forward process, M = alpha m / w and V = (alpha^2 v + sigma^2) / w^2, must satisfy both.
@@ -158,7 +158,8 @@ def test_the_table_of_the_documentation(case: tuple[sa.Frame, Tensor]) -> None:
     }[frame.kind]
     for got, want in ((frame.weight(grid), w), (frame.clock(grid), s)):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-15)
-    torch.testing.assert_close(frame.noise_clock(grid).diff(), nu.diff(), rtol=1e-12, atol=1e-12 * float(nu.abs().max()))
+    dnu, size = frame.noise_clock(grid).diff(), float(nu.abs().max())
+    torch.testing.assert_close(dnu, nu.diff(), rtol=1e-12, atol=1e-12 * size)
 
 
 def test_strong_order_needs_the_noise_clock_to_be_the_drift_clock() -> None:
@@ -233,7 +234,7 @@ def test_clean_data_is_a_finite_point_of_the_noise_and_flow_kinds_only(
 def test_noise_kind_is_refused_at_alpha_zero() -> None:
     frame = sa.Frame(sa.RectifiedFlow(), kind="noise")
     denoiser = sa.problems.Gaussian(0.0, 1.0).denoiser(frame.schedule)
-    with pytest.raises(ValueError, match=r"alpha = 0 and the noise kind is singular; pass Frame\(\.\.\., kind='data'\)"):
+    with pytest.raises(ValueError, match=r"the noise kind is singular; pass Frame\(\.\.\., kind='data'\)"):
         sa.sample(denoiser, torch.zeros(2), frame=frame, grid=[1.0, 0.5], solver=sa.Euler())
 
 
@@ -244,9 +245,7 @@ def test_clocks_that_float64_cannot_hold_or_tell_apart_are_refused(eta: float, k
     frame = sa.Frame(sa.VE(), eta=eta, kind=kind)
     denoiser = sa.problems.Gaussian(0.0, 1.0).denoiser(frame.schedule)
     with pytest.raises(ValueError, match="pass a grid with larger steps or less extreme ends, or a smaller eta"):
-        sa.sample(
-            denoiser, torch.zeros(2), frame=frame, grid=grid, solver=sa.Euler(), noise=sa.BrownianPath(0) if eta else None
-        )
+        sa.sample(denoiser, torch.zeros(2), frame=frame, grid=grid, solver=sa.Euler(), noise=sa.BrownianPath(0))
 
 
 # ---------------------------------------------------------------- the door

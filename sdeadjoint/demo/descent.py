@@ -110,13 +110,14 @@ def _descend(scene: Scene, z: Tensor, generate: Callable[[Tensor], Tensor], star
     optimizer = torch.optim.Adam([z], lr=RATE)
     curves: list[list[float]] = [[] for _ in start]
     open_ends = torch.ones(len(start), dtype=torch.bool)
-    before = after = torch.empty(0)
+    before = after = torch.empty(())
     for i in range(LIMIT + 1):
         x = generate(z)
         losses, now = scene.losses(x, wish), x.detach()
         for n in open_ends.nonzero().flatten().tolist():
             curves[n].append(losses[n].item())
-        before, after = (now, now) if i == 0 else (before, torch.where(open_ends[:, None, None, None], now, after))
+        before = now if i == 0 else before
+        after = torch.where(open_ends[:, None, None, None], now, after)
         open_ends &= losses.detach() > -math.log(REACHED)
         if not open_ends.any():
             break

@@ -80,7 +80,7 @@ class Scene:
         return functional.cross_entropy(self.classifier(x), labels, reduction="none")
 
     def class_probabilities(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``p(class | x)``, (n, 10), by the classifier and in the mixture itself, a judge that nobody can fool."""
+        """``p(class | x)``, (n, 10), by the classifier and, exactly, in the mixture, of which no descent knows."""
         logs = []
         for digit in range(10):
             only = torch.full((len(x), 10), -math.inf, dtype=torch.float64)

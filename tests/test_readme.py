@@ -1,0 +1,85 @@
+"""What README and CONTRIBUTING say runs, and their tables say what the code says."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import sdeadjoint as sa
+
+ROOT = Path(__file__).parent.parent
+README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
+
+
+def blocks(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_readme_runs_and_fills_the_gradients_it_names() -> None:
+    names: dict = {}
+    torch.manual_seed(0)
+    assert len(blocks(README)) == 3
+    for block in blocks(README):
+        exec(compile(block, "README.md", "exec"), names)
+    leaves = [names["x_T"], names["style"], names["increments"], *names["denoiser"].parameters()]
+    for leaf in leaves:
+        assert leaf.grad is not None
+        assert leaf.grad.isfinite().all()
+        assert leaf.grad.count_nonzero() > 0
+
+
+def sampler_rows() -> dict[str, list[str]]:
+    """The samplers' table: cells by sampler."""
+    lines = [line for line in README.splitlines() if line.startswith("| `")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {name: row for row in cells if len(row) == 6 for name in re.findall(r"`(\w+)", row[0])}
+
+
+def test_the_table_lists_every_sampler() -> None:
+    functions = inspect.getmembers(sa.samplers, inspect.isfunction)
+    public = {name for name, function in functions if function.__module__ == sa.samplers.__name__}
+    assert set(sampler_rows()) == public
+
+
+@pytest.mark.parametrize("name", sorted(sampler_rows()))
+def test_the_table_is_right(name: str) -> None:
+    _, frame_cell, solver_cell, order, calls, _ = sampler_rows()[name]
+    frame, solver = getattr(sa.samplers, name)(sa.VPLinear())
+    assert frame_cell == f"{frame.kind}, eta = {frame.eta:g}"
+    assert solver_cell.strip("`").split("(")[0] == type(solver).__name__
+    assert int(calls) == solver.claims.evaluations
+    if name != "deis":  # its order is an argument
+        assert order == (f"strong {solver.claims.strong:g}" if frame.eta else f"{solver.claims.ode}")
+
+
+@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
+def test_files_that_are_named_exist(text: str) -> None:
+    links = re.findall(r"\]\((?!http)([^)]+)\)", text)
+    paths = re.findall(r"`((?:sdeadjoint|tests|theory)/[\w./]+)`", text)
+    for path in [*links, *paths]:
+        assert (ROOT / path).exists(), path
+
+
+def test_the_worked_example_is_a_solver_of_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = blocks(CONTRIBUTING)
+    module = ModuleType("sdeadjoint.solvers.ralston")
+    module.__package__ = "sdeadjoint.solvers"
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look up annotations
+    exec(compile(block, "CONTRIBUTING.md", "exec"), module.__dict__)
+    solver = module.Ralston()
+    assert repr(solver) == "Ralston()"
+    assert isinstance(solver, sa.Solver)
+    errors = []
+    for steps in (64, 128):  # y' = -y^2, y(0) = 1, y(1) = 1/2
+        y, state, h = torch.ones((), dtype=torch.float64), solver.initial_state, 1 / steps
+        for n in range(steps):
+            y, state = solver.step(lambda s, y: -(y**2), sa.Interval(n * h, (n + 1) * h), y, state)
+        errors.append(abs(float(y) - 0.5))
+    # Halving h divides an error C h^2 (1 + O(h)) by 4 (1 + O(h)), h = 1/64.
+    assert errors[0] / errors[1] == pytest.approx(2**solver.claims.ode, rel=1 / 16)
