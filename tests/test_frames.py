@@ -252,15 +252,13 @@ def test_clocks_that_float64_cannot_hold_or_tell_apart_are_refused(eta: float, k
 
 
 @settings(max_examples=30)
-@given(strategies.frames(), st.sampled_from([(), (1,), (0,), (2, 3)]))
-def test_shapes_and_dtypes(frame: sa.Frame, shape: tuple[int, ...]) -> None:
-    t = frame.schedule.t_min
-    for value in (frame.weight(t), frame.clock(t), frame.noise_clock(t), frame.time(float(frame.clock(t)))):
+@given(frames_and_times(), st.sampled_from([(), (1,), (0,), (2, 3)]), st.sampled_from([torch.float64, torch.float32]))
+def test_shapes_and_dtypes(case: tuple[sa.Frame, Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    frame, t = case[0], torch.full(shape, float(case[1].mean()), dtype=dtype)
+    for value in (frame.weight(t), s := frame.clock(t), frame.noise_clock(t), frame.time(s)):
+        assert (value.shape, value.dtype) == (shape, torch.float64)
+    for value in (frame.weight(number := float(case[1][0])), frame.clock(number), frame.noise_clock(number)):
         assert (value.shape, value.dtype) == ((), torch.float64)
-    for dtype in (torch.float64, torch.float32):
-        many = torch.full(shape, 1.0, dtype=dtype) * (frame.schedule.t_min + frame.schedule.t_max) / 2
-        for value in (frame.weight(many), s := frame.clock(many), frame.noise_clock(many), frame.time(s)):
-            assert (value.shape, value.dtype) == (many.shape, torch.float64)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ def draw_descents(descents: Mapping[str, Descent], path: Path) -> None:
 
 
 def _draw_descent(part: Any, title: str, descent: Descent) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     pairs = len(descent.start)
     part.suptitle(title.replace("x_T", "$x_T$"), fontsize=11, y=0.98)
     grid = part.add_gridspec(2, 1, height_ratios=(1.0, 0.95), top=0.875, bottom=0.1, left=0.13, right=0.97, hspace=0.22)
@@ -64,6 +66,7 @@ def _draw_descent(part: Any, title: str, descent: Descent) -> None:
     axis.set_ylim(lowest / 20, 50)  # leaves room for the text below all curves
     axis.text(0.99, 0.03, f"reached: p(wish) > {REACHED:g}", transform=axis.transAxes, ha="right", color="0.4")
     axis.minorticks_off()
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axis.set_xlabel("iteration")
     axis.set_ylabel("loss, $-\\log\\,p$(wish)")
 

@@ -20,11 +20,12 @@ from ..schedules import VPLinear
 from . import classifier
 
 SCHEDULE = VPLinear()
-# Each image is a Gaussian this wide (pixels span [-1, 1]). Much narrower ones are wells with steep walls: late in the
-# sampler every path sits at the bottom of one, and the gradients that could move it to another vanish.
-BANDWIDTH = 0.2
+# Each image is a Gaussian this wide (pixels span [-1, 1]): grain that one sees, but that hides no digit. The narrower
+# they are, the more the sampler forgets of where it came from, and the smaller the gradients in x_T: a median norm of
+# 2.5 at 0.2, 1.3 at 0.1 and 0.6 at 0.02.
+BANDWIDTH = 0.1
 STEPS = 30
-# The last time has sigma / alpha = e^-3 = 0.05, a quarter of the bandwidth: what is left to denoise is invisible.
+# The last time has sigma / alpha = e^-3 = 0.05, half the bandwidth: no more noise than the images have anyway.
 LAST_LAMBDA = 3.0
 
 ODE = dpm_solver_pp_2m(SCHEDULE)

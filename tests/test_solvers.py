@@ -1,0 +1,465 @@
+"""Solvers: the contract of a step, the algebra of the coefficients, and the orders of convergence that are claimed.
+
+Slopes are tested from one side: the claimed order must not exceed the measured one by more than what the measurement
+leaves open, which is how far the slope still moves from one pair of levels to the next, and how far it moves when the
+sample paths are drawn anew (bootstrap). Both together are capped, so that an order lost is an order noticed.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from functools import cache
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import mpmath as mp
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.autograd import gradcheck
+
+import sdeadjoint as sa
+from sdeadjoint.noise.refinable import Piece, combine
+from sdeadjoint.solvers import RungeKutta
+from sdeadjoint.testing import strategies
+from sdeadjoint.testing.strategies import SOLVERS
+
+EPS = torch.finfo(torch.float64).eps
+RUNGE_KUTTA = [solver for solver in SOLVERS if isinstance(solver, RungeKutta)]
+MULTISTEP = [solver for solver in SOLVERS if isinstance(solver, sa.AdamsBashforth)]
+each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+
+
+def f64(values: object) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def solve(
+    solver: sa.Solver,
+    drift: Callable[[float, Tensor], Tensor],
+    nodes: Sequence[float],
+    y: Tensor,
+    noise: Sequence[tuple[Any, Any]] | None = None,
+) -> Tensor:
+    state = solver.initial_state
+    for n, (s0, s1) in enumerate(pairwise(nodes)):
+        y, state = solver.step(drift, sa.Interval(s0, s1, *(noise[n] if noise else ())), y, state)
+    return y
+
+
+@st.composite
+def clocks(draw: st.DrawFn, steps: int | None = None, smallest: float = 0.05) -> list[float]:
+    """Positive clocks with steps from ``smallest`` to 1 in log s, rising or falling."""
+    count = draw(st.integers(1, 8)) if steps is None else steps
+    logs = [draw(st.floats(-4.0, 4.0))]
+    for step in draw(st.lists(st.floats(smallest, 1.0), min_size=count, max_size=count)):
+        logs.append(logs[-1] + step)
+    nodes = [math.exp(u) for u in logs]
+    return nodes[::-1] if draw(st.booleans()) else nodes
+
+
+def tangled(s: float, y: Tensor) -> Tensor:
+    """A nonlinear drift that uses its clock."""
+    return torch.sin(y) + math.cos(s) * 0.5
+
+
+# ---------------------------------------------------------------- the contract
+
+
+def test_every_exported_solver_is_tested() -> None:
+    exported = {value for name in sa.__all__ if isinstance(value := getattr(sa, name), type)}
+    assert {kind for kind in exported if issubclass(kind, sa.Solver)} - {sa.Solver} == {type(s) for s in SOLVERS}
+
+
+@given(
+    strategies.solvers(),
+    clocks(),
+    st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    st.sampled_from([(1,), (3,), (2, 3, 1)]),
+)
+def test_steps_are_pure_and_keep_shape_and_dtype(
+    solver: sa.Solver, nodes: list[float], dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    y0, noise = randn(*shape).to(dtype), [randn(2, *shape, seed=n).to(dtype) for n in range(len(nodes))]
+    before, calls = y0.clone(), []
+
+    def drift(s: float, y: Tensor) -> Tensor:
+        assert isinstance(s, float)
+        calls.append((s, y.clone()))
+        return tangled(s, y)
+
+    y, state, passed = y0, solver.initial_state, [y0]
+    for n, (s0, s1) in enumerate(pairwise(nodes)):
+        interval = sa.Interval(s0, s1, noise[n][0], noise[n][1])
+        calls.clear()
+        first, first_state = solver.step(drift, interval, y, state)
+        assert len(calls) == solver.claims.evaluations
+        assert (first.dtype, first.shape) == (dtype, torch.Size(shape))
+        low, high = min(s0, s1), max(s0, s1)
+        assert all(low <= s <= high for s, _ in calls)
+        copy.copy(solver).step(tangled, sa.Interval(1.0, 2.0), y + 1, ())  # another solve in between
+        again, again_state = solver.step(drift, interval, y, state)
+        assert torch.equal(first, again)
+        assert repr(first_state) == repr(again_state)
+        y, state = first, first_state
+        passed.append(y)
+    assert torch.equal(y0, before)  # nothing was changed in place
+    assert torch.equal(solve(solver, tangled, nodes, y0, noise), y)  # type: ignore[arg-type]
+    assert y.isfinite().all()
+
+
+@given(strategies.solvers(), clocks())
+def test_constant_drifts_and_noise_are_integrated_exactly(solver: sa.Solver, nodes: list[float]) -> None:
+    y0, F, dB = randn(3), randn(3, seed=1), randn(len(nodes) - 1, 3, seed=2)
+    y = solve(solver, lambda s, y: F, nodes, y0, [(noise, 0.0) for noise in dB])
+    # Weights sum to the step to round-off; their absolute values to at most some 1e4 steps (order 4, ratios up to 20).
+    torch.testing.assert_close(y, y0 + F * (nodes[-1] - nodes[0]) + dB.sum(0), rtol=0, atol=1e5 * EPS * max(nodes))
+
+
+@each_solver
+def test_a_clock_may_start_at_zero(solver: sa.Solver) -> None:
+    F = randn(3)
+    y = solve(solver, lambda s, y: F, [0.0, 0.5, 1.0, 1.75, 3.0], torch.zeros(3).double())
+    torch.testing.assert_close(y, 3.0 * F, rtol=100 * EPS, atol=0)
+
+
+@each_solver
+def test_steps_are_differentiable_in_state_and_noise(solver: sa.Solver) -> None:
+    def step(y: Tensor, dB: Tensor, H: Tensor, c: Tensor) -> Tensor:
+        return solve(solver, lambda s, y: torch.sin(c * y) + s, [0.5, 0.8, 1.3, 1.9], y, [(dB, H)] * 3)
+
+    inputs = [randn(2, seed=n).requires_grad_() for n in range(4)]
+    assert gradcheck(step, inputs)
+    gradients = torch.autograd.grad(step(*inputs).sum(), inputs, allow_unused=True)
+    uses = [gradient is not None for gradient in gradients]
+    assert uses == [True, True, solver.claims.levy == "space-time", True]
+
+
+@each_solver
+def test_objects_are_values(solver: sa.Solver) -> None:
+    for other in (eval(repr(solver), vars(sa).copy()), copy.deepcopy(solver), pickle.loads(pickle.dumps(solver))):
+        assert other == solver
+        assert hash(other) == hash(solver)
+    with pytest.raises(AttributeError):
+        solver.claims = None  # type: ignore[misc]
+    claims = solver.claims
+    assert claims.levy in ("none", "space-time")
+    assert claims.strong >= 1
+    assert (claims.strong > 1) == (claims.levy == "space-time")
+
+
+def test_the_ends_of_an_interval_are_bitwise_its_own() -> None:
+    interval = sa.Interval(0.1, 0.7)
+    assert (interval.at(0.0), interval.at(1.0), interval.at(0.5)) == (0.1, 0.7, 0.1 + 0.5 * (0.7 - 0.1))
+    assert interval.ds == 0.7 - 0.1
+
+
+@pytest.mark.parametrize("order", [0, 5, 2.5, True, "2", None])
+def test_adams_bashforth_refuses_other_orders(order: Any) -> None:
+    with pytest.raises(ValueError, match=f"order: got {order!r}; pass 1, 2, 3 or 4"):
+        sa.AdamsBashforth(order)
+
+
+def test_adams_bashforth_refuses_other_variables() -> None:
+    with pytest.raises(ValueError, match=r"variable: got 'rho'; pass one of \('log', 'clock'\)"):
+        sa.AdamsBashforth(2, "rho")
+
+
+# ---------------------------------------------------------------- tableaus, in exact fractions
+
+
+def fraction(x: float) -> Fraction:
+    exact = Fraction(x).limit_denominator(100)
+    assert float(exact) == x
+    return exact
+
+
+def coefficients(solver: RungeKutta) -> tuple[list[list[Fraction]], list[list[Fraction]]]:
+    """The matrix a, padded with zeros, and the rows b, c, noise, levy."""
+    tableau, size = solver.tableau, len(solver.tableau.b)
+    a = [[fraction(x) for x in row] + [Fraction(0)] * (size - len(row)) for row in tableau.a]
+    levy = tableau.levy or (0.0,) * size
+    return a, [[fraction(x) for x in row] for row in (tableau.b, tableau.c, tableau.noise, levy)]
+
+
+@pytest.mark.parametrize("solver", RUNGE_KUTTA, ids=repr)
+def test_tableaus_satisfy_the_order_conditions(solver: RungeKutta) -> None:
+    a, (b, c, noise, levy) = coefficients(solver)
+    stages = range(len(b))
+
+    def of(row: list[Fraction]) -> list[Fraction]:
+        return [sum((a[i][j] * row[j] for j in stages), Fraction(0)) for i in stages]
+
+    def dot(*rows: list[Fraction]) -> Fraction:
+        return sum((math.prod(column) for column in zip(*rows, strict=True)), Fraction(0))
+
+    assert all(len(row) == i for i, row in enumerate(solver.tableau.a))  # explicit
+    assert len(b) == solver.claims.evaluations
+    assert of([Fraction(1) for _ in stages]) == c
+    # Hairer, Norsett and Wanner, Table II.2.2: one condition for each rooted tree.
+    trees = [
+        (1, dot(b), 1),
+        (2, dot(b, c), 2),
+        (3, dot(b, c, c), 3),
+        (3, dot(b, of(c)), 6),
+        (4, dot(b, c, c, c), 4),
+        (4, dot(b, c, of(c)), 8),
+        (4, dot(b, of([x * x for x in c])), 12),
+        (4, dot(b, of(of(c))), 24),
+    ]
+    assert solver.claims.ode <= 4
+    for order, weight, density in trees:
+        if order <= solver.claims.ode:
+            assert weight == Fraction(1, density), (order, weight, density)
+    # Additive noise. Over a step f(y0 + B_r) expands to f' B_r + f''/2 B_r^2, with int B_r dr = h (dB/2 + H), dB and H
+    # independent of variances h and h/12, and E int B_r^2 dr = h^2/2.
+    if solver.claims.ode >= 2:
+        assert dot(b, noise) == Fraction(1, 2)
+    if solver.claims.strong == 1.5:
+        assert dot(b, levy) == 1
+        assert dot(b, noise, noise) + dot(b, levy, levy) / 12 == Fraction(1, 2)
+        assert (solver.claims.ode, solver.claims.levy) == (2, "space-time")
+    else:
+        assert noise == c
+        assert not any(levy)
+
+
+# ---------------------------------------------------------------- multistep weights
+
+
+def weights(solver: sa.Solver, nodes: Sequence[float]) -> Tensor:
+    """What the last step adds per unit of the drift at each node but the last, oldest first."""
+    units, state = torch.eye(len(nodes) - 1, dtype=torch.float64), solver.initial_state
+    for unit, (s0, s1) in zip(units, pairwise(nodes), strict=True):
+        y, state = solver.step(lambda s, y, F=unit: F, sa.Interval(s0, s1), torch.zeros_like(unit), state)
+    return y
+
+
+def lagrange_integrals(nodes: Sequence[float], s0: float, s1: float, variable: str) -> list[float]:
+    """``int_{s0}^{s1} l_j(u(s)) ds`` to 30 digits."""
+    with mp.workdps(30):
+        u: Callable[[Any], Any] = mp.log if variable == "log" else mp.mpf
+        places = [u(mp.mpf(s)) for s in nodes]
+
+        def integrand(j: int) -> Callable[[Any], Any]:
+            others = [place for k, place in enumerate(places) if k != j]
+            return lambda s: mp.fprod((u(s) - other) / (places[j] - other) for other in others)
+
+        return [float(mp.quad(integrand(j), [s0, s1])) for j in range(len(nodes))]
+
+
+@settings(max_examples=25)
+@given(st.sampled_from(MULTISTEP), st.data())
+def test_adams_bashforth_weights_are_integrals_of_lagrange_polynomials(
+    solver: sa.AdamsBashforth, data: st.DataObject
+) -> None:
+    nodes = data.draw(clocks(steps=data.draw(st.integers(1, 6))))
+    known = nodes[-1 - solver.order : -1] if solver.order < len(nodes) else nodes[:-1]
+    expected = f64(lagrange_integrals(known, nodes[-2], nodes[-1], solver.variable))
+    got = weights(solver, nodes)
+    assert (got[: -len(known)] == 0).all()
+    # Differences of |log s| < 10 that are 0.05 or more apart lose 200 ulps, and there are up to six.
+    torch.testing.assert_close(got[-len(known) :], expected, rtol=0, atol=2000 * EPS * float(expected.abs().sum()))
+
+
+@pytest.mark.parametrize(
+    ("order", "textbook"),
+    [(1, [1.0]), (2, [-1 / 2, 3 / 2]), (3, [5 / 12, -16 / 12, 23 / 12]), (4, [-9 / 24, 37 / 24, -59 / 24, 55 / 24])],
+)
+@pytest.mark.parametrize("h", [0.25, -0.25])
+def test_adams_bashforth_on_a_uniform_clock_is_the_textbooks(order: int, textbook: list[float], h: float) -> None:
+    nodes = [2.0 + n * h for n in range(order + 3)]
+    expected = f64([0.0] * (len(nodes) - 1 - order) + [h * weight for weight in textbook])
+    torch.testing.assert_close(weights(sa.AdamsBashforth(order, "clock"), nodes), expected, rtol=0, atol=100 * EPS)
+
+
+@given(clocks(), st.sampled_from(["log", "clock"]))
+def test_adams_bashforth_of_order_one_is_euler_bitwise(nodes: list[float], variable: str) -> None:
+    noise = [(dB, 0.0) for dB in randn(len(nodes), 3)]
+    y = randn(3, seed=1)
+    euler = solve(sa.Euler(), tangled, nodes, y, noise)
+    assert torch.equal(solve(sa.AdamsBashforth(1, variable), tangled, nodes, y, noise), euler)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_a_node_at_zero_is_infinitely_far_away_in_the_logarithm(order: int) -> None:
+    nodes = [0.0, 0.5, 0.8, 1.5, 1.9]
+    solver = sa.AdamsBashforth(order, "log")
+    for count in range(3, 6):
+        got = weights(solver, nodes[:count])
+        assert got[0] == 0
+        torch.testing.assert_close(got[1:], weights(solver, nodes[1:count]), rtol=0, atol=0)
+    # It is the limit: weights differ by order 1 / |log s0|.
+    errors = [
+        float((weights(solver, [s0, *nodes[1:]]) - weights(solver, nodes)).abs().max()) for s0 in (1e-100, 1e-300)
+    ]
+    assert errors[1] <= 0.5 * errors[0] + 10 * EPS
+    by_clock = lagrange_integrals(nodes[-1 - order : -1], nodes[-2], nodes[-1], "clock")
+    got = weights(sa.AdamsBashforth(order, "clock"), nodes)[-order:]
+    torch.testing.assert_close(got, f64(by_clock), rtol=0, atol=1000 * EPS)
+
+
+@given(clocks(steps=3))
+def test_dpm_solver_pp_2m_extrapolates_in_the_logarithm(nodes: list[float]) -> None:
+    u = [math.log(s) for s in nodes]
+    r, ds = (u[2] - u[1]) / (u[3] - u[2]), nodes[3] - nodes[2]
+    expected = f64([0.0, -ds / (2 * r), ds * (1 + 1 / (2 * r))])
+    torch.testing.assert_close(weights(sa.DPMSolverPP2M(), nodes), expected, rtol=0, atol=1e-12 * abs(ds))
+    first = weights(sa.DPMSolverPP2M(), nodes[:2])
+    assert first.tolist() == [nodes[1] - nodes[0]]
+    assert weights(sa.DPMSolverPP2M(), [0.0, 0.5, 0.75]).tolist() == [0.0, 0.25]
+
+
+# ---------------------------------------------------------------- orders of convergence
+
+
+def check_order(errors: Tensor, claimed: float, cap: float = 0.3) -> None:
+    """``errors``: (levels, samples) on grids that halve. The claim must not exceed the slope by what is left open."""
+
+    def slopes(squares: Tensor) -> Tensor:
+        return -squares.log2().diff(dim=0) / 2
+
+    squares = errors**2
+    slope = slopes(squares.mean(1))
+    # Of each slope's remaining drift, c h, the last difference has shown half.
+    left_open = 0.01 + 2 * float((slope[-1] - slope[-2]).abs())
+    if (count := squares.shape[1]) >= 50:
+        draws = torch.multinomial(torch.ones(2000, count), count, True, generator=torch.Generator().manual_seed(0))
+        resampled = slopes(squares[-2:, draws].mean(2))[0]
+        left_open += float((slope[-1] - resampled.quantile(0.001)).clamp(min=0))
+    assert float(slope[-1]) >= claimed - min(left_open, cap), (slope, left_open)
+
+
+OMEGA, C = f64([1.0, 2.0, 1.5, 0.5, 1.2, 0.7]), f64([1.5, 2.0, 2.5, 3.0, 3.5, 4.0])
+STRETCHES = {
+    "uniform": lambda u: 0.5 + 1.5 * u,
+    "geometric": lambda u: 0.5 * 4.0**u,
+    "stretched": lambda u: 0.5 + 1.5 * math.expm1(u) / math.expm1(1),
+}
+
+
+def solution(s: float) -> Tensor:
+    """Six solutions of ``y' = y^2 omega cos(omega s)``."""
+    return 1 / (C - torch.sin(OMEGA * s))
+
+
+def derivative(s: float, y: Tensor) -> Tensor:
+    return y**2 * OMEGA * torch.cos(OMEGA * s)
+
+
+def error(solver: sa.Solver, nodes: Sequence[float]) -> Tensor:
+    return solve(solver, derivative, nodes, solution(nodes[0])) - solution(nodes[-1])
+
+
+@pytest.mark.parametrize("backwards", [False, True], ids=["rising", "falling"])
+@pytest.mark.parametrize("stretch", STRETCHES)
+@each_solver
+def test_order_on_an_ode(solver: sa.Solver, stretch: str, backwards: bool) -> None:
+    errors = []
+    for steps in (32, 64, 128) if solver.claims.ode > 2 else (128, 256, 512):
+        nodes = [STRETCHES[stretch](n / steps) for n in range(steps + 1)]
+        errors.append(error(solver, nodes[::-1] if backwards else nodes))
+    check_order(torch.stack(errors), solver.claims.ode)
+
+
+@pytest.mark.parametrize("stretch", STRETCHES)
+@pytest.mark.parametrize("solver", MULTISTEP, ids=repr)
+def test_adams_bashforth_steps_have_their_full_order_once_the_past_is_exact(
+    solver: sa.AdamsBashforth, stretch: str
+) -> None:
+    errors = []
+    for steps in (32, 64, 128, 256):
+        nodes = [STRETCHES[stretch](n / steps) for n in range(steps // 2 - solver.order, steps // 2 + 1)]
+        exact = torch.stack([derivative(s, solution(s)) for s in nodes[:-1]])
+        errors.append(weights(solver, nodes) @ exact - solution(nodes[-1]) + solution(nodes[-2]))
+    check_order(torch.stack(errors), solver.order + 1)
+
+
+@pytest.mark.parametrize("solver", MULTISTEP, ids=repr)
+def test_adams_bashforth_has_its_full_order_after_a_graded_start(solver: sa.AdamsBashforth) -> None:
+    errors = []
+    for steps in (32, 64, 128):
+        h = 1.5 / steps
+        nodes, step = [0.5], h ** max(solver.order / 2, 1)
+        while nodes[-1] + step < 2.0:
+            nodes.append(nodes[-1] + step)
+            step = min(2 * step, h)
+        errors.append(error(solver, [*nodes, 2.0]))
+    check_order(torch.stack(errors), solver.order)
+
+
+SCHEDULE = sa.VPLinear()
+MIXTURE = sa.problems.Mixture([0.4, 0.6], [-1.0, 1.0], [0.5, 0.3])  # mild: no path changes mode
+LEVELS = (16, 32, 64, 128)
+
+
+class Path(NamedTuple):
+    """Brownian motions on a clock: its nodes (N + 1,), increments and space-time areas (N, paths)."""
+
+    s: Tensor
+    W: Tensor
+    H: Tensor
+
+    def solved(self, solver: sa.Solver, y: Tensor) -> Tensor:
+        frame = sa.Frame(SCHEDULE, eta=1.0)
+
+        def drift(s: float, y: Tensor) -> Tensor:
+            t = frame.time(s)
+            return MIXTURE.posterior_mean(frame.weight(t) * y, t, SCHEDULE)
+
+        return solve(solver, drift, self.s.tolist(), y, list(zip(self.W, self.H, strict=True)))
+
+    def halved(self) -> Path:
+        h = self.s.diff()[:, None]
+        left, right = (Piece(h[k::2], self.W[k::2], self.H[k::2]) for k in (0, 1))  # type: ignore[arg-type]
+        return Path(self.s[::2], *combine(left, right)[1:])
+
+
+@cache
+def snr_case(lam0: float, lam1: float) -> tuple[list[Path], Tensor, Tensor]:
+    """1000 paths on clocks uniform in lambda, coarse to fine; perfect starts; and their ends, on a finer path still."""
+    frame, paths, steps = sa.Frame(SCHEDULE, eta=1.0), 1000, 1024
+    t = SCHEDULE.time(f64([lam0, lam1])).tolist()
+    grid = sa.uniform_logsnr(SCHEDULE, steps, t_max=t[0], t_min=t[1])
+    h = frame.clock(grid).diff()[:, None]
+    fine = Path(
+        frame.clock(grid), randn(steps, paths, seed=1) * h.sqrt(), randn(steps, paths, seed=2) * (h / 12).sqrt()
+    )
+    x = SCHEDULE.alpha(grid[0]) * MIXTURE.sample(paths, 3) + SCHEDULE.sigma(grid[0]) * randn(paths, seed=4)
+    y, nested = x / frame.weight(grid[0]), [fine]
+    while len(nested[-1].W) > LEVELS[0]:
+        nested.append(nested[-1].halved())
+    return [path for path in reversed(nested) if len(path.W) in LEVELS], y, fine.solved(sa.ShARK(), y)
+
+
+@pytest.mark.parametrize("ends", [(-1.0, 1.0), (-0.5, 0.5)], ids=str)
+@each_solver
+def test_strong_order_on_the_snr_clock(solver: sa.Solver, ends: tuple[float, float]) -> None:
+    # The reference is 8 times finer than the last level: it raises the last slope of order 1.5 by at most 0.06.
+    levels, y, reference = snr_case(*ends)
+    check_order(torch.stack([path.solved(solver, y) - reference for path in levels]), solver.claims.strong)
+
+
+@pytest.mark.parametrize("kind", ["data", "noise", "flow"])
+@each_solver
+def test_order_of_the_gradient_in_x_T(solver: sa.Solver, kind: str) -> None:
+    t_max, t_min = SCHEDULE.time(f64([-1.5, 1.0])).tolist()
+    x_T = SCHEDULE.alpha(t_max) * MIXTURE.sample(64, 1) + SCHEDULE.sigma(t_max) * randn(64)
+    exact = MIXTURE.ode_gradient(x_T, SCHEDULE, t_max, t_min)  # p_T(x_T) / p_0(x_0)
+    x_T.requires_grad_()
+    frame, denoiser, errors = sa.Frame(SCHEDULE, kind=kind), MIXTURE.denoiser(SCHEDULE), []
+    for steps in (8, 16, 32) if solver.claims.ode > 2 else (32, 64, 128):
+        grid = sa.uniform_logsnr(SCHEDULE, steps, t_max=t_max, t_min=t_min)
+        x = sa.sample(denoiser, x_T, frame=frame, grid=grid, solver=solver, adjoint=sa.Direct())
+        errors.append(torch.autograd.grad(x.sum(), x_T)[0] - exact)
+    check_order(torch.stack(errors), solver.claims.ode)
