@@ -48,6 +48,8 @@ class Denoiser(nn.Module):
             raise TypeError(f"schedule: got {type(schedule).__name__}; pass a Schedule such as VPLinear()")
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction: got {prediction!r}; pass one of {PREDICTIONS}")
+        if not isinstance(guidance, Guidance | None):
+            raise TypeError(f"guidance: got {type(guidance).__name__}; pass Guidance(scale, unconditional) or None")
         self.network = network
         self.schedule = schedule
         self.prediction = prediction

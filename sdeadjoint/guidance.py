@@ -47,12 +47,13 @@ class Guidance:
             both = {name: _join(name, value, self.unconditional[name], x.shape[0]) for name, value in cond.items()}
             out = network(torch.cat([x, x]), torch.cat([t, t]), **both)
             if not isinstance(out, Tensor) or out.shape[:1] != (2 * x.shape[0],):
-                return out  # the denoiser says what is wrong with it
+                return out
             positive, negative = out.chunk(2)
         else:
             positive, negative = network(x, t, **cond), network(x, t, **self.unconditional)
-            if not (isinstance(positive, Tensor) and isinstance(negative, Tensor)):
-                return positive
+        for out in (positive, negative):
+            if not isinstance(out, Tensor) or out.shape != x.shape or not out.is_floating_point():
+                return out  # the denoiser says what is wrong with it
         return negative + self.scale * (positive - negative)
 
 

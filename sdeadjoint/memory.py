@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from . import nests
 
 
 class PeakMemory(TorchDispatchMode):
@@ -32,8 +31,8 @@ class PeakMemory(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         # An output on the storage of an argument is a view or an in-place result, not new memory.
-        old = {value.untyped_storage()._cdata for value in nests.tensors([args, kwargs])}
-        for value in nests.tensors([out]):
+        old = {value.untyped_storage()._cdata for value in _tensors((args, tuple((kwargs or {}).values())))}
+        for value in _tensors((out,)):
             if value.untyped_storage()._cdata not in old:
                 self._count(value)
         return out
@@ -50,3 +49,12 @@ class PeakMemory(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         self.live -= self._alive.pop(key)
+
+
+def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+    """Those in nested lists and tuples. Called for every operation, hence not the general walk over nests."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif type(value) is list or type(value) is tuple:
+            yield from _tensors(value)

@@ -22,7 +22,7 @@ class FixedNoise(Noise):
             dtype and device by a differentiable ``to``: ``increments.grad`` is in the dtype and on the device
             of ``increments``. For one-step Euler it is ``dL/d(dB_n) = a_{n+1}``, the adjoint after the step.
         levy_areas: the space-time Levy areas over the same steps, same shape; needed where
-        ``solver.claims.levy`` says so.
+            ``solver.claims.levy`` says so.
 
     Errors: ``TypeError`` for tensors that are not real floating point; ``ValueError`` when bound to a grid
     and a state of another shape, when Levy areas are asked for and missing, and when a step that injects no
