@@ -112,7 +112,7 @@ class Frame:
     def time(self, s: Tensor | float) -> Tensor:
         """``t`` with ``clock(t) = s``, float64, same shape as ``s``.
 
-        Error in lambda: a few ulps; in the flow kind ``1 / (1 - s)`` of them, as s itself rounds to 1 where alpha is small.
+        Error in lambda: a few ulps; in the flow kind ``1 / (1 - s)`` of them, as s rounds to 1 where alpha is small.
         """
         s = s.double() if isinstance(s, Tensor) else torch.tensor(s, dtype=torch.float64, device="cpu")
         if self.kind == "data":
