@@ -18,7 +18,7 @@ from ..frames import KINDS, Frame
 from ..grids import karras, uniform_logsnr, uniform_time
 from ..predictions import PREDICTIONS
 from ..schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLinear
-from ..solvers import AdamsBashforth, RungeKutta, Solver
+from ..solvers import AdamsBashforth, Solver
 from ..solvers.adams_bashforth import VARIABLES
 
 
@@ -148,9 +148,9 @@ SOLVERS: tuple[Solver, ...] = _exported()
 """An instance of every exported solver, ``AdamsBashforth`` in every order and variable."""
 
 
-def solvers(*, one_step: bool = False) -> st.SearchStrategy[Solver]:
-    """Every exported solver; only Runge-Kutta methods if ``one_step``."""
-    return st.sampled_from([solver for solver in SOLVERS if not one_step or isinstance(solver, RungeKutta)])
+def solvers() -> st.SearchStrategy[Solver]:
+    """Every exported solver."""
+    return st.sampled_from(SOLVERS)
 
 
 def predictions() -> st.SearchStrategy[str]:
