@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import nests
 from .guidance import Guidance
 from .predictions import PREDICTIONS, convert
 from .schedules import Schedule
@@ -65,12 +65,11 @@ class Denoiser(nn.Module):
         out = self._call(x, times.to(x.device, self.time_dtype or x.dtype).expand(x.shape[0]).contiguous(), cond or {})
         return convert(out, x, alpha, sigma, self.prediction, prediction)
 
-    def declared(self) -> Iterator[Tensor]:
-        """Every tensor the denoiser is known to depend on: parameters, buffers and the guidance's own."""
-        yield from self.parameters()
-        yield from self.buffers()
-        if self.guidance is not None:
-            yield from nests.tensors([self.guidance.scale, self.guidance.unconditional])
+    def guided_by(self, guidance: Guidance | None) -> Denoiser:
+        """The same denoiser, on the same network, with another guidance."""
+        other = copy.copy(self)
+        other.guidance = guidance
+        return other
 
     def _call(self, x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
         out = self.network(x, t, **cond) if self.guidance is None else self.guidance(self.network, x, t, cond)

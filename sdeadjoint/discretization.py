@@ -98,9 +98,9 @@ class Discretization:
         return None if self.noise is None else self.noise.increment(n)
 
     def state(self, n: int, y: Tensor) -> Tensor:
-        """``x_n`` from ``carry_n.y``."""
+        """``x_n`` from ``carry_n.y``, a tensor of its own."""
         if n == 0 or (n == self.steps and self.projects):
-            return y
+            return y.clone()
         return self.weights[n] * y
 
     def step(self, n: int, carry: Carry, increment: Increment | None) -> Carry:
@@ -108,7 +108,7 @@ class Discretization:
         y = carry.y if n > 0 else carry.y / self.weights[0]
         try:
             if n == self.steps - 1 and self.projects:
-                x = carry.y.clone() if n == 0 else self.state(n, carry.y)
+                x = self.state(n, carry.y)
                 return Carry(self._predict(n, x, self.times[n], "sample").to(x.dtype), carry.state)
             dB: Tensor | float = 0.0 if increment is None else increment.dB.to(y)
             H: Tensor | float = 0.0 if increment is None or increment.H is None else increment.H.to(y)

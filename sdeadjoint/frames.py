@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -63,8 +64,9 @@ class Frame:
             raise TypeError(f"schedule: got {type(self.schedule).__name__}; pass a Schedule such as VPLinear()")
         if self.kind not in KINDS:
             raise ValueError(f"kind: got {self.kind!r}; pass one of {KINDS}")
-        if isinstance(self.eta, bool) or not isinstance(self.eta, int | float):
+        if isinstance(self.eta, bool) or not isinstance(self.eta, Real):
             raise TypeError(f"eta: got {self.eta!r}; pass a number >= 0 (0 is the ODE, 1 the diffusion SDE)")
+        object.__setattr__(self, "eta", float(self.eta))
         if not (math.isfinite(self.eta) and self.eta >= 0):
             raise ValueError(f"eta: got {self.eta}; pass a finite number >= 0 (0 is the ODE, 1 the diffusion SDE)")
 

@@ -84,11 +84,12 @@ def karras(
     return _assemble(schedule, nodes, steps, (t0, t1), final_zero)
 
 
-def coarsen(grid: Tensor, factor: int) -> Tensor:
+def coarsen(grid: Tensor | Sequence[float], factor: int) -> Tensor:
     """Every ``factor``-th time of a grid: a nested grid whose times are bitwise those of the fine one.
 
     ``factor`` must divide the number of steps, so that both ends stay.
     """
+    grid = torch.as_tensor(grid, dtype=torch.float64, device="cpu")
     steps = grid.shape[0] - 1
     if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1 or steps % factor:
         raise ValueError(f"factor: got {factor!r}; pass a positive divisor of the grid's {steps} steps")

@@ -36,6 +36,11 @@ class Guidance:
                 f"unconditional: got {type(self.unconditional).__name__}; pass a mapping of names, like cond"
             )
 
+    @property
+    def tensors(self) -> dict[str, Any]:
+        """What may hold tensors, as a nest; ``replace(guidance, **tensors)`` puts it back."""
+        return {"scale": self.scale, "unconditional": self.unconditional}
+
     def __call__(self, network: Callable[..., Any], x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Any:
         """The guided output of ``network`` at ``(x, t)``; ``t`` has shape (batch,)."""
         if set(cond) != set(self.unconditional):

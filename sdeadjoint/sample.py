@@ -76,7 +76,7 @@ def sample(
             if bar is not None:
                 bar.update()
             if callback is not None:
-                callback(n, recursion.times[n], recursion.state(n, carry.y).detach().clone())
+                callback(n, recursion.times[n], recursion.state(n, carry.y.detach()))
 
         states = adjoint.solve(recursion, x_T, keep=trajectory, observe=observe)
     if trajectory:
@@ -120,7 +120,13 @@ def _check_gradients_on(x_T: Tensor, cond: Mapping[str, Any], recursion: Discret
     if torch.is_grad_enabled():
         return
     noise = () if recursion.noise is None else recursion.noise.tensors
-    named = (("x_T", [x_T]), ("cond", nests.tensors(cond)), ("noise", noise))
+    guidance = recursion.denoiser.guidance
+    named = (
+        ("x_T", [x_T]),
+        ("cond", nests.tensors(cond)),
+        ("noise", noise),
+        ("guidance", nests.tensors(guidance.tensors) if guidance is not None else ()),
+    )
     for name, tensors in named:
         if any(tensor.requires_grad for tensor in tensors):
             raise RuntimeError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -156,20 +158,170 @@ def test_undeclared_leaves(checkpoint: sa.Checkpoint, x_T: Tensor) -> None:
         assert relative(got, want) <= 1e-12
 
 
-def test_conditioning_computed_by_the_user_and_seen_by_a_closure_too(x_T: Tensor) -> None:
+def test_arguments_read_through_a_closure_too(x_T: Tensor) -> None:
+    """Leaves in two roles get the sum; for other tensors the part read behind the library's back cannot be told."""
     token = weight(4)
 
-    def results(adjoint: sa.Adjoint) -> tuple[Tensor, ...]:
-        embedding = torch.sin(token) * 2
-
+    def results(adjoint: sa.Adjoint, embedding: Tensor) -> tuple[Tensor, ...]:
         def network(x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-            return torch.tanh(x * cond["embedding"] + embedding)
+            return torch.tanh(x * cond["embedding"] + embedding + 0.1 * x_T)
 
         out = run(network, adjoint, x_T, cond={"embedding": embedding})
-        return torch.autograd.grad(out.square().sum(), [token, embedding])
+        return torch.autograd.grad(out.square().sum(), [token, x_T])
 
-    for got, want in zip(results(sa.Checkpoint(2)), results(sa.Direct()), strict=True):
+    for got, want in zip(results(sa.Checkpoint(2), token), results(sa.Direct(), token), strict=True):
         assert relative(got, want) <= 1e-12
+    with pytest.raises(RuntimeError, match=r"not only as its argument.*adjoint=Direct\(\)"):
+        results(sa.Checkpoint(2), torch.sin(token) * 2)
+
+
+@pytest.mark.parametrize("checkpoint", [sa.Checkpoint(), sa.Checkpoint(2)], ids=repr)
+def test_arguments_that_depend_on_each_other_are_counted_once(checkpoint: sa.Checkpoint) -> None:
+    """A learned token expanded into cond, cond cut from x_T, x_T made from a parameter, a null embedding in cond."""
+    network, null = Mlp(4), weight(1, 8)
+    seed = weight(3, 4)
+    outside = torch.sin(weight(4, seed=5))
+
+    def model(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return network(x, t, **cond) * outside
+
+    def results(adjoint: sa.Adjoint) -> tuple[Tensor, ...]:
+        x_T = torch.sin(seed * network.outward.bias)
+        style = torch.cat([network.shared[:4].expand(3, 4), x_T], 1) + null
+        frame, grid = sa.Frame(SCHEDULE, eta=1.0), grid_of(5, False)
+        noise = sa.FixedNoise(sa.BrownianPath(seed=0).increments(frame, grid, x_T) * seed)
+        guided = sa.Guidance(1.5, {"embedding": {"style": [null]}})
+        denoiser = sa.Denoiser(model, SCHEDULE, "sample", guidance=guided)
+        cond = {"embedding": {"style": [style]}}
+        options = {"frame": frame, "grid": grid, "solver": sa.Heun(), "adjoint": adjoint, "noise": noise}
+        middle = sa.sample(denoiser, x_T, cond=cond, **options)
+        # Chained: the second sampler starts where the first ends, with the same network.
+        out = sa.sample(denoiser, middle, cond=cond, **options)
+        return torch.autograd.grad(out.square().sum(), [seed, null, network.shared, network.outward.bias, x_T, style])
+
+    for got, want in zip(results(checkpoint), results(sa.Direct()), strict=True):
+        assert relative(got, want) <= 1e-12
+
+
+@pytest.mark.parametrize("checkpoint", [sa.Checkpoint(), sa.Checkpoint(2)], ids=repr)
+def test_hooks_and_retained_gradients_see_the_total_once(checkpoint: sa.Checkpoint) -> None:
+    def results(adjoint: sa.Adjoint) -> list[Tensor | None]:
+        network, leaf, token, closure = Mlp(4), weight(3, 4), weight(3, 8), weight(4)
+        x_T = leaf * 1
+        style = token * 1
+        for tensor in (network.shared, leaf, token, closure, x_T, style):
+            tensor.register_hook(lambda g: 2 * g.clamp(-1, 1))
+        x_T.retain_grad()
+        style.retain_grad()
+        out = run(lambda x, t, **c: network(x, t, **c) * closure, adjoint, x_T, cond={"embedding": {"style": [style]}})
+        out.square().sum().backward()
+        assert network.shared._backward_hooks
+        return [tensor.grad for tensor in (network.shared, leaf, token, closure, x_T, style)]
+
+    for got, want in zip(results(checkpoint), results(sa.Direct()), strict=True):
+        assert relative(got, want) <= 1e-12
+
+
+@pytest.mark.parametrize("checkpoint", [sa.Checkpoint(), sa.Checkpoint(2)], ids=repr)
+def test_networks_that_differentiate_themselves(checkpoint: sa.Checkpoint, x_T: Tensor) -> None:
+    """Scores that are gradients of an energy, and classifier guidance inside the network."""
+    network = Mlp(4)
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.requires_grad_()
+            energy = network(x, t).square().sum()
+            return torch.autograd.grad(energy, x, create_graph=True)[0] * 0.1
+
+    def late(x: Tensor, t: Tensor) -> Tensor:
+        return score(x, t) if t[0] < 0.3 else network(x, t)
+
+    leaves = [x_T, network.shared]
+    got, want = (torch.autograd.grad(run(score, a, x_T).sum(), leaves) for a in (checkpoint, sa.Direct()))
+    assert max(map(relative, got, want)) <= 1e-12
+    with pytest.raises(RuntimeError, match="differentiates by itself"):
+        run(late, checkpoint, x_T)
+
+
+def test_sparse_gradients_at_some_steps_and_dense_ones_at_others(x_T: Tensor) -> None:
+    table = nn.Embedding(3, 4, sparse=True).double()
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        row = table(torch.tensor([1])) if t[0] < 0.5 else table.weight[:1]
+        return torch.tanh(x + row)
+
+    got, want = (
+        torch.autograd.grad(run(network, a, x_T).sum(), table.weight)[0] for a in (sa.Checkpoint(), sa.Direct())
+    )
+    assert relative(got.to_dense(), want.to_dense()) <= 1e-12
+
+
+def test_reentrant_checkpoints_inside_are_refused_with_the_remedy(x_T: Tensor) -> None:
+    network = Mlp(4)
+
+    def reentrant(x: Tensor, t: Tensor) -> Tensor:
+        return torch.utils.checkpoint.checkpoint(network, x, t, use_reentrant=True)
+
+    with pytest.raises(RuntimeError, match=r"use_reentrant=False there, or adjoint=Direct\(\)"):
+        run(reentrant, sa.Checkpoint(), x_T)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "autocast"])
+@pytest.mark.parametrize("change", ["mode", "hidden mode", "generator"])
+def test_another_function_is_refused_at_every_precision(precision: str, change: str) -> None:
+    """Also on long grids, where one step changes the state by little."""
+    dropout = nn.Dropout(0.1).eval()
+    model = nn.Sequential(nn.Linear(4, 16), dropout, nn.Tanh(), nn.Linear(16, 4))
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    model = model.to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    x_T = torch.linspace(-1, 1, 400).reshape(100, 4).to(dtype).requires_grad_()
+
+    def hidden(x: Tensor, t: Tensor) -> Tensor:
+        out = model(x)
+        return out + 0.1 * torch.randn(x.shape, generator=generator).to(dtype) if change == "generator" else out
+
+    class Shown(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return self.model(x)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        out = run(Shown() if change == "mode" else hidden, sa.Checkpoint(), x_T, steps=100, solver=sa.Euler())
+    if change != "generator":
+        dropout.train()
+    with pytest.raises(RuntimeError, match=r"train\(\) or eval\(\) was called|gave another state"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_requires_grad_changed_in_between_is_refused(flag: bool, x_T: Tensor) -> None:
+    network = Mlp(4)
+    network.shared.requires_grad_(not flag)
+    out = run(network, sa.Checkpoint(), x_T)
+    network.shared.requires_grad_(flag)
+    with pytest.raises(RuntimeError, match=r"requires_grad of a parameter.* was changed between"):
+        out.sum().backward()
+
+
+def test_in_a_worker_thread() -> None:
+    token = weight(4)
+    computed = torch.tanh(token) + torch.zeros(4, dtype=DOUBLE)
+    x_T = torch.ones(2, 4, dtype=DOUBLE, requires_grad=True)
+    results: list[Tensor] = []
+
+    def work() -> None:
+        out = run(lambda x, t: torch.tanh(x * computed.exp()), sa.Checkpoint(), x_T)
+        results.append(torch.autograd.grad(out.sum(), token)[0])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    (want,) = torch.autograd.grad(run(lambda x, t: torch.tanh(x * computed.exp()), sa.Direct(), x_T).sum(), token)
+    assert relative(results[0], want) <= 1e-12
 
 
 def test_noise_that_is_conditioning_too(x_T: Tensor) -> None:

@@ -146,7 +146,10 @@ def test_modules_are_registered_and_functions_accepted() -> None:
     scale, null = torch.tensor(2.0, requires_grad=True), {"style": [randn(1, 2)]}
     denoiser = sa.Denoiser(network, SCHEDULE, guidance=sa.Guidance(scale, null))
     assert [*denoiser.parameters()] == [network.weight]
-    assert {id(tensor) for tensor in denoiser.declared()} == {id(network.weight), id(scale), id(null["style"][0])}
+    assert list(denoiser.parameters()) == [network.weight]
+    other = denoiser.guided_by(None)
+    assert other.network is network
+    assert (other.guidance, denoiser.guidance is not None) == (None, True)
     assert [*sa.Denoiser(lambda x, t: x, SCHEDULE).parameters()] == []
     denoiser.to(torch.float32).eval()
     assert (network.weight.dtype, network.training) == (torch.float32, False)

@@ -118,13 +118,14 @@ def test_errors_of_the_network_say_at_which_step() -> None:
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("who", ["x_T", "cond", "noise"])
+@pytest.mark.parametrize("who", ["x_T", "cond", "noise", "guidance"])
 def test_gradients_that_are_asked_for_but_globally_off(mode: Any, who: str) -> None:
     leaf = torch.zeros(5, 2, 4, dtype=DOUBLE, requires_grad=True)
     changes: dict[str, Any] = {
         "x_T": {"x_T": leaf[0].detach().requires_grad_()},
         "cond": {"cond": {"z": [leaf]}, "denoiser": network(lambda x, t, z: x)},
         "noise": {"noise": sa.FixedNoise(leaf), "frame": SDE},
+        "guidance": {"denoiser": sa.Denoiser(lambda x, t: x, SCHEDULE, guidance=sa.Guidance(leaf[0]))},
     }[who]
     with mode(), pytest.raises(RuntimeError, match=f"{who} requires a gradient, but gradients are globally off"):
         call(**changes)
@@ -204,6 +205,24 @@ def test_from_alpha_zero_with_noise_x_T_enters_through_the_first_evaluation_only
         out = call(denoiser=denoiser, frame=frame, grid=grid, solver=sa.Euler(), noise=noise, adjoint=adjoint, x_T=x_T)
         assert torch.allclose(out, weight[2] * y, rtol=1e-12, atol=0)
         assert torch.allclose(torch.autograd.grad(out.sum(), x_T)[0], want, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)
+@pytest.mark.parametrize(
+    "grid", [GRID.tolist(), [1.0, 0.5, 0.0], [1.0, 0.0]], ids=["plain", "to sigma = 0", "one step"]
+)
+def test_the_sample_may_be_changed_in_place(adjoint: sa.Adjoint, grid: list[float]) -> None:
+    x_T = torch.linspace(-1, 1, 8, dtype=DOUBLE).reshape(2, 4).requires_grad_()
+    out = call(denoiser=network(lambda x, t: torch.sin(x), "sample"), x_T=x_T, grid=grid, adjoint=adjoint)
+    (want,) = torch.autograd.grad(2 * out.sum(), x_T, retain_graph=True)
+    out.mul_(2)
+    (got,) = torch.autograd.grad(out.sum(), x_T)
+    assert torch.equal(got, want)
+
+
+def test_noise_that_is_not_finite_is_named() -> None:
+    with pytest.raises(ValueError, match="increments must be finite"):
+        sa.FixedNoise(STILL * float("nan"))
 
 
 def test_seed_lists_make_samples_independent_of_their_batch_mates() -> None:

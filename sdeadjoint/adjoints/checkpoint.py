@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import nests
 from ..discretization import Discretization
 from ..integrate import Observer
 from .base import Adjoint
 from .direct import Direct
-from .forward import sweep
+from .forward import Sweep, sweep, training_modes
+from .isolation import arguments, isolate
 from .leaves import distinct
 from .replay import Plan, Replay
 from .surroundings import Autocast
@@ -23,10 +23,10 @@ class Checkpoint(Adjoint):
     """The exact gradient of the sampler, from stored states and recomputed network calls.
 
     Args:
-        snapshots: ``None`` keeps the state before every step: one recomputation per step. An integer c keeps at
-            most c of them at any time, x_T included, and recomputes the others by the binomial schedule of Griewank and
-            Walther (2000), with ``r N - beta(c + 1, r - 1)`` extra forward steps, the fewest possible
-            (``beta(c, r) = C(c + r, c)``, r the least with ``N <= beta(c, r)``).
+        snapshots: ``None`` keeps the state before every step: one recomputation per step. An integer c stores at most c
+            of them at any time, x_T included, besides the one it works on, and recomputes the others by the binomial
+            schedule of Griewank and Walther (2000), with ``r N - beta(c + 1, r - 1)`` extra forward steps, the fewest
+            possible (``beta(c, r) = C(c + r, c)``, r the least with ``N <= beta(c, r)``).
 
     With p network calls a step, ``None`` costs N p forward calls, then N p again with their vector-Jacobian products.
     Memory: the states (with what a multistep solver remembers) and the activations of one step.
@@ -36,7 +36,10 @@ class Checkpoint(Adjoint):
     is replayed, never stored; torch's global generators (dropout) and autocast are replayed too. A recomputed step that
     does not return to the state of the forward pass within round-off raises, and so does one that uses a tensor made by
     an earlier evaluation: a network with caches or private randomness is refused, not misread.
-    Other errors (``RuntimeError``): batch statistics that the network updates; ``create_graph=True`` (use ``Direct``).
+    Other errors (``RuntimeError``): batch statistics that the network updates; reentrant checkpoints inside it;
+    ``requires_grad`` or train/eval flags changed before the backward pass; ``create_graph=True`` (use ``Direct``).
+    Hooks on arguments and leaves see their total gradient, once; hooks on a non-leaf tensor that the network reads
+    without having been given it see each step's part.
     """
 
     snapshots: int | None = None
@@ -50,14 +53,25 @@ class Checkpoint(Adjoint):
         if not torch.is_grad_enabled():
             return Direct().solve(recursion, x_T, keep=keep, observe=observe)
         noise = () if recursion.noise is None else recursion.noise.tensors
-        declared = distinct([x_T, *nests.tensors(recursion.cond), *recursion.denoiser.declared(), *noise])
-        autocast = Autocast.current(x_T.device)
-        snapshots = self.snapshots or recursion.steps
-        swept = sweep(recursion, recursion.start(x_T), declared, snapshots, autocast, keep=keep, observe=observe)
-        inputs = (*(tensor for tensor in declared if tensor.requires_grad), *swept.leaves)
+        parameters = [*recursion.denoiser.parameters(), *recursion.denoiser.buffers()]
+        declared = distinct([*arguments(recursion, x_T), *parameters, *noise])
+        autocast, snapshots = Autocast.current(x_T.device), self.snapshots or recursion.steps
+        isolated = isolate(recursion, x_T)
+        swept = sweep(isolated, recursion.start(x_T), Sweep(snapshots, keep, autocast, observe))
+        inputs = distinct([*(tensor for tensor in declared if tensor.requires_grad), *swept.leaves])
         if not inputs:
             return swept.outputs
-        watched = tuple(tensor for tensor in declared if not tensor.requires_grad)
-        plan = Plan(recursion, inputs, watched, snapshots, keep, autocast, swept.borrows_graph)
+        plan = Plan(
+            recursion,
+            x_T,
+            tuple(inputs),
+            watched=tuple(tensor for tensor in declared if not tensor.requires_grad),
+            snapshots=snapshots,
+            keep=keep,
+            autocast=autocast,
+            borrows_graph=swept.borrows_graph,
+            differentiates=swept.differentiates,
+            modes=training_modes(recursion),
+        )
         outputs: tuple[Tensor, ...] = Replay.apply(plan, swept, *inputs)
         return outputs

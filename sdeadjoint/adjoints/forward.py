@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor
 
 from .. import nests
 from ..discretization import Carry, Discretization
-from ..integrate import Observer
 from .binomial import positions
-from .leaves import dependencies, leaf, precedes, sequence_number, updates_batch_statistics
+from .isolation import Isolated
+from .leaves import Dependencies, dependencies, precedes, sequence_number, updates_batch_statistics
 from .surroundings import Autocast, GeneratorStates
 
 
@@ -27,77 +28,131 @@ class Swept(NamedTuple):
     """What a forward sweep found.
 
     ``stages``: ``(n, stage before step n)`` for the steps to be stored and the last; ``outputs``: ``(y_N,)`` or all of
-    ``y_1, ..., y_N``; ``leaves``: undeclared leaves that the network read; ``borrows_graph``: whether it read tensors
-    that were computed outside of it, whose graph must then outlive each step's.
+    ``y_1, ..., y_N``; ``leaves``: the leaves that the network read, declared or not, besides the copies of its
+    arguments; ``borrows_graph``: whether it read tensors computed outside of it, whose graph must outlive each
+    step's; ``differentiates``: whether it calls autograd itself.
     """
 
     stages: list[tuple[int, Stage]]
     outputs: tuple[Tensor, ...]
     leaves: tuple[Tensor, ...]
     borrows_graph: bool
+    differentiates: bool
 
 
-def sweep(
-    recursion: Discretization,
-    carry: Carry,
-    declared: Iterable[Tensor],
-    snapshots: int,
-    autocast: Autocast,
-    *,
-    keep: bool,
-    observe: Observer,
-) -> Swept:
+class Sweep(NamedTuple):
+    """How to sweep: where snapshots go, what to return and who watches."""
+
+    snapshots: int
+    keep: bool
+    autocast: Autocast
+    observe: Callable[[int, Carry], None]
+
+
+def sweep(isolated: Isolated, carry: Carry, how: Sweep) -> Swept:
     """Run all steps from ``carry_0``. Each builds its graph, without activations, and drops it once it has been read.
 
     Without a graph the network could take other code paths than in the recomputation, and a tensor that it caches would
     lose its history in silence; with one, the values are those of ``Direct`` bit by bit and a cached tensor is noticed.
+    The first step keeps its activations until it is done, to see whether the network needs them itself.
     """
-    last, device, mark = recursion.steps - 1, carry.y.device, sequence_number()
-    wanted = {*positions(last + 1, snapshots), last}
+    last, device, mark = isolated.recursion.steps - 1, carry.y.device, sequence_number()
+    wanted = {*positions(last + 1, how.snapshots), last}
     stages: list[tuple[int, Stage]] = []
     outputs: list[Tensor] = []
-    known, borrows = list(declared), False
-    leaves: list[Tensor] = []
-    generators = None
+    leaves: dict[int, Tensor] = {}
+    activations, borrows, generators = Activations(keep=True), False, None
     for n in range(last + 1):
         if n in wanted:
             generators = GeneratorStates.current(device, generators)
             stages.append((n, Stage(carry, generators)))
-        entry, out = evaluate(recursion, n, carry, autocast)
-        found = dependencies(nests.tensors(out), [*known, *nests.tensors(entry)])
-        _refuse_batch_statistics(found.nodes)
+        out, found, own = _examined(isolated, n, carry, how.autocast, activations)
+        leaves |= {id(leaf): leaf for leaf in found.leaves_but(own)}
         borrows |= any(precedes(node, mark) for node in found.nodes)
-        known += found.leaves
-        leaves += found.leaves
         carry = nests.map_tensors(Tensor.detach, out)
-        del entry, out, found
-        observe(n + 1, carry)
-        if keep or n == last:
+        del out, found, own
+        how.observe(n + 1, carry)
+        if how.keep or n == last:
             outputs.append(carry.y)
-    return Swept(stages, tuple(outputs), tuple(leaves), borrows)
+        activations = Activations(keep=activations.used)
+    return Swept(stages, tuple(outputs), tuple(leaves.values()), borrows, activations.keep)
 
 
-def evaluate(recursion: Discretization, n: int, carry: Carry, autocast: Autocast) -> tuple[Carry, Carry]:
-    """Step n with its graph but without its activations: the carry it starts from, as leaves, and the one it makes."""
-    entry = carry if n == 0 else nests.map_tensors(leaf, carry)
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_drop, _refuse), autocast.replayed():
-        return entry, recursion.step(n, entry, recursion.increment(n))
+def _examined(
+    isolated: Isolated, n: int, carry: Carry, autocast: Autocast, activations: Activations
+) -> tuple[Carry, Dependencies, list[Tensor]]:
+    """Step n, what it depends on, and which of these are leaves made for it."""
+    entry, noise, out = evaluate(isolated, n, carry, autocast, activations)
+    found = dependencies(nests.tensors(out))
+    _refuse_what_cannot_be_repeated(found.nodes)
+    if any(found.includes(tensor) for tensor in isolated.originals if not tensor.is_leaf):
+        raise RuntimeError(
+            "network: it reads x_T or a tensor of cond not only as its argument but also directly (through a closure), "
+            "and the tensor is not a leaf, so its gradient would miss a part; let the network use its arguments only, "
+            "or pass adjoint=Direct()"
+        )
+    return out, found, [*nests.tensors(entry), *noise, *isolated.copies]
 
 
-def _drop(tensor: Tensor) -> None:
-    return None
+class Activations:
+    """What a step's graph saves for its derivatives: let go of at once, or kept until the step is done."""
+
+    def __init__(self, *, keep: bool) -> None:
+        self.keep = keep
+        self.used = False
+        self._live = True
+        self._kept: list[Tensor] = []
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
+            yield
+        self._live = False
+        self._kept.clear()
+
+    def _pack(self, tensor: Tensor) -> int:
+        if self.keep:
+            self._kept.append(tensor)
+        return len(self._kept) - 1
+
+    def _unpack(self, place: int) -> Tensor:
+        self.used = True
+        if self._live and self.keep:
+            return self._kept[place]
+        if self._live:
+            raise RuntimeError(
+                "network: it differentiates by itself (torch.autograd.grad) at a later step but not at the first; "
+                "let it do so at every step, or use adjoint=Direct()"
+            )
+        raise RuntimeError(
+            "network: it used a tensor that an earlier evaluation had computed, whose graph is gone (a cache kept "
+            "between calls); make it a function of (x, t, cond), or use adjoint=Direct()"
+        )
 
 
-def _refuse(nothing: None) -> Tensor:
-    raise RuntimeError(
-        "network: it used a tensor that an earlier evaluation had computed, whose graph is gone (a cache kept between "
-        "calls); make it a function of (x, t, cond), or use adjoint=Direct()"
-    )
+def evaluate(
+    isolated: Isolated, n: int, carry: Carry, autocast: Autocast, activations: Activations
+) -> tuple[Carry, list[Tensor], Carry]:
+    """Step n with its graph: the carry it starts from and its noise, as leaves, and the carry it makes."""
+    entry = isolated.entry(n, carry)
+    increment, noise = isolated.increment(n)
+    with torch.enable_grad(), activations.held(), autocast.replayed():
+        return entry, noise, isolated.recursion.step(n, entry, increment)
 
 
-def _refuse_batch_statistics(nodes: Iterable[Any]) -> None:
+def _refuse_what_cannot_be_repeated(nodes: Iterable[Any]) -> None:
     if any(updates_batch_statistics(node) for node in nodes):
         raise RuntimeError(
             "network: a normalisation layer in training mode updates its running statistics, which a recomputation "
             "would update again; call network.eval(), set track_running_stats=False, or pass adjoint=Direct()"
         )
+    if any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes):
+        raise RuntimeError(
+            "network: it uses torch.utils.checkpoint with use_reentrant=True, which works with .backward() alone; pass "
+            "use_reentrant=False there, or adjoint=Direct() here"
+        )
+
+
+def training_modes(recursion: Discretization) -> tuple[bool, ...]:
+    """Whether each module of the network is in training mode."""
+    return tuple(module.training for module in recursion.denoiser.modules())

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 
 
 class Dependencies(NamedTuple):
-    """Leaves that outputs depend on beyond the known tensors, and all graph nodes in between."""
+    """The leaves that outputs depend on, all graph nodes in between, and the edges (node, output) walked."""
 
     leaves: tuple[Tensor, ...]
     nodes: tuple[Any, ...]
+    edges: set[tuple[Any, int]]
+
+    def includes(self, tensor: Tensor) -> bool:
+        """Whether a tensor that is not a leaf was met on the way."""
+        edge = get_gradient_edge(tensor)
+        return (edge.node, edge.output_nr) in self.edges
+
+    def leaves_but(self, known: Iterable[Tensor]) -> list[Tensor]:
+        """The leaves that are none of the ``known`` tensors."""
+        identities = {id(tensor) for tensor in known}
+        return [leaf for leaf in self.leaves if id(leaf) not in identities]
 
 
-def dependencies(outputs: Iterable[Tensor], known: Iterable[Tensor]) -> Dependencies:
-    """Walk the graphs of ``outputs`` backwards, stopping at the ``known`` tensors, and collect the other leaves.
-
-    Any tensor that requires a gradient may be ``known``, a leaf or not. Linear in the number of graph nodes (about
-    a microsecond each).
-    """
-    stop = {_edge(tensor) for tensor in known if tensor.requires_grad}
+def dependencies(outputs: Iterable[Tensor]) -> Dependencies:
+    """Walk the graphs of ``outputs`` back to their leaves. Linear in the number of nodes (about a microsecond each)."""
     leaves: list[Tensor] = []
     nodes = []
     seen = set()
-    stack = [edge for tensor in outputs if tensor.requires_grad and (edge := _edge(tensor)) not in stop]
+    edges: set[tuple[Any, int]] = set()
+    stack: list[Any] = [get_gradient_edge(tensor).node for tensor in outputs if tensor.requires_grad]
     while stack:
-        node, _ = stack.pop()
+        node = stack.pop()
         if node in seen:
             continue
         seen.add(node)
@@ -37,8 +46,9 @@ def dependencies(outputs: Iterable[Tensor], known: Iterable[Tensor]) -> Dependen
             leaves.append(node.variable)
             continue
         nodes.append(node)
-        stack += [edge for edge in node.next_functions if edge[0] is not None and edge not in stop]
-    return Dependencies(tuple(leaves), tuple(nodes))
+        edges.update(node.next_functions)
+        stack += [source for source, _ in node.next_functions if source is not None]
+    return Dependencies(tuple(leaves), tuple(nodes), edges)
 
 
 def updates_batch_statistics(node: Any) -> bool:
@@ -58,8 +68,24 @@ def sequence_number() -> int:
 
 
 def precedes(node: Any, number: int) -> bool:
-    """Whether the node was there before ``sequence_number()`` gave ``number``."""
-    return int(node._sequence_nr()) < number
+    """Whether the node was there before ``sequence_number()`` gave ``number``; in doubt, outside the main thread, yes.
+
+    (PyTorch numbers the nodes of each thread by themselves.)
+    """
+    return int(node._sequence_nr()) < number or threading.current_thread() is not threading.main_thread()
+
+
+@contextmanager
+def hooks_off(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Without the hooks that users registered on leaves, which are for a gradient's total, not for a step's part."""
+    hooked = [(tensor, tensor._backward_hooks) for tensor in tensors if tensor.is_leaf and tensor._backward_hooks]
+    for tensor, _ in hooked:
+        tensor._backward_hooks = None
+    try:
+        yield
+    finally:
+        for tensor, hooks in hooked:
+            tensor._backward_hooks = hooks
 
 
 def leaf(tensor: Tensor) -> Tensor:
@@ -70,8 +96,3 @@ def leaf(tensor: Tensor) -> Tensor:
 def distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
     """The tensors without repetitions, in order."""
     return list({id(tensor): tensor for tensor in tensors}.values())
-
-
-def _edge(tensor: Tensor) -> tuple[Any, int]:
-    edge: GradientEdge = get_gradient_edge(tensor)
-    return edge.node, edge.output_nr

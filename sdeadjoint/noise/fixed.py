@@ -95,6 +95,8 @@ def _check_real(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name} must be a real floating-point tensor, but is {got}")
+    if not torch.isfinite(tensor.detach()).all():
+        raise ValueError(f"{name} must be finite, but has NaN or infinite entries")
 
 
 def _check_still(name: str, tensor: Tensor, nodes: tuple[float, ...]) -> None:

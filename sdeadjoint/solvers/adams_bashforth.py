@@ -41,7 +41,7 @@ class AdamsBashforth(Solver):
     variable: str = "log"
 
     def __post_init__(self) -> None:
-        if isinstance(self.order, bool) or self.order not in (1, 2, 3, 4):
+        if type(self.order) is not int or self.order not in (1, 2, 3, 4):
             raise ValueError(f"order: got {self.order!r}; pass 1, 2, 3 or 4")
         if self.variable not in VARIABLES:
             raise ValueError(f"variable: got {self.variable!r}; pass one of {VARIABLES}")
