@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ class Denoiser(nn.Module):
     ) -> Tensor:
         """The prediction of the asked kind at ``x`` (batch, ...) and time ``t`` (a number or a tensor (batch,))."""
         times = t.double() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")
-        alpha, sigma = (self._broadcast(value(times), x) for value in (self.schedule.alpha, self.schedule.sigma))
+        alpha, sigma = _coefficients(self.schedule, t) if isinstance(t, float) else self._broadcast(times, x)
         out = self._call(x, times.to(x.device, self.time_dtype or x.dtype).expand(x.shape[0]).contiguous(), cond or {})
         return convert(out, x, alpha, sigma, self.prediction, prediction)
 
@@ -87,15 +88,16 @@ class Denoiser(nn.Module):
             raise TypeError(f"network: returned dtype {out.dtype}; it must return a real floating-point tensor")
         return out
 
-    @staticmethod
-    def _broadcast(values: Tensor, x: Tensor) -> Tensor | float:
-        if values.ndim == 0:
-            return float(values)
-        if values.shape != x.shape[:1]:
-            raise ValueError(
-                f"t: got shape {tuple(values.shape)}; pass a number or a tensor of shape {tuple(x.shape[:1])}"
-            )
-        return values.reshape(-1, *[1] * (x.ndim - 1)).to(x.device)
+    def _broadcast(self, times: Tensor, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """alpha and sigma at one time, or at one per sample."""
+        alpha, sigma = self.schedule.alpha(times), self.schedule.sigma(times)
+        if times.ndim == 0:
+            return float(alpha), float(sigma)
+        if times.shape != x.shape[:1]:
+            got = tuple(times.shape)
+            raise ValueError(f"t: got shape {got}; pass a number or a tensor of shape {tuple(x.shape[:1])}")
+        shape = (-1, *[1] * (x.ndim - 1))
+        return alpha.reshape(shape).to(x.device), sigma.reshape(shape).to(x.device)
 
     def __repr__(self) -> str:
         name = (
@@ -109,3 +111,9 @@ class Denoiser(nn.Module):
             if value is not None
         )
         return f"Denoiser({name}, {self.schedule!r}, prediction={self.prediction!r}{options})"
+
+
+@lru_cache(maxsize=4096)
+def _coefficients(schedule: Schedule, t: float) -> tuple[float, float]:
+    """alpha and sigma at one time; a sampler asks for each of its times again in the backward pass."""
+    return float(schedule.alpha(t)), float(schedule.sigma(t))

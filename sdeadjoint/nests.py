@@ -22,6 +22,8 @@ def tensors(nest: Any) -> Iterator[Tensor]:
 
 def map_leaves(function: Callable[[Any], Any], nest: Any) -> Any:
     """The same nest with ``function`` applied to everything that is not a mapping, list or tuple."""
+    if isinstance(nest, Tensor):
+        return function(nest)
     if isinstance(nest, Mapping):
         return {name: map_leaves(function, value) for name, value in nest.items()}
     if isinstance(nest, list):

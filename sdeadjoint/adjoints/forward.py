@@ -54,19 +54,25 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep) -> Swept:
 
     Without a graph the network could take other code paths than in the recomputation, and a tensor that it caches would
     lose its history in silence; with one, the values are those of ``Direct`` bit by bit and a cached tensor is noticed.
-    The first step keeps its activations until it is done, to see whether the network needs them itself.
+    A step whose network needs its own activations, as it calls autograd itself, is evaluated again and keeps them until
+    it is done, and so are the following ones.
     """
     last, device, mark = isolated.recursion.steps - 1, carry.y.device, sequence_number()
     wanted = {*positions(last + 1, how.snapshots), last}
     stages: list[tuple[int, Stage]] = []
     outputs: list[Tensor] = []
     leaves: dict[int, Tensor] = {}
-    activations, borrows, generators = Activations(keep=True), False, None
+    differentiates, borrows, generators = False, False, None
     for n in range(last + 1):
+        generators = GeneratorStates.current(device, generators)
         if n in wanted:
-            generators = GeneratorStates.current(device, generators)
             stages.append((n, Stage(carry, generators)))
-        out, found, own = _examined(isolated, n, carry, how.autocast, activations)
+        try:
+            out, found, own = _examined(isolated, n, carry, how.autocast, keep=differentiates)
+        except ActivationsNeededError:
+            differentiates = True
+            generators.restore()
+            out, found, own = _examined(isolated, n, carry, how.autocast, keep=True)
         leaves |= {id(leaf): leaf for leaf in found.leaves_but(own)}
         borrows |= any(precedes(node, mark) for node in found.nodes)
         carry = nests.map_tensors(Tensor.detach, out)
@@ -74,15 +80,14 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep) -> Swept:
         how.observe(n + 1, carry)
         if how.keep or n == last:
             outputs.append(carry.y)
-        activations = Activations(keep=activations.used)
-    return Swept(stages, tuple(outputs), tuple(leaves.values()), borrows, activations.keep)
+    return Swept(stages, tuple(outputs), tuple(leaves.values()), borrows, differentiates)
 
 
 def _examined(
-    isolated: Isolated, n: int, carry: Carry, autocast: Autocast, activations: Activations
+    isolated: Isolated, n: int, carry: Carry, autocast: Autocast, *, keep: bool
 ) -> tuple[Carry, Dependencies, list[Tensor]]:
     """Step n, what it depends on, and which of these are leaves made for it."""
-    entry, noise, out = evaluate(isolated, n, carry, autocast, activations)
+    entry, noise, out = evaluate(isolated, n, carry, autocast, keep=keep)
     found = dependencies(nests.tensors(out))
     _refuse_what_cannot_be_repeated(found.nodes)
     if any(found.includes(tensor) for tensor in isolated.originals if not tensor.is_leaf):
@@ -94,21 +99,26 @@ def _examined(
     return out, found, [*nests.tensors(entry), *noise, *isolated.copies]
 
 
+class ActivationsNeededError(RuntimeError):
+    """The network differentiates by itself what it computed in the same evaluation."""
+
+
 class Activations:
     """What a step's graph saves for its derivatives: let go of at once, or kept until the step is done."""
 
     def __init__(self, *, keep: bool) -> None:
         self.keep = keep
-        self.used = False
         self._live = True
         self._kept: list[Tensor] = []
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
-            yield
-        self._live = False
-        self._kept.clear()
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
+                yield
+        finally:
+            self._live = False
+            self._kept.clear()
 
     def _pack(self, tensor: Tensor) -> int:
         if self.keep:
@@ -116,14 +126,10 @@ class Activations:
         return len(self._kept) - 1
 
     def _unpack(self, place: int) -> Tensor:
-        self.used = True
         if self._live and self.keep:
             return self._kept[place]
         if self._live:
-            raise RuntimeError(
-                "network: it differentiates by itself (torch.autograd.grad) at a later step but not at the first; "
-                "let it do so at every step, or use adjoint=Direct()"
-            )
+            raise ActivationsNeededError
         raise RuntimeError(
             "network: it used a tensor that an earlier evaluation had computed, whose graph is gone (a cache kept "
             "between calls); make it a function of (x, t, cond), or use adjoint=Direct()"
@@ -131,12 +137,12 @@ class Activations:
 
 
 def evaluate(
-    isolated: Isolated, n: int, carry: Carry, autocast: Autocast, activations: Activations
+    isolated: Isolated, n: int, carry: Carry, autocast: Autocast, *, keep: bool
 ) -> tuple[Carry, list[Tensor], Carry]:
     """Step n with its graph: the carry it starts from and its noise, as leaves, and the carry it makes."""
     entry = isolated.entry(n, carry)
     increment, noise = isolated.increment(n)
-    with torch.enable_grad(), activations.held(), autocast.replayed():
+    with torch.enable_grad(), Activations(keep=keep).held(), autocast.replayed():
         return entry, noise, isolated.recursion.step(n, entry, increment)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import nests
 from ..discretization import Discretization
 from .binomial import split
-from .forward import Activations, Stage, Swept, evaluate, training_modes
+from .forward import Stage, Swept, evaluate, training_modes
 from .isolation import Isolated, isolate
 from .leaves import dependencies, hooks_off
 from .surroundings import Autocast, GeneratorStates, generators_untouched
@@ -162,7 +162,7 @@ def advance(plan: Plan, isolated: Isolated, stage: Stage, start: int, stop: int)
     with generators_untouched(device):
         stage.generators.restore()
         for n in range(start, stop):
-            *_, out = evaluate(isolated, n, carry, plan.autocast, Activations(keep=plan.differentiates))
+            *_, out = evaluate(isolated, n, carry, plan.autocast, keep=plan.differentiates)
             carry = nests.map_tensors(Tensor.detach, out)
         return Stage(carry, GeneratorStates.current(device, stage.generators))
 
