@@ -171,8 +171,13 @@ def test_arguments_read_through_a_closure_too(x_T: Tensor) -> None:
 
     for got, want in zip(results(sa.Checkpoint(2), token), results(sa.Direct(), token), strict=True):
         assert relative(got, want) <= 1e-12
-    with pytest.raises(RuntimeError, match=r"not only as its argument.*adjoint=Direct\(\)"):
+    with pytest.raises(RuntimeError, match=r"not only as an argument.*adjoint=Direct\(\)"):
         results(sa.Checkpoint(2), torch.sin(token) * 2)
+    frame, grid = sa.Frame(SCHEDULE, eta=1.0), grid_of(6, True)
+    increments = sa.BrownianPath(seed=0).increments(frame, grid, x_T) * token
+    noise = sa.FixedNoise(increments)
+    with pytest.raises(RuntimeError, match="the noise"):
+        run(lambda x, t: torch.tanh(x + increments[0]), sa.Checkpoint(), x_T, frame=frame, grid=grid, noise=noise)
 
 
 @pytest.mark.parametrize("checkpoint", [sa.Checkpoint(), sa.Checkpoint(2)], ids=repr)

@@ -90,11 +90,12 @@ def _examined(
     entry, noise, out = evaluate(isolated, n, carry, autocast, keep=keep)
     found = dependencies(nests.tensors(out))
     _refuse_what_cannot_be_repeated(found.nodes)
-    if any(found.includes(tensor) for tensor in isolated.originals if not tensor.is_leaf):
+    noise_tensors = () if isolated.recursion.noise is None else isolated.recursion.noise.tensors
+    if any(found.includes(tensor) for tensor in (*isolated.originals, *noise_tensors) if not tensor.is_leaf):
         raise RuntimeError(
-            "network: it reads x_T or a tensor of cond not only as its argument but also directly (through a closure), "
-            "and the tensor is not a leaf, so its gradient would miss a part; let the network use its arguments only, "
-            "or pass adjoint=Direct()"
+            "network: it reads x_T, the noise or a tensor of cond not only as an argument but also directly (through a "
+            "closure), and the tensor is not a leaf, so its gradient would miss a part; let the network use its "
+            "arguments only, or pass adjoint=Direct()"
         )
     return out, found, [*nests.tensors(entry), *noise, *isolated.copies]
 
