@@ -2,6 +2,7 @@
 
 from . import problems, samplers
 from .adjoints import Adjoint, Checkpoint, Direct
+from .conditioning import Scheduled
 from .denoiser import Denoiser
 from .frames import Frame
 from .grids import coarsen, karras, uniform_logsnr, uniform_time
@@ -47,6 +48,7 @@ __all__ = [
     "Noise",
     "RectifiedFlow",
     "Schedule",
+    "Scheduled",
     "ShARK",
     "Solver",
     "Tabulated",

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .conditioning import at_step, check_schedules, scheduled
 from .denoiser import Denoiser
 from .frames import Frame
 from .grids import validate_grid
 from .noise import BoundNoise, Increment, Noise
-from .solvers import Drift, Interval, Solver, State
+from .solvers import Drift, Interval, ReversibleSolver, Solver, State
+
+Hook = Callable[[int, float, Tensor], Tensor | None]
+"""``hook(n, t, a)`` in the backward pass, for n = N .. 1: ``a = dL/dx_n`` of the state at time t; what it returns, if
+anything, goes on in its place."""
 
 
 class Carry(NamedTuple):
@@ -44,6 +50,7 @@ class Discretization:
     times: tuple[float, ...]
     clocks: tuple[float, ...]
     weights: tuple[float, ...]
+    hook: Hook | None = None
 
     @classmethod
     def create(
@@ -63,8 +70,10 @@ class Discretization:
                 f"grid: {frame!r} has clock values from {clocks[0].item()} to {clocks[-1].item()} on it, which float64 "
                 "cannot tell apart or hold; pass a grid with larger steps or less extreme ends, or a smaller eta"
             )
-        tables = (tuple(values.tolist()) for values in (times, clocks, weights))
-        return cls(denoiser, frame, solver, cond, None, *tables)
+        check_schedules(cond, len(times) - 1, "cond")
+        check_schedules(denoiser.guidance and denoiser.guidance.tensors, len(times) - 1, "guidance")
+        times_, clocks_, weights_ = (tuple(values.tolist()) for values in (times, clocks, weights))
+        return cls(denoiser, frame, solver, cond, None, times_, clocks_, weights_)
 
     def driven_by(self, noise: Noise | None, like: Tensor) -> Discretization:
         """The same recursion with the injected noise bound to its clock and to x_T's shape, dtype and device."""
@@ -109,17 +118,51 @@ class Discretization:
         try:
             if n == self.steps - 1 and self.projects:
                 x = self.state(n, carry.y)
-                return Carry(self._predict(n, x, self.times[n], "sample").to(x.dtype), carry.state)
-            dB: Tensor | float = 0.0 if increment is None else increment.dB.to(y)
-            H: Tensor | float = 0.0 if increment is None or increment.H is None else increment.H.to(y)
-            interval = Interval(self.clocks[n], self.clocks[n + 1], dB, H)
-            return Carry(*self.solver.step(self._drift(n, carry.y), interval, y, carry.state))
+                out = Carry(self._predict(n, x, self.times[n], "sample").to(x.dtype), carry.state)
+            else:
+                interval = self.interval(n, increment, y)
+                out = Carry(*self.solver.step(self.drift(n, carry.y), interval, y, carry.state))
         except Exception as error:
             error.add_note(f"(step {n} of {self.steps}, from t={self.times[n]} to t={self.times[n + 1]})")
             raise
+        if self.hook is not None and out.y.requires_grad:
+            out.y.register_hook(partial(self.hooked, n + 1))
+        return out
 
-    def _drift(self, n: int, start: Tensor) -> Drift:
-        """``F(s, y)`` on step n; at the step's own ends, times and weights come from the tables."""
+    def invert(self, n: int, carry: Carry, increment: Increment | None) -> Carry:
+        """``carry_n`` from ``carry_{n+1}``, for a ``ReversibleSolver`` and steps that do not go to sigma = 0."""
+        assert isinstance(self.solver, ReversibleSolver)
+        interval = self.interval(n, increment, carry.y)
+        y, state = self.solver.invert(self.drift(n, carry.y), interval, carry.y, carry.state)
+        return Carry(y if n > 0 else self.weights[0] * y, state)
+
+    def interval(self, n: int, increment: Increment | None, like: Tensor) -> Interval:
+        """Step n as a solver sees it, its noise in the dtype and on the device of ``like``."""
+        dB: Tensor | float = 0.0 if increment is None else increment.dB.to(like)
+        H: Tensor | float = 0.0 if increment is None or increment.H is None else increment.H.to(like)
+        return Interval(self.clocks[n], self.clocks[n + 1], dB, H)
+
+    def hooked(self, n: int, cotangent: Tensor) -> Tensor:
+        """``dL/dy_n`` after the user's hook, which sees ``dL/dx_n``."""
+        if self.hook is None:
+            return cotangent
+        weight = 1.0 if n == self.steps and self.projects else self.weights[n]
+        changed = self.hook(n, self.times[n], cotangent / weight)
+        if changed is None:
+            return cotangent
+        if not isinstance(changed, Tensor) or changed.shape != cotangent.shape:
+            got = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
+            raise ValueError(
+                f"hook: returned {got} for an adjoint of shape {tuple(cotangent.shape)}; "
+                "return a tensor of that shape, or None to leave the adjoint as it is"
+            )
+        return changed.to(cotangent.dtype) * weight
+
+    def drift(self, n: int, start: Tensor) -> Drift:
+        """``F(s, y)`` on step n; at the step's own ends, times and weights come from the tables.
+
+        ``start`` is what the network sees at a clock where the frame's weight is infinite: x_T.
+        """
         ends = {self.clocks[m]: (self.times[m], self.weights[m]) for m in (n, n + 1)}
 
         def drift(s: float, y: Tensor) -> Tensor:
@@ -133,8 +176,23 @@ class Discretization:
 
         return drift
 
+    @cached_property
+    def _is_scheduled(self) -> bool:
+        guidance = self.denoiser.guidance
+        return any(scheduled([self.cond, None if guidance is None else guidance.tensors]))
+
+    def _conditioned(self, n: int) -> tuple[Denoiser, Mapping[str, Any]]:
+        """The denoiser and the conditioning of step n."""
+        denoiser = self.denoiser
+        if not self._is_scheduled:
+            return denoiser, self.cond
+        if denoiser.guidance is not None:
+            denoiser = denoiser.guided_by(replace(denoiser.guidance, **at_step(denoiser.guidance.tensors, n)))
+        return denoiser, at_step(self.cond, n)
+
     def _predict(self, n: int, x: Tensor, t: float, prediction: str) -> Tensor:
-        out: Tensor = self.denoiser(x, t, self.cond, prediction=prediction)
+        denoiser, cond = self._conditioned(n)
+        out: Tensor = denoiser(x, t, cond, prediction=prediction)
         if not torch.isfinite(out).all():
             where = "the state" if not torch.isfinite(x).all() else "the network's prediction"
             raise ValueError(f"network: {where} is not finite (NaN or inf) at step {n} of {self.steps}, t={t}")

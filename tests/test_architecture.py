@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "sdeadjoint"
 # From the bottom up. A module imports from lower layers, and from its own folder.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"schedules", "predictions", "nests"}),
-    frozenset({"noise", "guidance"}),
+    frozenset({"noise", "guidance", "conditioning"}),
     frozenset({"denoiser"}),
     frozenset({"solvers", "frames", "grids", "problems", "memory"}),
     frozenset({"discretization"}),

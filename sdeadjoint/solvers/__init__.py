@@ -1,7 +1,7 @@
 """Solvers of ``dy = F(s, y) ds + dB``: one file each, knowing nothing of diffusion."""
 
 from .adams_bashforth import AdamsBashforth
-from .base import Claims, Drift, Interval, Solver, State
+from .base import Claims, Drift, Interval, ReversibleSolver, Solver, State
 from .dpm_solver_pp_2m import DPMSolverPP2M
 from .euler import Euler
 from .heun import Heun
@@ -22,6 +22,7 @@ __all__ = [
     "Heun",
     "Interval",
     "Midpoint",
+    "ReversibleSolver",
     "RungeKutta",
     "ShARK",
     "Solver",

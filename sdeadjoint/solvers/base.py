@@ -52,6 +52,11 @@ class Interval:
         """The clock's step, of either sign."""
         return self.s1 - self.s0
 
+    @property
+    def reversed(self) -> Interval:
+        """The same step and path run backwards: ``ds`` and ``dB`` change sign, ``H`` does not."""
+        return Interval(self.s1, self.s0, -self.dB, self.H)
+
     def at(self, c: float) -> float:
         """The clock at the fraction ``c`` of the step, bitwise ``s0`` and ``s1`` at its ends."""
         return self.s1 if c == 1 else self.s0 + c * self.ds
@@ -64,7 +69,8 @@ class Solver(ABC):
     2. It is made of differentiable tensor operations and keeps the state's shape, dtype and device.
     3. ``state`` holds what the next step needs and nothing else; the first step gets ``initial_state``.
     4. It works on any strictly monotone sequence of clock values, rising or falling.
-    5. ``claims`` are constants of the method; the drift is called ``claims.evaluations`` times per step at most.
+    5. ``claims`` are constants of the method; the drift is called ``claims.evaluations`` times per step at most, and
+       one more time in the first step at most.
 
     A solver knows nothing of diffusion: clocks, weights and predictions are the frame's business.
     """
@@ -82,3 +88,15 @@ class Solver(ABC):
     @abstractmethod
     def step(self, drift: Drift, interval: Interval, y: Tensor, state: State) -> tuple[Tensor, State]:
         """The solution at ``interval.s1`` and the state for the next step, from those at ``interval.s0``."""
+
+
+class ReversibleSolver(Solver):
+    """A solver whose steps can be undone in closed form: what ``Reversible()`` needs.
+
+    ``invert(drift, interval, *step(drift, interval, y, state))`` is ``(y, state)`` but for round-off, with the state
+    written out where ``step`` was given ``initial_state``.
+    """
+
+    @abstractmethod
+    def invert(self, drift: Drift, interval: Interval, y: Tensor, state: State) -> tuple[Tensor, State]:
+        """The solution and the state at ``interval.s0`` from those at ``interval.s1``."""
