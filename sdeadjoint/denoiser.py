@@ -26,6 +26,9 @@ class Denoiser(nn.Module):
         guidance: classifier-free guidance, see ``Guidance``.
         time_dtype: the dtype in which the network gets ``t``. A bfloat16 time has three digits; a half-precision
             network that embeds time in float32, as diffusers' do, should be given ``torch.float32``.
+        network_dtype: the dtype in which the network gets ``x`` (and ``t``, unless ``time_dtype`` says otherwise), x's
+            own by default. ``torch.float32`` lets a float32 network serve float64 states, whose arithmetic then
+            rounds in float64 only: for reversible solvers and long chains. Conditioning is passed as it is.
 
     The output keeps its own dtype under autocast and is combined with ``x`` by PyTorch's promotion rules.
     Errors: ``TypeError`` for an output that is not a floating tensor, ``ValueError`` for one of the wrong shape.
@@ -41,6 +44,7 @@ class Denoiser(nn.Module):
         *,
         guidance: Guidance | None = None,
         time_dtype: torch.dtype | None = None,
+        network_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if not callable(network):
@@ -49,6 +53,9 @@ class Denoiser(nn.Module):
             raise TypeError(f"schedule: got {type(schedule).__name__}; pass a Schedule such as VPLinear()")
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction: got {prediction!r}; pass one of {PREDICTIONS}")
+        for name, dtype in (("time_dtype", time_dtype), ("network_dtype", network_dtype)):
+            if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+                raise TypeError(f"{name}: got {dtype!r}; pass a floating dtype such as torch.float32, or None")
         if not isinstance(guidance, Guidance | None):
             raise TypeError(f"guidance: got {type(guidance).__name__}; pass Guidance(scale, unconditional) or None")
         self.network = network
@@ -56,6 +63,7 @@ class Denoiser(nn.Module):
         self.prediction = prediction
         self.guidance = guidance
         self.time_dtype = time_dtype
+        self.network_dtype = network_dtype
 
     def forward(
         self, x: Tensor, t: Tensor | float, cond: Mapping[str, Any] | None = None, *, prediction: str = "sample"
@@ -63,7 +71,9 @@ class Denoiser(nn.Module):
         """The prediction of the asked kind at ``x`` (batch, ...) and time ``t`` (a number or a tensor (batch,))."""
         times = t.double() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")
         alpha, sigma = _coefficients(self.schedule, t) if isinstance(t, float) else self._broadcast(times, x)
-        out = self._call(x, times.to(x.device, self.time_dtype or x.dtype).expand(x.shape[0]).contiguous(), cond or {})
+        given = x if self.network_dtype is None else x.to(self.network_dtype)
+        t_given = times.to(x.device, self.time_dtype or given.dtype).expand(x.shape[0]).contiguous()
+        out = self._call(given, t_given, cond or {})
         return convert(out, x, alpha, sigma, self.prediction, prediction)
 
     def guided_by(self, guidance: Guidance | None) -> Denoiser:
@@ -107,7 +117,11 @@ class Denoiser(nn.Module):
         )
         options = "".join(
             f", {key}={value!r}"
-            for key, value in (("guidance", self.guidance), ("time_dtype", self.time_dtype))
+            for key, value in (
+                ("guidance", self.guidance),
+                ("time_dtype", self.time_dtype),
+                ("network_dtype", self.network_dtype),
+            )
             if value is not None
         )
         return f"Denoiser({name}, {self.schedule!r}, prediction={self.prediction!r}{options})"

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .. import nests
 from ..discretization import Discretization
 from ..integrate import Observer
+from ..solvers import Interval
 from .base import Adjoint
-from .direct import Direct
-from .forward import Sweep, sweep, training_modes
-from .isolation import arguments, isolate
-from .leaves import distinct
-from .replay import Plan, Replay
-from .surroundings import Autocast
+from .replay import Replayed
+from .snapshots import Snapshots
+
+UNITS = {"": 1, "B": 1} | {
+    prefix + unit: base**power
+    for power, prefix in enumerate("kMGT", start=1)
+    for unit, base in (("B", 1000), ("iB", 1024))
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,11 @@ class Checkpoint(Adjoint):
             of them at any time, x_T included, besides the one it works on, and recomputes the others by the binomial
             schedule of Griewank and Walther (2000), with ``r N - beta(c + 1, r - 1)`` extra forward steps, the fewest
             possible (``beta(c, r) = C(c + r, c)``, r the least with ``N <= beta(c, r)``).
+        memory: in place of ``snapshots``, a budget such as ``"2GiB"`` for everything kept between the two passes: the
+            states first (fewer snapshots if not all fit), and with what is left the whole graphs of the latest steps,
+            which need no recomputation. With room for all it is as fast as ``Direct``, and never slower than
+            ``Checkpoint()``. The workspace of the step at hand comes on top, as always: its activations where its graph
+            is not kept, and its gradients.
 
     With p network calls a step, ``None`` costs N p forward calls, then N p again with their vector-Jacobian products.
     Memory: the states (with what a multistep solver remembers) and the activations of one step.
@@ -43,35 +53,51 @@ class Checkpoint(Adjoint):
     """
 
     snapshots: int | None = None
+    memory: int | str | None = None
 
     def __post_init__(self) -> None:
         bad_type = isinstance(self.snapshots, bool) or not isinstance(self.snapshots, int | None)
         if bad_type or (self.snapshots is not None and self.snapshots < 1):
             raise ValueError(f"snapshots: got {self.snapshots!r}; pass None (a state per step) or an integer >= 1")
+        if self.memory is not None:
+            parse_bytes(self.memory)
+            if self.snapshots is not None:
+                raise ValueError(
+                    "snapshots, memory: got both, but memory decides how many snapshots there are; pass one"
+                )
 
     def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
-        if not torch.is_grad_enabled():
-            return Direct().solve(recursion, x_T, keep=keep, observe=observe)
-        noise = () if recursion.noise is None else recursion.noise.tensors
-        parameters = [*recursion.denoiser.parameters(), *recursion.denoiser.buffers()]
-        declared = distinct([*arguments(recursion, x_T), *parameters, *noise])
-        autocast, snapshots = Autocast.current(x_T.device), self.snapshots or recursion.steps
-        isolated = isolate(recursion, x_T)
-        swept = sweep(isolated, recursion.start(x_T), Sweep(snapshots, keep, autocast, observe))
-        inputs = distinct([*(tensor for tensor in declared if tensor.requires_grad), *swept.leaves])
-        if not inputs:
-            return swept.outputs
-        plan = Plan(
-            recursion,
-            x_T,
-            tuple(inputs),
-            watched=tuple(tensor for tensor in declared if not tensor.requires_grad),
-            snapshots=snapshots,
-            keep=keep,
-            autocast=autocast,
-            borrows_graph=swept.borrows_graph,
-            differentiates=swept.differentiates,
-            modes=training_modes(recursion),
-        )
-        outputs: tuple[Tensor, ...] = Replay.apply(plan, swept, *inputs)
-        return outputs
+        snapshots, graphs = self.snapshots or recursion.steps, 0
+        if self.memory is not None:
+            snapshots, graphs = _spend(parse_bytes(self.memory), recursion, x_T)
+        replayed = Replayed(Snapshots(snapshots), graphs=graphs)
+        return replayed.solve(recursion, x_T, keep=keep, observe=observe)
+
+
+def parse_bytes(memory: int | str) -> int:
+    """``"2GiB"``, ``"500 MB"`` or a number of bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?i?B?)\s*", str(memory))
+    unit = match[2].replace("K", "k") if match else None
+    if isinstance(memory, bool) or not isinstance(memory, int | str) or match is None or unit not in UNITS:
+        raise ValueError(f"memory: got {memory!r}; pass bytes as an integer or a string such as '500MB' or '2GiB'")
+    return int(float(match[1]) * UNITS[unit])
+
+
+def _spend(memory: int, recursion: Discretization, x_T: Tensor) -> tuple[int, int]:
+    """How many snapshots to store, and the bytes left for whole graphs: states first, as they are small."""
+    state = x_T.numel() * x_T.element_size() * _tensors_per_carry(recursion)
+    if memory < state:
+        raise ValueError(f"memory: got {memory} bytes, but one stored state takes {state}; pass at least that")
+    if memory < recursion.steps * state:
+        return memory // state, 0
+    return recursion.steps, memory - recursion.steps * state
+
+
+def _tensors_per_carry(recursion: Discretization) -> int:
+    """The state and what the solver remembers with it, counted on its first steps with a drift that is zero."""
+    y, state, most = torch.zeros(1, dtype=torch.float64, device="cpu"), recursion.solver.initial_state, 1
+    for n in range(min(recursion.steps - recursion.projects, 8)):
+        interval = Interval(recursion.clocks[n], recursion.clocks[n + 1])
+        y, state = recursion.solver.step(lambda s, y: torch.zeros_like(y), interval, y, state)
+        most = max(most, 1 + sum(1 for _ in nests.tensors(state)))
+    return most

@@ -1,9 +1,9 @@
-"""The forward sweep of ``Checkpoint``: values and snapshots, and what they depend on."""
+"""The forward sweep of the replaying adjoints: values and stored stages, and what they depend on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import nests
 from ..discretization import Carry, Discretization
-from .binomial import positions
+from .activations import Activations, ActivationsNeededError
 from .isolation import Isolated
 from .leaves import Dependencies, dependencies, precedes, sequence_number, updates_batch_statistics
 from .surroundings import Autocast, GeneratorStates
@@ -24,29 +24,49 @@ class Stage(NamedTuple):
     generators: GeneratorStates
 
 
+class Evaluation(NamedTuple):
+    """One step with its graph: the carry it starts from and its noise, as leaves, and the carry it makes.
+
+    ``activations``: what the graph saves, None for ordinary saving.
+    """
+
+    entry: Carry
+    noise: list[Tensor]
+    out: Carry
+    activations: Activations | None = None
+
+
 class Swept(NamedTuple):
     """What a forward sweep found.
 
-    ``stages``: ``(n, stage before step n)`` for the steps to be stored and the last; ``outputs``: ``(y_N,)`` or all of
-    ``y_1, ..., y_N``; ``leaves``: the leaves that the network read, declared or not, besides the copies of its
-    arguments; ``borrows_graph``: whether it read tensors computed outside of it, whose graph must outlive each
-    step's; ``differentiates``: whether it calls autograd itself.
+    ``stages``: ``(n, stage before step n)`` for the steps to be stored and the last; ``kept``: evaluations whose graphs
+    are still whole, by step; ``outputs``: ``(y_N,)`` or all of ``y_1, ..., y_N``; ``leaves``: the leaves that the
+    network read, declared or not, besides the copies of its arguments; ``borrows_graph``: whether it read tensors
+    computed outside of it, whose graph must outlive each step's; ``differentiates``: whether it calls autograd itself;
+    ``random``: whether it drew from a global generator.
     """
 
     stages: list[tuple[int, Stage]]
+    kept: dict[int, Evaluation]
     outputs: tuple[Tensor, ...]
     leaves: tuple[Tensor, ...]
     borrows_graph: bool
     differentiates: bool
+    random: bool
 
 
 class Sweep(NamedTuple):
-    """How to sweep: where snapshots go, what to return and who watches."""
+    """How to sweep: which stages to store, what to return, who watches, bytes for graphs, the first step that counts.
 
-    snapshots: int
+    The leaves of steps before ``first`` are not looked for.
+    """
+
+    stored: frozenset[int]
     keep: bool
     autocast: Autocast
     observe: Callable[[int, Carry], None]
+    graphs: int = 0
+    first: int = 0
 
 
 def sweep(isolated: Isolated, carry: Carry, how: Sweep) -> Swept:
@@ -55,96 +75,116 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep) -> Swept:
     Without a graph the network could take other code paths than in the recomputation, and a tensor that it caches would
     lose its history in silence; with one, the values are those of ``Direct`` bit by bit and a cached tensor is noticed.
     A step whose network needs its own activations, as it calls autograd itself, is evaluated again and keeps them until
-    it is done, and so are the following ones.
+    it is done, and so are the following ones. With bytes for graphs, those of the latest steps stay whole.
     """
     last, device, mark = isolated.recursion.steps - 1, carry.y.device, sequence_number()
-    wanted = {*positions(last + 1, how.snapshots), last}
+    window = Window(how.graphs, isolated)
     stages: list[tuple[int, Stage]] = []
     outputs: list[Tensor] = []
     leaves: dict[int, Tensor] = {}
-    differentiates, borrows, generators = False, False, None
+    differentiates, borrows, random, generators = False, False, False, GeneratorStates.current(device)
     for n in range(last + 1):
-        generators = GeneratorStates.current(device, generators)
-        if n in wanted:
+        if n in how.stored or n == last:
             stages.append((n, Stage(carry, generators)))
+        window.make_room()
         try:
-            out, found, own = _examined(isolated, n, carry, how.autocast, keep=differentiates)
+            done, found = _examined(isolated, n, carry, how.autocast, keep=differentiates or window.is_open)
         except ActivationsNeededError:
             differentiates = True
             generators.restore()
-            out, found, own = _examined(isolated, n, carry, how.autocast, keep=True)
-        leaves |= {id(leaf): leaf for leaf in found.leaves_but(own)}
-        borrows |= any(precedes(node, mark) for node in found.nodes)
-        carry = nests.map_tensors(Tensor.detach, out)
-        del out, found, own
+            done, found = _examined(isolated, n, carry, how.autocast, keep=True)
+        own = [*nests.tensors(done.entry), *done.noise, *isolated.copies]
+        if n >= how.first:
+            window.refuse_connections(found)
+            leaves |= {id(leaf): leaf for leaf in found.leaves_but(own)}
+            borrows |= any(precedes(node, mark) for node in found.nodes)
+        carry = nests.map_tensors(Tensor.detach, done.out)
+        window.add(n, done)
+        del done, found, own
+        after = GeneratorStates.current(device, generators)
+        random, generators = random or after is not generators, after
         how.observe(n + 1, carry)
         if how.keep or n == last:
             outputs.append(carry.y)
-    return Swept(stages, tuple(outputs), tuple(leaves.values()), borrows, differentiates)
+    return Swept(stages, dict(window.kept), tuple(outputs), tuple(leaves.values()), borrows, differentiates, random)
+
+
+class Window:
+    """Evaluations whose graphs stay whole for the backward pass: the latest ones, as many as fit into some bytes."""
+
+    def __init__(self, nbytes: int, isolated: Isolated) -> None:
+        self.kept: deque[tuple[int, Evaluation]] = deque()
+        self._room = nbytes
+        self._sizes: deque[int] = deque()
+        self._latest = 0
+        parameters = [*isolated.recursion.denoiser.parameters(), *isolated.recursion.denoiser.buffers()]
+        states = [*isolated.copies, isolated.x_T]
+        self._shared = {id(tensor) for tensor in states}
+        self._elsewhere = {tensor.untyped_storage().data_ptr() for tensor in (*parameters, *states)}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the next evaluation may be kept."""
+        return self._latest <= self._room > 0
+
+    def make_room(self) -> None:
+        """Let go of the earliest graphs until one more of the latest size fits."""
+        while self.kept and sum(self._sizes) + self._latest > self._room:
+            self._drop()
+
+    def add(self, n: int, done: Evaluation) -> None:
+        """Keep an evaluation if it fits, else let go of its activations."""
+        assert done.activations is not None
+        if self.is_open:
+            self._latest = done.activations.nbytes(self._elsewhere)
+            if self._latest <= self._room:
+                self.kept.append((n, done))
+                self._sizes.append(self._latest)
+                while sum(self._sizes) > self._room:
+                    self._drop()
+                return
+        done.activations.release()
+
+    def refuse_connections(self, found: Dependencies) -> None:
+        """Raise if an evaluation depends on what was made for a kept one: through a tensor that the network cached."""
+        made = {id(leaf) for _, done in self.kept for leaf in (*nests.tensors(done.entry), *done.noise)}
+        if any(id(leaf) in made - self._shared for leaf in found.leaves):
+            raise RuntimeError(
+                "network: it used a tensor that an earlier evaluation had computed (a cache kept between calls), so a "
+                "step depends on more than its state; make it a function of (x, t, cond), or use adjoint=Direct()"
+            )
+
+    def _drop(self) -> None:
+        _, done = self.kept.popleft()
+        self._sizes.popleft()
+        if done.activations is not None:
+            done.activations.release()
+
+
+def evaluate(isolated: Isolated, n: int, carry: Carry, autocast: Autocast, *, keep: bool) -> Evaluation:
+    """Step n with its graph."""
+    entry = isolated.entry(n, carry)
+    increment, noise = isolated.increment(n)
+    activations = Activations(keep=keep)
+    with torch.enable_grad(), activations.saved(), autocast.replayed():
+        return Evaluation(entry, noise, isolated.recursion.step(n, entry, increment), activations)
 
 
 def _examined(
     isolated: Isolated, n: int, carry: Carry, autocast: Autocast, *, keep: bool
-) -> tuple[Carry, Dependencies, list[Tensor]]:
-    """Step n, what it depends on, and which of these are leaves made for it."""
-    entry, noise, out = evaluate(isolated, n, carry, autocast, keep=keep)
-    found = dependencies(nests.tensors(out))
+) -> tuple[Evaluation, Dependencies]:
+    """Step n and what it depends on."""
+    done = evaluate(isolated, n, carry, autocast, keep=keep)
+    found = dependencies(nests.tensors(done.out))
     _refuse_what_cannot_be_repeated(found.nodes)
-    noise_tensors = () if isolated.recursion.noise is None else isolated.recursion.noise.tensors
-    if any(found.includes(tensor) for tensor in (*isolated.originals, *noise_tensors) if not tensor.is_leaf):
+    noise = () if isolated.recursion.noise is None else isolated.recursion.noise.tensors
+    if any(found.includes(tensor) for tensor in (*isolated.originals, *noise) if not tensor.is_leaf):
         raise RuntimeError(
             "network: it reads x_T, the noise or a tensor of cond not only as an argument but also directly (through a "
             "closure), and the tensor is not a leaf, so its gradient would miss a part; let the network use its "
             "arguments only, or pass adjoint=Direct()"
         )
-    return out, found, [*nests.tensors(entry), *noise, *isolated.copies]
-
-
-class ActivationsNeededError(RuntimeError):
-    """The network differentiates by itself what it computed in the same evaluation."""
-
-
-class Activations:
-    """What a step's graph saves for its derivatives: let go of at once, or kept until the step is done."""
-
-    def __init__(self, *, keep: bool) -> None:
-        self.keep = keep
-        self._live = True
-        self._kept: list[Tensor] = []
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        try:
-            with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
-                yield
-        finally:
-            self._live = False
-            self._kept.clear()
-
-    def _pack(self, tensor: Tensor) -> int:
-        if self.keep:
-            self._kept.append(tensor)
-        return len(self._kept) - 1
-
-    def _unpack(self, place: int) -> Tensor:
-        if self._live and self.keep:
-            return self._kept[place]
-        if self._live:
-            raise ActivationsNeededError
-        raise RuntimeError(
-            "network: it used a tensor that an earlier evaluation had computed, whose graph is gone (a cache kept "
-            "between calls); make it a function of (x, t, cond), or use adjoint=Direct()"
-        )
-
-
-def evaluate(
-    isolated: Isolated, n: int, carry: Carry, autocast: Autocast, *, keep: bool
-) -> tuple[Carry, list[Tensor], Carry]:
-    """Step n with its graph: the carry it starts from and its noise, as leaves, and the carry it makes."""
-    entry = isolated.entry(n, carry)
-    increment, noise = isolated.increment(n)
-    with torch.enable_grad(), Activations(keep=keep).held(), autocast.replayed():
-        return entry, noise, isolated.recursion.step(n, entry, increment)
+    return done, found
 
 
 def _refuse_what_cannot_be_repeated(nodes: Iterable[Any]) -> None:

@@ -1,9 +1,10 @@
-"""Noise that can be replayed: Brownian paths from a seed, and increments given as tensors."""
+"""Noise that can be replayed: Brownian paths from a seed, increments given as tensors, and both together."""
 
 from __future__ import annotations
 
 from .base import BoundNoise, HasNoiseClock, Increment, Noise
 from .brownian import BrownianPath
 from .fixed import FixedNoise
+from .shifted import ShiftedNoise
 
-__all__ = ["BoundNoise", "BrownianPath", "FixedNoise", "HasNoiseClock", "Increment", "Noise"]
+__all__ = ["BoundNoise", "BrownianPath", "FixedNoise", "HasNoiseClock", "Increment", "Noise", "ShiftedNoise"]

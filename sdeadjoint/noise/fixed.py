@@ -36,11 +36,11 @@ class FixedNoise(Noise):
     levy_areas: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _check_real("increments", self.increments)
+        check_real("increments", self.increments)
         if self.increments.dim() == 0:
             raise ValueError("increments must have shape (steps, *x_T.shape), but is 0-dimensional")
         if self.levy_areas is not None:
-            _check_real("levy_areas", self.levy_areas)
+            check_real("levy_areas", self.levy_areas)
             if self.levy_areas.shape != self.increments.shape:
                 raise ValueError(
                     f"levy_areas must have the shape of increments, {tuple(self.increments.shape)}, "
@@ -48,8 +48,8 @@ class FixedNoise(Noise):
                 )
 
     def __repr__(self) -> str:
-        areas = "" if self.levy_areas is None else f", levy_areas={_summary(self.levy_areas)}"
-        return f"FixedNoise(increments={_summary(self.increments)}{areas})"
+        areas = "" if self.levy_areas is None else f", levy_areas={summary(self.levy_areas)}"
+        return f"FixedNoise(increments={summary(self.increments)}{areas})"
 
     def bind(self, clock: Tensor, like: Tensor, levy: bool) -> BoundNoise:
         """See :meth:`Noise.bind`. ``levy_areas`` is left out of ``tensors`` where the solver does not ask for it."""
@@ -66,9 +66,9 @@ class FixedNoise(Noise):
                 'levy_areas=path.levy_areas(frame, grid, like), or use a solver with claims.levy == "none"'
             )
         areas = self.levy_areas if levy else None
-        _check_still("increments", self.increments, nodes)
+        check_still("increments", self.increments, nodes)
         if areas is not None:
-            _check_still("levy_areas", areas, nodes)
+            check_still("levy_areas", areas, nodes)
         return _BoundFixed(self.increments, areas, like.dtype, like.device)
 
 
@@ -91,7 +91,8 @@ class _BoundFixed(BoundNoise):
         return Increment(dB, H)
 
 
-def _check_real(name: str, tensor: Tensor) -> None:
+def check_real(name: str, tensor: Tensor) -> None:
+    """Refuse noise that is not finite numbers."""
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name} must be a real floating-point tensor, but is {got}")
@@ -99,7 +100,7 @@ def _check_real(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} must be finite, but has NaN or infinite entries")
 
 
-def _check_still(name: str, tensor: Tensor, nodes: tuple[float, ...]) -> None:
+def check_still(name: str, tensor: Tensor, nodes: tuple[float, ...]) -> None:
     """Refuse noise where the SDE has none: it would be a sample of another process."""
     still = [n for n in range(len(nodes) - 1) if not advances(nodes[n], nodes[n + 1])]
     if not still or not torch.count_nonzero(tensor.detach()[still]):
@@ -115,5 +116,6 @@ def _check_still(name: str, tensor: Tensor, nodes: tuple[float, ...]) -> None:
     )
 
 
-def _summary(tensor: Tensor) -> str:
+def summary(tensor: Tensor) -> str:
+    """What a ``repr`` says of a tensor."""
     return f"<{tensor.dtype} tensor of shape {tuple(tensor.shape)}>"

@@ -2,10 +2,12 @@
 
 from .adams_bashforth import AdamsBashforth
 from .base import Claims, Drift, Interval, ReversibleSolver, Solver, State
+from .coupled import Coupled
 from .dpm_solver_pp_2m import DPMSolverPP2M
 from .euler import Euler
 from .heun import Heun
 from .midpoint import Midpoint
+from .reversible_heun import ReversibleHeun
 from .rk4 import RK4
 from .runge_kutta import RungeKutta, Tableau
 from .shark import ShARK
@@ -16,12 +18,14 @@ __all__ = [
     "SRA1",
     "AdamsBashforth",
     "Claims",
+    "Coupled",
     "DPMSolverPP2M",
     "Drift",
     "Euler",
     "Heun",
     "Interval",
     "Midpoint",
+    "ReversibleHeun",
     "ReversibleSolver",
     "RungeKutta",
     "ShARK",

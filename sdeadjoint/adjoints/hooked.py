@@ -1,0 +1,86 @@
+"""Watching and changing the adjoint on its way back, step by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ..discretization import Discretization, Hook
+from ..integrate import Observer
+from .base import Adjoint
+
+
+@dataclass(frozen=True)
+class Hooked(Adjoint):
+    """Any adjoint with a hook: ``hook(n, t, a)`` sees ``a = dL/dx_n`` for n = N, ..., 1 and may return another.
+
+        Hooked(Checkpoint(), clip_norm(1.0))
+
+    What the hook returns goes on in the place of ``a``, to the steps before and to everything they read; None leaves
+    ``a`` as it is. ``dL/dx_T`` itself is ``x_T.grad`` (or a hook on x_T). A hook that changes ``a`` makes the result
+    something else than a gradient, deliberately. ``clip_norm``, ``normalize`` and ``record_norms`` are ready-made.
+    """
+
+    adjoint: Adjoint
+    hook: Hook
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.adjoint, Adjoint):
+            raise TypeError(f"adjoint: got {type(self.adjoint).__name__}; pass an adjoint such as Checkpoint()")
+        if not callable(self.hook):
+            raise TypeError(f"hook: got {type(self.hook).__name__}; pass a function hook(n, t, a)")
+
+    def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
+        hook, outer = self.hook, recursion.hook
+        if outer is not None:
+
+            def hook(n: int, t: float, a: Tensor) -> Tensor:
+                changed = outer(n, t, a)
+                a = a if changed is None else changed
+                changed = self.hook(n, t, a)
+                return a if changed is None else changed
+
+        return self.adjoint.solve(replace(recursion, hook=hook), x_T, keep=keep, observe=observe)
+
+
+def clip_norm(limit: float) -> Hook:
+    """Scale each sample's adjoint down to the Euclidean norm ``limit`` where it is longer."""
+    _check_positive("limit", limit)
+
+    def hook(n: int, t: float, a: Tensor) -> Tensor:
+        norms = _norms(a)
+        return a * (limit / norms.clamp(min=limit)).to(a.dtype)
+
+    return hook
+
+
+def normalize(norm: float = 1.0) -> Hook:
+    """Scale each sample's adjoint to one Euclidean norm at every step; zeros stay zero."""
+    _check_positive("norm", norm)
+
+    def hook(n: int, t: float, a: Tensor) -> Tensor:
+        norms = _norms(a)
+        return a * (norm / norms.where(norms > 0, norms.new_ones(()))).to(a.dtype)
+
+    return hook
+
+
+def record_norms(into: list[tuple[int, float, Tensor]]) -> Hook:
+    """Append ``(n, t, norms)`` to a list at every step, norms of shape (batch,); the adjoint stays as it is."""
+
+    def hook(n: int, t: float, a: Tensor) -> None:
+        into.append((n, t, _norms(a).flatten()))
+
+    return hook
+
+
+def _norms(a: Tensor) -> Tensor:
+    """One norm per sample, in float32 at least, of shape (batch, 1, ..., 1)."""
+    wide = a.detach() if a.dtype.itemsize >= 4 else a.detach().float()
+    return wide.flatten(1).norm(dim=1).reshape(-1, *[1] * (a.ndim - 1))
+
+
+def _check_positive(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{name}: got {value!r}; pass a positive number")

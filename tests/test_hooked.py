@@ -1,0 +1,96 @@
+"""Hooks on the adjoint: what they see and what their answers do, the same under every exact adjoint."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import sdeadjoint as sa
+
+from .solves import Solve, relative, worst
+
+ADJOINTS = [sa.Direct(), sa.Checkpoint(), sa.Checkpoint(2), sa.Checkpoint(memory="1MiB"), sa.Reversible()]
+COUPLED = sa.Coupled(sa.Heun())
+
+
+@pytest.mark.parametrize("final_zero", [False, True])
+@pytest.mark.parametrize("adjoint", ADJOINTS[:-1], ids=repr)
+def test_a_hook_sees_the_gradient_of_each_state(adjoint: sa.Adjoint, final_zero: bool) -> None:
+    grid = sa.uniform_logsnr(sa.VPLinear(), 6, final_zero=final_zero)
+    solve = Solve(sa.Heun(), 6, options={"grid": grid})
+    seen: list[tuple[int, float, Tensor]] = []
+    plain = solve.gradients(adjoint)[1]
+    hooked = solve.gradients(sa.Hooked(adjoint, lambda n, t, a: seen.append((n, t, a))))[1]  # type: ignore[arg-type, func-returns-value]
+    assert worst(hooked, plain) == 0
+    assert [n for n, _, _ in seen] == [6, 5, 4, 3, 2, 1]
+    assert [t for _, t, _ in seen] == grid[1:].flip(0).tolist()
+    # dL/dx_n by plain autograd through the rest of a one-step sampler.
+    states = sa.sample(adjoint=sa.Direct(), **solve.arguments() | {"trajectory": True}).detach()
+    cotangent = torch.linspace(-1, 2, 12, dtype=torch.float64).reshape(3, 4)
+    for n, _, a in seen[1:]:
+        x = states[n].requires_grad_()
+        rest = solve.arguments() | {"x_T": x, "grid": grid[n:]}
+        (want,) = torch.autograd.grad(sa.sample(adjoint=sa.Direct(), **rest), x, cotangent)
+        assert relative(a, want) <= 1e-12
+        states = states.detach()
+    assert relative(seen[0][2], cotangent) <= 1e-14
+
+
+@pytest.mark.parametrize("hook", [sa.clip_norm(0.05), sa.normalize(2.0)], ids=["clip", "normalize"])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("trajectory", [False, True])
+def test_all_exact_adjoints_agree_on_a_changed_adjoint(hook: sa.adjoints.Hook, eta: float, trajectory: bool) -> None:
+    solve = Solve(COUPLED, 7, eta, options={"trajectory": trajectory})
+    want = solve.gradients(sa.Hooked(sa.Direct(), hook))[1]
+    assert relative(want[0], solve.gradients(sa.Direct())[1][0]) > 1e-3
+    for adjoint in ADJOINTS[1:]:
+        assert worst(solve.gradients(sa.Hooked(adjoint, hook))[1], want) <= 1e-9
+
+
+def test_clipping_and_normalising_sample_by_sample() -> None:
+    a = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]], dtype=torch.float64)
+    assert torch.allclose(sa.clip_norm(1.0)(1, 0.5, a), torch.tensor([[0.6, 0.8], [0.3, 0.4], [0, 0]]).double())
+    assert torch.allclose(sa.normalize()(1, 0.5, a), torch.tensor([[0.6, 0.8], [0.6, 0.8], [0, 0]]).double())
+    norms: list[tuple[int, float, Tensor]] = []
+    assert sa.record_norms(norms)(1, 0.5, a.bfloat16()) is None
+    assert norms[0][:2] == (1, 0.5)
+    assert torch.allclose(norms[0][2], torch.tensor([5.0, 0.5, 0.0]), rtol=4e-3)  # of bfloat16
+
+
+def test_recorded_norms_under_truncation_and_low_variance() -> None:
+    for adjoint, seen in ((sa.Truncated(3), [6, 5, 4]), (sa.LowVariance(), [6])):
+        norms: list[tuple[int, float, Tensor]] = []
+        Solve(sa.Euler(), 6, x_T_requires_grad=False).gradients(sa.Hooked(adjoint, sa.record_norms(norms)))
+        assert [n for n, _, _ in norms] == seen
+
+
+def test_hooks_compose_from_the_outside_in() -> None:
+    order: list[str] = []
+
+    def named(name: str, factor: float) -> sa.adjoints.Hook:
+        def hook(n: int, t: float, a: Tensor) -> Tensor:
+            order.append(name)
+            return factor * a
+
+        return hook
+
+    solve = Solve(sa.Euler(), 1)
+    plain = solve.gradients(sa.Direct())[1]
+    both = sa.Hooked(sa.Hooked(sa.Checkpoint(), named("inner", 2.0)), named("outer", 3.0))
+    assert worst(solve.gradients(both)[1], tuple(None if g is None else 6 * g for g in plain)) <= 1e-14
+    assert order == ["outer", "inner"]
+
+
+def test_bad_hooks() -> None:
+    with pytest.raises(TypeError, match="adjoint: got "):
+        sa.Hooked(sa.Direct, sa.normalize())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="hook: got float"):
+        sa.Hooked(sa.Direct(), 1.0)  # type: ignore[arg-type]
+    for answer, got in ((torch.ones(2), r"\(2,\)"), (1.0, "float")):
+        for adjoint in (sa.Direct(), sa.Checkpoint()):
+            with pytest.raises(ValueError, match=f"hook: returned {got} for an adjoint of shape"):
+                Solve(sa.Euler(), 2).gradients(sa.Hooked(adjoint, lambda n, t, a, answer=answer: answer))  # type: ignore[misc]
+    for make in (sa.clip_norm, sa.normalize):
+        with pytest.raises(ValueError, match="pass a positive number"):
+            make(0.0)
