@@ -337,3 +337,25 @@ def test_repr_is_the_call() -> None:
         f"Denoiser(data, {SCHEDULE!r}, prediction='score', guidance=Guidance(scale=2.0, unconditional={{}}, "
         "batched=True), time_dtype=torch.float32)"
     )
+
+
+@pytest.mark.parametrize("time_dtype", [None, torch.float64])
+def test_the_network_may_run_in_another_dtype_than_the_state(time_dtype: torch.dtype | None) -> None:
+    seen: list[tuple[torch.dtype, torch.dtype]] = []
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        seen.append((x.dtype, t.dtype))
+        return torch.tanh(x)
+
+    x = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3).requires_grad_()
+    denoiser = sa.Denoiser(network, SCHEDULE, "epsilon", time_dtype=time_dtype, network_dtype=torch.float32)
+    out = denoiser(x, 0.5, prediction="epsilon")
+    assert seen == [(torch.float32, time_dtype or torch.float32)]
+    assert torch.equal(out, torch.tanh(x.float()))
+    assert denoiser(x, 0.5).dtype == torch.float64  # combined with the state in the state's dtype
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    assert grad.dtype == torch.float64
+    assert "network_dtype=torch.float32" in repr(denoiser)
+    for name in ("time_dtype", "network_dtype"):
+        with pytest.raises(TypeError, match=f"{name}: got torch.int64"):
+            sa.Denoiser(network, SCHEDULE, **{name: torch.int64})  # type: ignore[arg-type]

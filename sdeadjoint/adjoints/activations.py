@@ -68,7 +68,8 @@ class Activations:
         return sum(size for address, size in sizes.items() if address not in elsewhere)
 
     def _pack(self, tensor: Tensor) -> _Slot:
-        slot = _Slot(tensor if self.keep else None)
+        # Detached: a node that saves its own output would otherwise hold itself alive through the slot, for good.
+        slot = _Slot(tensor.detach() if self.keep else None)
         if self.keep:
             self._slots.append(weakref.ref(slot))
         return slot
