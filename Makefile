@@ -1,6 +1,7 @@
 # make demo    the library's main job on images of digits; pictures and numbers in demo-out/
 # make test    linter, types and tests
 # make bench   time and memory of gradients, cost of the noise
+# make mutants plant faults one by one and count those that the tests catch (an hour or more)
 # Each makes the virtual environment .venv first if it is missing or older than the project's files.
 
 PYTHON ?= python3
@@ -10,9 +11,9 @@ INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 FILES := pyproject.toml constraints.txt
 
 # The processes share the cores; threads of each would only wait for one another.
-test bench: export OMP_NUM_THREADS = 1
+test bench mutants: export OMP_NUM_THREADS = 1
 
-.PHONY: demo test bench clean
+.PHONY: demo test bench mutants clean
 
 demo: .venv/installed-demo
 	$(PY) -m sdeadjoint demo --out demo-out
@@ -21,6 +22,9 @@ test: .venv/installed-dev
 	$(PY) -m ruff check
 	$(PY) -m mypy
 	$(PY) -m pytest -n 2
+
+mutants: .venv/installed-dev
+	$(PY) -m tests.mutation
 
 bench: .venv/installed-dev
 	$(PY) -m tests.benchmarks.checkpoint_cost

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from .frames import Frame
 from .schedules import Schedule
-from .solvers import SRA1, AdamsBashforth, DPMSolverPP2M, Euler, Heun, ShARK, Solver
+from .solvers import SRA1, AdamsBashforth, Coupled, DPMSolverPP2M, Euler, Heun, ShARK, Solver
 
 
 class Sampler(NamedTuple):
@@ -85,3 +85,19 @@ def sra1_sde(schedule: Schedule) -> Sampler:
 def shark_sde(schedule: Schedule) -> Sampler:
     """ShARK on the diffusion SDE in the SNR clock: strong order 1.5, two calls per step. Foster et al. (2024)."""
     return Sampler(Frame(schedule, eta=1.0), ShARK())
+
+
+def rex(
+    schedule: Schedule,
+    base: Solver = Heun(),  # noqa: B008 (frozen)
+    zeta: float = 0.999,
+    eta: float = 0.0,
+    kind: str = "data",
+) -> Sampler:
+    """Rex: the McCallum-Foster coupling of a one-step method in the frame. Blasingame and Liu (2025), arXiv 2502.08834.
+
+    The order of ``base``, ODE and strong (``ShARK()``: 1.5 with eta > 0), at twice its calls per step; steps can be
+    undone, which ``Reversible()`` needs. ``eta`` scales the noise power. The data kind is the published one. There, in
+    float32 or with eta > 0, the way back over a long range of noise loses digits, which ``kind="flow"`` keeps.
+    """
+    return Sampler(Frame(schedule, eta, kind), Coupled(base, zeta))

@@ -119,7 +119,9 @@ def strayed(zeta: float, dtype: torch.dtype, **options: torch.dtype) -> float:
 
 
 def test_it_warns_when_the_way_back_strays_and_each_named_remedy_helps() -> None:
-    with pytest.warns(sa.RoundTripWarning, match=r"strayed by .*a larger zeta, x_T in float64 .*adjoint=Checkpoint"):
+    with pytest.warns(
+        sa.RoundTripWarning, match=r"strayed by .*kind='flow'\), a larger zeta, x_T in float64 .*Checkpoint"
+    ):
         bad = strayed(0.95, torch.float32)
     assert bad > 0.05
     with warnings.catch_warnings():
@@ -128,7 +130,7 @@ def test_it_warns_when_the_way_back_strays_and_each_named_remedy_helps() -> None
         # 0.95^-120 = 470 times some ulps of float64.
         assert strayed(0.95, torch.float64, network_dtype=torch.float32) < 1e-11
     solve = Solve(sa.Coupled(sa.Euler()), 100, 1.0, "noise", noise="replayed")
-    with pytest.warns(sa.RoundTripWarning, match=r"pass Frame\(\.\.\., eta=1\.0, kind='data'\), a larger zeta"):
+    with pytest.warns(sa.RoundTripWarning, match=r"pass Frame\(\.\.\., eta=1\.0, kind='flow'\), a larger zeta"):
         solve.gradients(sa.Reversible())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -138,6 +140,29 @@ def test_it_warns_when_the_way_back_strays_and_each_named_remedy_helps() -> None
 def test_it_needs_a_solver_with_an_inverse() -> None:
     with pytest.raises(TypeError, match=r"Heun\(\) has no inverse.*Coupled\(Euler\(\)\).*adjoint=Checkpoint\(\)"):
         Solve(sa.Heun()).gradients(sa.Reversible())
+
+
+def test_scheduled_conditioning() -> None:
+    z = torch.linspace(-1, 1, 8 * 12, dtype=DOUBLE).reshape(8, 3, 4).requires_grad_()
+
+    def gradient(solver: sa.Solver, adjoint: sa.Adjoint) -> tuple[Tensor, ...]:
+        out = sa.sample(
+            sa.Denoiser(lambda x, t, z: torch.tanh(x + z), SCHEDULE, "sample"),
+            torch.ones(3, 4, dtype=DOUBLE),
+            frame=sa.Frame(SCHEDULE),
+            grid=sa.uniform_logsnr(SCHEDULE, 8),
+            solver=solver,
+            cond={"z": sa.Scheduled(z)},
+            adjoint=adjoint,
+        )
+        return torch.autograd.grad(out.square().sum(), [z])
+
+    coupled = sa.Coupled(sa.Heun())
+    assert worst(gradient(coupled, sa.Reversible()), gradient(coupled, sa.Direct())) <= 1e-11
+    with pytest.raises(
+        ValueError, match=r"carries a network call.*pass Coupled\(Heun\(\)\), or adjoint=Checkpoint\(\)"
+    ):
+        gradient(sa.ReversibleHeun(), sa.Reversible())
 
 
 def test_random_networks_are_refused() -> None:

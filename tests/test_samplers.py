@@ -170,6 +170,35 @@ def test_flow(name: str, ends: tuple[float, float]) -> None:
     agree(case.sampled(getattr(sa.samplers, name)(schedule)), x)
 
 
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_rex(eta: float) -> None:
+    """Blasingame and Liu (2025): Heun with an integrating factor in x_0, coupled as McCallum and Foster (2024) do."""
+    schedule, path, zeta = sa.VPLinear(), sa.BrownianPath(seed=2), 0.9
+    case = Setting(schedule)
+    sampler = sa.samplers.rex(schedule, zeta=zeta, eta=eta)
+    z = case.normals(sampler, path) if eta else torch.zeros(STEPS, 1, 1, dtype=DOUBLE)
+
+    def moved(x: Tensor, n: int, m: int) -> tuple[float, Tensor]:
+        """By what x is multiplied from node n to node m, and what Heun adds to it there."""
+        low, h = min(n, m), case.lam[m] - case.lam[n]
+        ratio = case.sigma[m] / case.sigma[n] * math.exp(-eta * h)
+        gain = -case.alpha[m] * math.expm1(-(1 + eta) * h)
+        noise = math.copysign(1, h) * case.sigma[m] * math.sqrt(abs(math.expm1(-2 * h))) * z[low]
+        first = case.data(x, n)
+        return ratio, gain * (first + case.data(ratio * x + gain * first + noise, m)) / 2 + noise
+
+    x = xh = case.x_T
+    for n in range(STEPS):
+        ratio, up = moved(xh, n, n + 1)
+        x = ratio * (zeta * x + (1 - zeta) * xh) + up
+        back, down = moved(x, n + 1, n)
+        xh = (xh - down) / back
+    agree(case.sampled(sampler, path if eta else None), x)
+    assert sa.samplers.rex(schedule) == (sa.Frame(schedule), sa.Coupled(sa.Heun(), 0.999))
+    flow = sa.samplers.rex(schedule, sa.ShARK(), 1.0, 0.5, "flow")
+    assert flow == (sa.Frame(schedule, 0.5, "flow"), sa.Coupled(sa.ShARK(), 1.0))
+
+
 @pytest.mark.parametrize("name", ["sra1_sde", "shark_sde"])
 def test_strong_order_three_halves(name: str) -> None:
     """Roessler (2010), Table 6.3, and Foster et al. (2024), on dy = x_0 dSNR + dB_SNR with y = x alpha / sigma^2."""

@@ -103,7 +103,7 @@ def test_steps_are_pure_and_keep_shape_and_dtype(
         interval = sa.Interval(s0, s1, noise[n][0], noise[n][1])
         calls.clear()
         first, first_state = solver.step(drift, interval, y, state)
-        assert len(calls) == solver.claims.evaluations
+        assert 0 <= len(calls) - solver.claims.evaluations <= (n == 0)  # at most one more in the first step
         assert (first.dtype, first.shape) == (dtype, torch.Size(shape))
         low, high = min(s0, s1), max(s0, s1)
         assert all(low <= s <= high for s, _ in calls)

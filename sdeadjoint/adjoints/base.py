@@ -14,7 +14,8 @@ class Adjoint(ABC):
     """Runs a discretized sampler and decides how its gradient is computed.
 
     The contract: the values are those of ``Direct``, bit for bit; gradients reach x_T, every tensor of ``cond``,
-    the denoiser's parameters, the noise's tensors and any other leaf the network reads, or the call is refused.
+    the denoiser's parameters, the noise's tensors and any other leaf the network reads, or the call is refused. They
+    are exact unless the adjoint's own documentation says what they are instead, and how far from exact.
     """
 
     @abstractmethod

@@ -49,7 +49,7 @@ class Inversion(Retrieval):
             self.watch(error)
         if not error <= self.tolerated:
             frame = plan.recursion.frame
-            other = "" if frame.kind == "data" else f"Frame(..., eta={frame.eta}, kind='data'), "
+            other = "" if frame.kind == "flow" else f"Frame(..., eta={frame.eta}, kind='flow'), "
             warnings.warn(
                 f"Reversible: the way back strayed by {error:.1e} of the state, more than the {self.tolerated:.1e} "
                 f"tolerated, and the gradient may be as wrong; pass {other}a larger zeta, x_T in float64 "

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..conditioning import scheduled
 from ..discretization import Discretization
 from ..integrate import Observer
-from ..solvers import ReversibleSolver
+from ..solvers import ReversibleHeun, ReversibleSolver
 from .base import Adjoint
 from .inversion import Inversion
 from .replay import Replayed
@@ -29,13 +30,16 @@ class Reversible(Adjoint):
             errors.append)`` collects them.
 
     The gradient is that of ``Direct`` on the same solver, at states that differ from the forward pass' by round-off
-    times its growth on the way back: ``zeta^-N`` for ``Coupled``, and whatever the equation itself amplifies backwards
-    in time. Hold x_T in float64 for long ways; the network keeps its dtype with ``Denoiser(network_dtype=...)``.
+    times its growth on the way back: ``zeta^-N`` for ``Coupled``, and what the equation itself amplifies backwards in
+    time: next to nothing in the flow kind, up to ``e^((1 + eta) lambda)`` over the grid's range of lambda in the data
+    and noise kinds (theory/reversible.md). So for the SDE, and in float32, take ``Frame(..., kind="flow")``, and hold
+    x_T in float64 for long ways; the network keeps its dtype with ``Denoiser(network_dtype=...)``.
 
     Cost, in network calls per step with ``Coupled(Euler())``: 2 forward; 2 to invert and 2 with their vector-Jacobian
     products backward: one inversion more than ``Checkpoint()``, which is the better choice wherever the states fit.
-    Errors: ``TypeError`` for solvers without an inverse; ``RuntimeError`` for networks that draw random numbers, whose
-    inverse would see other ones, and for everything that ``Checkpoint`` refuses.
+    Errors: ``TypeError`` for solvers without an inverse; ``ValueError`` for ``ReversibleHeun`` with ``Scheduled``
+    conditioning; ``RuntimeError`` for networks that draw random numbers, whose inverse would see other ones, and for
+    everything that ``Checkpoint`` refuses.
     Sources: Kidger, Foster, Li and Lyons (2021); McCallum and Foster (2024); Blasingame and Liu (2025), Rex.
     """
 
@@ -54,6 +58,12 @@ class Reversible(Adjoint):
             raise TypeError(
                 f"solver: {solver!r} has no inverse, which Reversible() needs; pass Coupled(Euler()) or "
                 "ReversibleHeun() as the solver, or adjoint=Checkpoint(), which serves every solver"
+            )
+        guidance = recursion.denoiser.guidance
+        if isinstance(solver, ReversibleHeun) and any(scheduled([recursion.cond, guidance and guidance.tensors])):
+            raise ValueError(
+                "cond: ReversibleHeun() carries a network call from each step into the next, so a step with Scheduled "
+                "conditioning cannot be inverted by itself; pass Coupled(Heun()), or adjoint=Checkpoint()"
             )
         replayed = Replayed(Inversion(self.tolerance, self.watch), refuse_random=_RANDOM)
         return replayed.solve(recursion, x_T, keep=keep, observe=observe)

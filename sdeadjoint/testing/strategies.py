@@ -18,7 +18,7 @@ from ..frames import KINDS, Frame
 from ..grids import karras, uniform_logsnr, uniform_time
 from ..predictions import PREDICTIONS
 from ..schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLinear
-from ..solvers import AdamsBashforth, Solver
+from ..solvers import RK4, AdamsBashforth, Coupled, Euler, Heun, ShARK, Solver
 from ..solvers.adams_bashforth import VARIABLES
 
 
@@ -139,13 +139,15 @@ def _moved_into(schedule: Schedule, t: float, logsnr: tuple[float, float]) -> fl
 def _exported() -> tuple[Solver, ...]:
     exported = (getattr(_solvers, name) for name in _solvers.__all__)
     classes = [kind for kind in exported if inspect.isclass(kind) and issubclass(kind, Solver)]
-    plain = [kind() for kind in classes if not inspect.isabstract(kind) and kind is not AdamsBashforth]
+    plain = [kind() for kind in classes if not inspect.isabstract(kind) and kind not in (AdamsBashforth, Coupled)]
+    coupled = [Coupled(base) for base in (Euler(), Heun(), RK4(), ShARK())]
     multistep = [AdamsBashforth(order, variable) for variable in VARIABLES for order in (1, 2, 3, 4)]
-    return (*sorted(plain, key=lambda solver: (solver.claims.ode, solver.claims.evaluations)), *multistep)
+    simplest = sorted([*plain, *coupled], key=lambda solver: (solver.claims.ode, solver.claims.evaluations))
+    return (*simplest, *multistep)
 
 
 SOLVERS: tuple[Solver, ...] = _exported()
-"""An instance of every exported solver, ``AdamsBashforth`` in every order and variable."""
+"""Every exported solver, ``AdamsBashforth`` in every order and variable, ``Coupled`` around four bases."""
 
 
 def solvers() -> st.SearchStrategy[Solver]:

@@ -74,6 +74,36 @@ def cost(steps: int, rounds: int) -> None:
     )
 
 
+def budgets(steps: int, rounds: int) -> None:
+    """Seconds over those of ``Checkpoint()`` for budgets from nothing to everything, runs interleaved."""
+    torch.manual_seed(0)
+    network, x = Network(), torch.randn(8, 3, 32, 32)
+    denoiser, frame, grid = sa.Denoiser(network, SCHEDULE), sa.Frame(SCHEDULE), sa.uniform_logsnr(SCHEDULE, steps)
+
+    def gradient(adjoint: sa.Adjoint) -> None:
+        leaf = x.clone().requires_grad_()
+        out = sa.sample(denoiser, leaf, frame=frame, grid=grid, solver=sa.Euler(), adjoint=adjoint)
+        torch.autograd.grad(out.sum(), [leaf, *network.parameters()])
+
+    def peak(adjoint: sa.Adjoint) -> int:
+        with PeakMemory() as memory:
+            gradient(adjoint)
+        return memory.peak
+
+    whole, states = peak(sa.Direct()), peak(sa.Checkpoint())
+    adjoints = [sa.Checkpoint(), sa.Direct()]
+    adjoints += [sa.Checkpoint(memory=int(part * whole)) for part in (0.02, 0.25, 0.5, 0.75, 1.0)]
+    times: list[list[float]] = [[] for _ in adjoints]
+    for _ in range(rounds):
+        for adjoint, column in zip(adjoints, times, strict=True):
+            column.append(seconds(lambda adjoint=adjoint: gradient(adjoint)))  # type: ignore[misc]
+    print(f"\nN = {steps}; {rounds} interleaved rounds; seconds over those of Checkpoint(), and peak tensor memory")
+    for adjoint, column in zip(adjoints, times, strict=True):
+        ratio = statistics.median(a / b for a, b in zip(column, times[0], strict=True))
+        bytes_ = {sa.Direct(): whole, sa.Checkpoint(): states}.get(adjoint) or peak(adjoint)
+        print(f"{adjoint!r:55}{ratio:>8.2f}{bytes_ / 2**20:>10.1f} MiB")
+
+
 def memory() -> None:
     torch.manual_seed(0)
     network, x = Network(width=16, blocks=2), torch.randn(4, 3, 16, 16, requires_grad=True)
@@ -103,4 +133,5 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     cost(arguments.steps, arguments.rounds)
+    budgets(arguments.steps // 2, arguments.rounds)
     memory()
