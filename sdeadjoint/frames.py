@@ -49,7 +49,8 @@ class Frame:
             rectified flows and of zero-terminal-SNR tables) and ``"noise"`` is not; with eta > 0 and alpha(T) = 0
             the latent x_T reaches the sample through the network's first evaluation only, as y_T = 0.
 
-    Strong order 1.5 (``SRA1``, ``ShARK``) needs ``nu`` affine in ``s``: the data kind with eta = 1.
+    Strong order 1.5 (``SRA1``, ``ShARK``) holds in every kind with eta > 0, for paths on ``noise_clock``; increments
+    standardised on another clock, such as sigma, cap it at 1 (theory/clocks.md).
 
     Sources: Lu et al. (2022b), DPM-Solver++ (data kind, eta 0 and 1); Lu et al. (2022a), DPM-Solver (noise kind);
     Karras et al. (2022), EDM, section 4 (SDEs with equal marginals); Blasingame and Liu (2024), AdjointDEIS.

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Guarantee:
-    """A proved order of convergence.
+    """A proved order of convergence, under the hypotheses H(m) of ``orders.md``.
 
     Args:
         subject: the solver, as the call that makes it.
-        quantity: ``"ode"`` (no noise) or ``"strong"`` (root mean square, pathwise, additive noise).
+        quantity: ``"ode"`` (no noise; the solution, and its gradient by D2), ``"strong"`` (root mean square, pathwise,
+            additive noise), ``"gradient"`` (the same of the gradient in x_T, conditioning or weights) or ``"weak"``
+            (expectations of smooth functions; of gradients too, by D4).
         order: the proved order.
-        hypotheses: what is assumed beyond a smooth drift with bounded derivatives.
+        hypotheses: what is assumed beyond H(m), with the m that the source states.
         source: the numbered statement, and where it comes from.
     """
 
@@ -25,7 +27,8 @@ class Guarantee:
 
 
 _ANY = "any noise clock"
-_AFFINE = "noise clock affine in the drift clock (data kind, eta = 1)"
+_REGULAR = "noise clock with nonzero derivative in the drift clock (any kind, eta > 0, ends not singular)"
+_BOUNDED = "second derivatives of F in y bounded"
 
 _ONE_STEP = {"Euler()": 1, "Heun()": 2, "Midpoint()": 2, "RK4()": 4, "SRA1()": 2, "ShARK()": 2}
 _MULTISTEP = {"DPMSolverPP2M()": 2} | {
@@ -33,15 +36,52 @@ _MULTISTEP = {"DPMSolverPP2M()": 2} | {
     for k in (1, 2, 3, 4)
     for variable in ("log", "clock")
 }
+_THREE_HALVES = {"SRA1()": "Roessler (2010)", "ShARK()": "Foster, dos Reis and Strange (2024)"}
+_WEAK_TWO = ("Heun()", *_THREE_HALVES)
+_COUPLED = {f"Coupled(base={name}, zeta=0.999)": name for name in ("Euler()", "Heun()", "RK4()", "ShARK()")}
 
 GUARANTEES: tuple[Guarantee, ...] = (
     *(Guarantee(name, "ode", order, "none", "orders.md, O1") for name, order in _ONE_STEP.items()),
     *(Guarantee(name, "ode", order, "Euler start", "orders.md, O2") for name, order in _MULTISTEP.items()),
     *(
+        Guarantee(name, "ode", _ONE_STEP[base], "any grid, 0 < zeta <= 1", "reversible.md, R1")
+        for name, base in _COUPLED.items()
+    ),
+    Guarantee("ReversibleHeun()", "ode", 2, "any grid", "reversible.md, R4"),
+    *(
         Guarantee(name, "strong", 1.0, _ANY, "orders.md, O3")
         for name in (*_ONE_STEP, *_MULTISTEP)
-        if name not in ("SRA1()", "ShARK()")
+        if name not in _THREE_HALVES
     ),
-    Guarantee("SRA1()", "strong", 1.5, _AFFINE, "orders.md, O4; Roessler (2010)"),
-    Guarantee("ShARK()", "strong", 1.5, _AFFINE, "orders.md, O4; Foster, dos Reis and Strange (2024)"),
+    *(Guarantee(name, "strong", 1.5, _REGULAR, f"orders.md, O4; {source}") for name, source in _THREE_HALVES.items()),
+    *(
+        Guarantee(name, "strong", 1.0, _ANY, "reversible.md, R2")
+        for name, base in _COUPLED.items()
+        if base not in _THREE_HALVES
+    ),
+    *(
+        Guarantee(name, "strong", 1.5, _REGULAR, "reversible.md, R3")
+        for name, b in _COUPLED.items()
+        if b in _THREE_HALVES
+    ),
+    Guarantee("ReversibleHeun()", "strong", 1.0, _ANY, "reversible.md, R5; Kidger, Foster, Li and Lyons (2021)"),
+    *(
+        Guarantee(name, "gradient", 1.0, f"{_ANY}; {_BOUNDED}", "discrete_adjoint.md, D3")
+        for name in (*_ONE_STEP, *_MULTISTEP)
+        if name not in _THREE_HALVES
+    ),
+    *(Guarantee(name, "gradient", 1.5, f"{_REGULAR}; {_BOUNDED}", "discrete_adjoint.md, D3") for name in _THREE_HALVES),
+    *(
+        Guarantee(name, "gradient", 1.5, f"{_REGULAR}; {_BOUNDED}", "discrete_adjoint.md, D3; reversible.md, R3")
+        for name, base in _COUPLED.items()
+        if base in _THREE_HALVES
+    ),
+    *(
+        Guarantee(name, "gradient", 1.0, f"{_ANY}; {_BOUNDED}", "discrete_adjoint.md, D3; reversible.md, R2")
+        for name, base in _COUPLED.items()
+        if base not in _THREE_HALVES
+    ),
+    Guarantee("ReversibleHeun()", "gradient", 1.0, f"{_ANY}; {_BOUNDED}", "discrete_adjoint.md, D3; reversible.md, R5"),
+    *(Guarantee(name, "weak", 2 if name in _WEAK_TWO else 1, _ANY, "weak.md, W1") for name in _ONE_STEP),
+    *(Guarantee(name, "weak", order, f"{_ANY}; Euler start", "weak.md, W2") for name, order in _MULTISTEP.items()),
 )

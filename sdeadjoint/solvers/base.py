@@ -22,10 +22,11 @@ class Claims:
 
     Args:
         ode: order of convergence without noise.
-        strong: strong order (root mean square, pathwise) with additive noise on the drift's own clock.
+        strong: strong order (root mean square, pathwise) with additive noise.
         evaluations: drift evaluations per step, each of them one network call.
         levy: ``"space-time"`` if steps use the noise's space-time Levy area, ``"none"`` otherwise. The strong order
-            above 1 of such methods needs a noise clock affine in the drift clock (data kind, eta = 1).
+            above 1 of such methods needs a noise clock with a nonzero derivative in the drift clock (every frame with
+            eta > 0) and the path on that clock: theory/orders.md, O4.
     """
 
     ode: int

@@ -16,8 +16,8 @@ class ShARK(RungeKutta):
         Y1 = y0 + H,      Y2 = y0 + H + 5/6 (ds F(s0, Y1) + dB)
         y1 = y0 + ds (2/5 F(s0, Y1) + 3/5 F(s0 + 5/6 ds, Y2)) + dB
 
-    Order 2 without noise, strong order 1.5 with additive noise where the noise clock is affine in the drift clock
-    (data kind, eta = 1) and 1.0 elsewhere; two network calls per step, no state; asks for the space-time Levy area.
+    Order 2 without noise, strong order 1.5 with additive noise, its Levy area taken on the noise clock (any frame with
+    eta > 0); two network calls per step, no state; asks for the space-time Levy area.
     Source: Foster, dos Reis and Strange (2024), the shifted additive-noise Runge-Kutta method.
     """
 

@@ -16,8 +16,8 @@ class SRA1(RungeKutta):
         Y  = y0 + 3/4 ds F(s0, y0) + 3/2 (dB/2 + H),      y1 = y0 + ds (1/3 F(s0, y0) + 2/3 F(s0 + 3/4 ds, Y)) + dB
 
     with ``dB/2 + H = 1/h int (B_r - B_0) dr``, which is Roessler's ``I_(1,0)/h``.
-    Order 2 without noise, strong order 1.5 with additive noise where the noise clock is affine in the drift clock
-    (data kind, eta = 1) and 1.0 elsewhere; two network calls per step, no state; asks for the space-time Levy area.
+    Order 2 without noise, strong order 1.5 with additive noise, its Levy area taken on the noise clock (any frame with
+    eta > 0); two network calls per step, no state; asks for the space-time Levy area.
     Source: Roessler (2010), Table 6.3 (SRA1).
     """
 

@@ -1,0 +1,249 @@
+"""theory/ against sdeadjoint and itself: computed order == guarantee == claim, and every reference leads somewhere."""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from fractions import Fraction
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+import sdeadjoint as sa
+from sdeadjoint.solvers import RungeKutta
+from sdeadjoint.testing.strategies import SOLVERS
+from theory import order_conditions as oc
+from theory.guarantees import GUARANTEES, Guarantee
+from theory.order_conditions import Coefficients
+
+ROOT = Path(__file__).parent.parent
+TEXTS = {path.name: path.read_text() for path in sorted((ROOT / "theory").glob("*.md"))}
+STATEMENT = re.compile(r"^\*\*([A-Z]\d+)\b", re.MULTILINE)
+RUNGE_KUTTA = {repr(solver): solver for solver in SOLVERS if isinstance(solver, RungeKutta)}
+COMPUTED = {
+    "ode": oc.ode_order,
+    "strong": oc.strong_order,
+    "weak": oc.weak_order,
+    "gradient": oc.strong_order,  # D3: the tangent map is the same method
+}
+
+
+def coefficients(solver: RungeKutta) -> Coefficients:
+    tableau = solver.tableau
+    return Coefficients.of(tableau.a, tableau.b, tableau.c, tableau.noise, tableau.levy)
+
+
+# ---------------------------------------------------------------- tableaus
+
+
+@pytest.mark.parametrize(
+    "guarantee", [g for g in GUARANTEES if g.subject in RUNGE_KUTTA], ids=lambda g: f"{g.subject}-{g.quantity}"
+)
+def test_computed_order_is_the_guarantee(guarantee: Guarantee) -> None:
+    assert COMPUTED[guarantee.quantity](coefficients(RUNGE_KUTTA[guarantee.subject])) == guarantee.order
+
+
+@pytest.mark.parametrize("solver", RUNGE_KUTTA.values(), ids=repr)
+def test_tableaus_are_consistent_claim_what_is_computed_and_have_every_guarantee(solver: RungeKutta) -> None:
+    method, claims = coefficients(solver), solver.claims
+    assert oc.inconsistencies(method) == []
+    assert (oc.ode_order(method), oc.strong_order(method)) == (claims.ode, claims.strong)
+    assert any(method.levy) == (claims.levy != "none")
+    assert len(method.b) == claims.evaluations
+    assert {g.quantity for g in GUARANTEES if g.subject == repr(solver)} == set(COMPUTED)
+
+
+def verdict(method: Coefficients) -> object:
+    return oc.ode_order(method), oc.strong_order(method), oc.weak_order(method), oc.inconsistencies(method)
+
+
+def mutants(method: Coefficients) -> Iterator[tuple[str, Coefficients]]:
+    """The method with one nonzero coefficient of the other sign, or 1 % larger or smaller."""
+    rows = {f.name: getattr(method, f.name) for f in fields(method)}
+    places: list[tuple[str, int | None, int]] = [
+        (name, None, j) for name in ("b", "c", "noise", "levy") for j in range(len(method.b))
+    ]
+    places += [("a", i, j) for i in range(len(method.b)) for j in range(i)]
+    for name, i, j in places:
+        row = list(rows[name] if i is None else rows[name][i])
+        for factor in (Fraction(-1), Fraction(101, 100), Fraction(99, 100)):
+            new = (*row[:j], factor * row[j], *row[j + 1 :])
+            if row[j]:
+                yield (
+                    f"{name}[{i}][{j}] * {factor}",
+                    replace(method, **{name: new if i is None else (*method.a[:i], new, *method.a[i + 1 :])}),
+                )
+
+
+@pytest.mark.parametrize("solver", RUNGE_KUTTA.values(), ids=repr)
+def test_no_coefficient_can_change_unnoticed(solver: RungeKutta) -> None:
+    method = coefficients(solver)
+    assert [name for name, mutant in mutants(method) if verdict(mutant) == verdict(method)] == []
+
+
+def test_the_trees_are_all_there() -> None:
+    def for_y(tree: oc.Tree) -> bool:
+        return tree is not None and all(map(for_y, tree))
+
+    # Hairer, Norsett and Wanner (1993), Table II.2.1.
+    assert [sum(map(for_y, oc.trees(n))) for n in range(1, 7)] == [1, 1, 2, 4, 9, 20]
+    assert [len(oc.trees(n)) for n in range(1, 5)] == [1, 2, 5, 13]
+    assert all(
+        len(set(oc.trees(n))) == len(oc.trees(n)) and set(map(oc.vertices, oc.trees(n))) == {n} for n in (3, 4, 5)
+    )
+    tall, bush = ((((),),),), ((), (), ())
+    assert (oc.density(tall), oc.density(bush), oc.density(((), ((),)))) == (24, 4, 8)
+
+
+F = Fraction
+# Dormand and Prince (1980): six stages, order 5. Its nodes are the rows' sums.
+DORMAND_PRINCE = (
+    (),
+    (F(1, 5),),
+    (F(3, 40), F(9, 40)),
+    (F(44, 45), F(-56, 15), F(32, 9)),
+    (F(19372, 6561), F(-25360, 2187), F(64448, 6561), F(-212, 729)),
+    (F(9017, 3168), F(-355, 33), F(46732, 5247), F(49, 176), F(-5103, 18656)),
+)
+DORMAND_PRINCE_B = (F(35, 384), F(0), F(500, 1113), F(125, 192), F(-2187, 6784), F(11, 84))
+
+
+def test_methods_of_known_order() -> None:
+    square = tuple(row + (F(0),) * (6 - len(row)) for row in DORMAND_PRINCE)
+    nodes = tuple(sum(row, F(0)) for row in square)
+    assert oc.ode_order(Coefficients(square, DORMAND_PRINCE_B, nodes, nodes, (F(0),) * 6)) == 5
+    heun3 = Coefficients.of(((), (1 / 3,), (0.0, 2 / 3)), (0.25, 0.0, 0.75), (0.0, 1 / 3, 2 / 3), (0.0, 1 / 3, 2 / 3))
+    assert (oc.ode_order(heun3), oc.strong_order(heun3), oc.weak_order(heun3)) == (3, 1.0, 1)
+    # A wrong node is found although the rows of a are right: the drift sees another clock.
+    assert oc.ode_order(replace(heun3, c=(F(0), F(1, 3), F(1, 2)))) == 1
+    # Euler's method at another node keeps its order, and is told from its row.
+    assert oc.inconsistencies(replace(coefficients(sa.Euler()), c=(F(1, 2),), noise=(F(1, 2),))) != []
+    # Nor is there a weak order 2 without an order 2 for the ODE.
+    assert oc.weak_order(replace(coefficients(sa.ShARK()), c=(F(0), F(1, 2)))) == 1
+    # Levy areas that miss their mean leave the law's order and lose the path's; inconsistent weights lose both.
+    shark = coefficients(sa.ShARK())
+    assert (oc.strong_order(replace(shark, levy=(F(-1), F(-1)))), oc.weak_order(replace(shark, levy=(F(-1),) * 2))) == (
+        1.0,
+        2,
+    )
+    assert (oc.strong_order(replace(shark, b=(F(1), F(1)))), oc.weak_order(replace(shark, b=(F(1), F(1))))) == (0.0, 0)
+
+
+def test_floats_that_are_no_small_fraction_are_refused() -> None:
+    assert [oc.rational(x) for x in (1 / 3, 5 / 6, -0.4, 0.0)] == [F(1, 3), F(5, 6), F(-2, 5), F(0)]
+    with pytest.raises(ValueError, match="rounding of no fraction"):
+        oc.rational(math.nextafter(1 / 3, 1))
+    with pytest.raises(ValueError, match="rows of lengths"):
+        Coefficients.of(((), (1.0, 0.0)), (0.5, 0.5), (0.0, 1.0), (0.0, 1.0))
+    with pytest.raises(ValueError, match="got lengths"):
+        Coefficients.of(((),), (1.0,), (0.0,), (0.0, 1.0))
+
+
+# ---------------------------------------------------------------- multistep methods
+
+
+def last_weights(solver: sa.Solver, nodes: list[float]) -> list[float]:
+    """What the last step adds per unit of each drift, newest first."""
+    units, state = torch.eye(len(nodes) - 1, dtype=torch.float64), solver.initial_state
+    for unit, (s0, s1) in zip(units, pairwise(nodes), strict=True):
+        y, state = solver.step(lambda s, y, F=unit: F, sa.Interval(s0, s1), torch.zeros_like(unit), state)
+    return y.flip(0).tolist()
+
+
+@pytest.mark.parametrize("nodes", [[1, 2, 3, 4, 5], [1, 2, 5, 6, 9], [9, 7, 4, 3, 1]], ids=str)
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_adams_bashforth_in_the_clock(order: int, nodes: list[int]) -> None:
+    # The quadrature of 40 nodes rounds by some ulps; fractions with denominators below 10^4 lie 10^-8 apart.
+    got = [oc.rational(w, 1e-13) for w in last_weights(sa.AdamsBashforth(order, "clock"), [float(s) for s in nodes])]
+    past, (s0, s1) = [F(s) for s in reversed(nodes[:-1])], nodes[-2:]
+    assert got[order:] == [0] * (4 - order)
+    assert oc.multistep_order(got[:order], past[:order], partial(oc.clock_integral, F(s0), F(s1))) == order
+
+
+@pytest.mark.parametrize("u", [[0, 1, 2, 3, 4], [0, 1, 3, 4, 7], [7, 5, 4, 2, 0]], ids=str)
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_adams_bashforth_in_the_logarithm(order: int, u: list[int]) -> None:
+    got = [F(w) for w in last_weights(sa.AdamsBashforth(order, "log"), [2.0**v for v in u])]
+
+    def integral(m: int) -> Fraction:
+        return sum((part * F(1 / math.log(2)) ** k for k, part in enumerate(oc.log2_integral(u[-2], u[-1], m))), F(0))
+
+    past = [F(v) for v in reversed(u[:-1])]
+    # Weights of up to 10^3 and powers of up to 7^3 round by less than 10^-16 times their product, a few times over.
+    assert oc.multistep_order(got[:order], past[:order], integral, tolerance=1e-9) == order
+
+
+@pytest.mark.parametrize("u", [[0, 1, 2, 3, 4], [0, 1, 3, 4, 7], [7, 5, 4, 2, 0]], ids=str)
+def test_dpm_solver_pp_2m_is_a_midpoint_rule(u: list[int]) -> None:
+    step = 2.0 ** u[-1] - 2.0 ** u[-2]
+    got = [oc.rational(w / step, 1e-13) for w in last_weights(sa.DPMSolverPP2M(), [2.0**v for v in u])]
+    assert got[2:] == [0, 0]
+    value = partial(oc.midpoint_value, F(u[-2]), F(u[-1]))
+    assert oc.multistep_order(got[:2], [F(u[-2]), F(u[-3])], value) == 2
+    assert oc.multistep_order([got[0], -got[1]], [F(u[-2]), F(u[-3])], value) == 0
+
+
+@pytest.mark.parametrize("subject", [repr(s) for s in SOLVERS if isinstance(s, sa.AdamsBashforth | sa.DPMSolverPP2M)])
+def test_multistep_guarantees_are_capped_by_the_euler_start(subject: str) -> None:
+    steps = int(found[1]) if (found := re.search(r"order=(\d)", subject)) else 2
+    proved = {g.quantity: g.order for g in GUARANTEES if g.subject == subject}
+    assert proved == {"ode": min(steps, 2), "strong": 1.0, "gradient": 1.0, "weak": min(steps, 2)}
+
+
+# ---------------------------------------------------------------- the texts
+
+
+@pytest.mark.parametrize("source", sorted({g.source for g in GUARANTEES}))
+def test_every_guarantee_has_its_statement(source: str) -> None:
+    found = re.match(r"([a-z_]+\.md), ([A-Z]\d+)", source)
+    assert found, f"{source!r} does not name a file and a numbered statement"
+    assert found[1] in TEXTS
+    assert found[2] in STATEMENT.findall(TEXTS[found[1]])
+
+
+def test_statements_are_numbered_once_and_mentioned_only_if_they_exist() -> None:
+    numbers = [number for text in TEXTS.values() for number in STATEMENT.findall(text)]
+    assert sorted(numbers) == sorted(set(numbers))
+    letters = "".join(sorted({number[0] for number in numbers}))
+    for name, text in TEXTS.items():
+        # Not the likes of RK4 or of H1_0: a capital and a digit that stand alone.
+        mentioned = set(re.findall(rf"(?<![\w^(`])[{letters}]\d(?![\w(])", text))
+        assert mentioned <= set(numbers), f"{name} mentions {sorted(mentioned - set(numbers))}"
+
+
+def test_every_reference_is_in_the_bibliography() -> None:
+    keys = re.findall(r"^@\w+\{(\w+),", (ROOT / "theory/references.bib").read_text(), re.MULTILINE)
+    assert sorted(keys) == sorted(set(keys))
+    cited = {key for text in TEXTS.values() for key in re.findall(r"\[([A-Za-z]+\d{4}[a-z]?)\](?!\()", text)}
+    assert cited
+    assert cited <= set(keys), sorted(cited - set(keys))
+
+
+def test_the_map_leads_to_every_statement_and_nowhere_else() -> None:
+    rows = [line.strip("|").split("|") for line in TEXTS["README.md"].splitlines() if re.match(r"\| [A-Z]\d", line)]
+    mapped = set()
+    for cells in rows:
+        ends = [(number[0], int(number[1:])) for number in re.findall(r"[A-Z]\d+", cells[0])]
+        if " to " in cells[0]:
+            (letter, first), (_, last) = ends
+            ends = [(letter, n) for n in range(first, last + 1)]
+        linked = re.findall(r"\((\w+\.md)\)", cells[2])
+        numbers = {f"{letter}{n}" for letter, n in ends}
+        assert numbers <= {number for name in linked for number in STATEMENT.findall(TEXTS[name])}, cells[0]
+        mapped |= numbers
+    assert mapped == {number for text in TEXTS.values() for number in STATEMENT.findall(text)}
+    for path, name in re.findall(r"`((?:sdeadjoint|tests|theory)/[\w/.]*)(?:::(\w+))?`", TEXTS["README.md"]):
+        assert (ROOT / path).exists(), path
+        assert not name or name in functions(ROOT / path), f"{path}::{name}"
+    for text in TEXTS.values():
+        assert all((ROOT / "theory" / link).exists() for link in re.findall(r"\]\(([\w./]+)\)", text))
+
+
+def functions(path: Path) -> set[str]:
+    return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
