@@ -162,7 +162,7 @@ def test_the_table_of_the_documentation(case: tuple[sa.Frame, Tensor]) -> None:
     torch.testing.assert_close(dnu, nu.diff(), rtol=1e-12, atol=1e-12 * size)
 
 
-def test_strong_order_needs_the_noise_clock_to_be_the_drift_clock() -> None:
+def test_in_the_data_kind_with_eta_1_both_clocks_are_one() -> None:
     frame = sa.Frame(sa.VPLinear(), eta=1.0)
     grid = sa.uniform_logsnr(frame.schedule, 10)
     assert torch.equal(frame.clock(grid), frame.noise_clock(grid))
