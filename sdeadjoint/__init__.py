@@ -1,6 +1,6 @@
 """Exact gradients through diffusion samplers, ODE and SDE, with Brownian replay."""
 
-from . import problems, samplers
+from . import adapters, comparison, convergence, problems, samplers
 from .adjoints import (
     Adaptive,
     Adjoint,
@@ -18,14 +18,17 @@ from .adjoints import (
     normalize,
     record_norms,
 )
+from .check_gradient import check_gradient
 from .conditioning import Scheduled
 from .denoiser import Denoiser
+from .encode import Encoded, encode
 from .frames import Frame
+from .gradient_check import GradientCheck
 from .grids import coarsen, karras, uniform_logsnr, uniform_time
 from .guidance import Guidance
 from .noise import BrownianPath, FixedNoise, Noise, ShiftedNoise
 from .sample import sample
-from .schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLinear
+from .schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLevel, VPLinear
 from .solvers import (
     RK4,
     SRA1,
@@ -59,9 +62,11 @@ __all__ = [
     "DPMSolverPP2M",
     "Denoiser",
     "Direct",
+    "Encoded",
     "Euler",
     "FixedNoise",
     "Frame",
+    "GradientCheck",
     "Guidance",
     "Heun",
     "Hooked",
@@ -70,8 +75,8 @@ __all__ = [
     "Midpoint",
     "Noise",
     "RectifiedFlow",
-    "ReversibleHeun",
     "Reversible",
+    "ReversibleHeun",
     "RoundTripWarning",
     "Schedule",
     "Scheduled",
@@ -81,11 +86,17 @@ __all__ = [
     "Tabulated",
     "Truncated",
     "VPCosine",
+    "VPLevel",
     "VPLinear",
+    "adapters",
     "adjoint_deis",
     "adjoint_dpm",
+    "check_gradient",
     "clip_norm",
     "coarsen",
+    "comparison",
+    "convergence",
+    "encode",
     "karras",
     "normalize",
     "problems",

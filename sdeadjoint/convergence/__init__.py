@@ -1,0 +1,37 @@
+"""The convergence laboratory: orders measured on nested grids over the same Brownian paths, and held against claims."""
+
+from __future__ import annotations
+
+from . import settings
+from .measure import measure
+from .paths import Paths
+from .plots import draw_orders, draw_work_precision
+from .quantities import Gradient, Power, Quantity, RoundTrip, State, Weak
+from .result import Convergence
+from .settings import Setting
+from .slope import Slope, TooFewLevelsError, fit
+from .study import Study
+from .verdict import Verdict
+from .work_precision import work_precision
+
+__all__ = [
+    "Convergence",
+    "Gradient",
+    "Paths",
+    "Power",
+    "Quantity",
+    "RoundTrip",
+    "Setting",
+    "Slope",
+    "State",
+    "Study",
+    "TooFewLevelsError",
+    "Verdict",
+    "Weak",
+    "draw_orders",
+    "draw_work_precision",
+    "fit",
+    "measure",
+    "settings",
+    "work_precision",
+]

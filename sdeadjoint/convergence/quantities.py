@@ -1,0 +1,212 @@
+"""What is compared between a coarse solve and the truth: states, gradients, weak functionals, a way there and back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..adjoints import Adjoint, Checkpoint, Direct
+from ..discretization import Discretization
+from ..noise import FixedNoise
+from ..solvers import ReversibleSolver, Solver
+from .level import Level
+from .settings import Setting
+
+Functional = Callable[[Tensor], Tensor]
+"""``f(x)``: (paths, *event) to (paths,), one number for each path from that path alone."""
+
+SOURCES = ("x_T", "cond", "weights", "noise")
+
+
+@dataclass(frozen=True)
+class Power:
+    """``f(x) = sum x^exponent / exponent`` over the event."""
+
+    exponent: int = 2
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x**self.exponent / self.exponent).reshape(len(x), -1).sum(1)
+
+
+class Quantity(ABC):
+    """Something of each path (or block of paths) that converges as the grid is refined.
+
+    ``statistic`` says which number of the errors ``|value - reference|`` of all paths the order is read from:
+    ``"rms"``, or ``"mean"`` for signed errors (weak). ``has_reference`` is False where the true value is zero.
+    """
+
+    statistic: ClassVar[str] = "rms"
+    has_reference: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """In a word or two, for labels."""
+
+    @abstractmethod
+    def evaluate(self, level: Level) -> Tensor:
+        """(units, numbers): detached values of independent units."""
+
+    def check(self, setting: Setting, steps: tuple[int, ...]) -> None:  # noqa: B027 (nothing to refuse by default)
+        """``ValueError`` where the quantity does not exist."""
+
+    def order(self, setting: Setting, solver: Solver) -> float:
+        """The order that the solver's claims imply: gradients inherit the states' order, weak errors are no larger."""
+        return setting.order(solver)
+
+
+@dataclass(frozen=True)
+class State(Quantity):
+    """The state at the end, in the Euclidean norm."""
+
+    @property
+    def name(self) -> str:
+        return "states"
+
+    def evaluate(self, level: Level) -> Tensor:
+        with torch.no_grad():
+            return level.solve().reshape(len(level.x_T), -1)
+
+
+@dataclass(frozen=True)
+class Weak(Quantity):
+    """``E f(x)``: the mean of ``f(coarse) - f(reference)`` on common random numbers.
+
+    The difference on one path has a standard deviation of the size of the strong error, where that of two independent
+    runs would not shrink at all. A level whose mean is below three standard errors is dropped; more paths keep it.
+    """
+
+    functional: Functional = Power()
+    statistic: ClassVar[str] = "mean"
+
+    @property
+    def name(self) -> str:
+        return "weak errors"
+
+    def evaluate(self, level: Level) -> Tensor:
+        with torch.no_grad():
+            return self.functional(level.solve()).reshape(-1, 1)
+
+
+@dataclass(frozen=True)
+class Gradient(Quantity):
+    """The gradient of ``loss(x)`` of each path, by an adjoint.
+
+    Args:
+        of: ``"x_T"``; ``"cond"``, all tensors of the setting's conditioning; ``"weights"``, the denoiser's parameters,
+            for the mean loss over each ``block`` of paths; ``"noise"``, the derivatives along Brownian paths that are
+            linear on one cell of the study's coarsest grid and constant elsewhere, of unit Cameron-Martin norm:
+            ``sum_n dL/d(dB_n) dnu_n / sqrt(cell)`` over the cell's steps, which all grids have in common.
+        loss: (paths, *event) to (paths,).
+        adjoint: what computes it. ``Direct()`` with ``"weights"`` solves once for all blocks, the others once a block.
+        block: paths per gradient in the weights.
+    """
+
+    of: str = "x_T"
+    loss: Functional = Power()
+    adjoint: Adjoint = Checkpoint()  # noqa: RUF009 (frozen)
+    block: int = 25
+
+    def __post_init__(self) -> None:
+        if self.of not in SOURCES:
+            raise ValueError(f"of: got {self.of!r}; pass one of {SOURCES}")
+
+    @property
+    def name(self) -> str:
+        return f"gradients in {self.of}"
+
+    def check(self, setting: Setting, steps: tuple[int, ...]) -> None:
+        if self.of == "cond" and not setting.cond:
+            raise ValueError("of: got 'cond', but the setting has none; pass one with cond, such as settings.steered()")
+        if self.of == "weights" and not any(p.requires_grad for p in setting.denoiser.parameters()):
+            raise ValueError("of: got 'weights', but the denoiser has no parameters; pass settings.steered(), for one")
+        if self.of in ("weights", "cond") and setting.exact is not None:
+            raise ValueError(f"of: got {self.of!r}, of which an exact solution knows nothing; pass exact=None")
+        if self.of == "noise" and (setting.frame.eta == 0 or setting.clock is not None):
+            raise ValueError("of: got 'noise'; pass a setting with eta > 0 whose paths live on the frame's own clock")
+        if self.of == "noise" and any(n % steps[0] for n in steps):
+            raise ValueError(f"steps: got {steps}; gradients in the noise need multiples of the first one")
+
+    def evaluate(self, level: Level) -> Tensor:
+        if self.of == "weights":
+            return self._in_weights(level)
+        if self.of == "noise":
+            return self._in_noise(level)
+        x_T, cond = level.x_T.clone(), {name: value.clone() for name, value in level.cond.items()}
+        leaves = [x_T] if self.of == "x_T" else list(cond.values())
+        for leaf in leaves:
+            leaf.requires_grad_()
+        with torch.enable_grad():
+            x = replace(level, x_T=x_T, cond=cond).solve(self.adjoint)
+            found = torch.autograd.grad(self.loss(x).sum(), leaves)
+        return torch.cat([grad.reshape(len(x_T), -1) for grad in found], 1)
+
+    def _in_noise(self, level: Level) -> Tensor:
+        assert level.paths is not None
+        dB = level.paths.dB.clone().requires_grad_()
+        with torch.enable_grad():
+            x = level.driven_by(FixedNoise(dB, level.paths.H), self.adjoint)
+            (found,) = torch.autograd.grad(self.loss(x).sum(), dB)
+        column = (-1, *[1] * (dB.dim() - 1))
+        dnu, clock = level.paths.clock.diff().reshape(column), level.paths.clock
+        along = (found * dnu).reshape(level.cells, -1, *dB.shape[1:]).sum(1)
+        lengths = clock[:: level.paths.steps // level.cells].diff().reshape(column)
+        return (along / lengths.sqrt()).transpose(0, 1).reshape(len(x), -1)
+
+    def _in_weights(self, level: Level) -> Tensor:
+        weights = [p for p in level.setting.denoiser.parameters() if p.requires_grad]
+        blocks = [slice(i, i + self.block) for i in range(0, len(level.x_T), self.block)]
+        rows = []
+        with torch.enable_grad():
+            losses = self.loss(level.solve(self.adjoint)) if isinstance(self.adjoint, Direct) else None
+            for block in blocks:
+                own = self.loss(level.part(block).solve(self.adjoint)) if losses is None else losses[block]
+                found = torch.autograd.grad(own.mean(), weights, retain_graph=losses is not None)
+                rows.append(torch.cat([grad.flatten() for grad in found]))
+        return torch.stack(rows)
+
+
+@dataclass(frozen=True)
+class RoundTrip(Quantity):
+    """The distance from x_T after a solve and the way back along the same grid and path.
+
+    A ``ReversibleSolver`` goes back by ``invert``, and the distance is round-off; others by steps of negative length,
+    as DDIM inversion does, and the distance has the solver's order.
+    """
+
+    has_reference: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        return "round trips"
+
+    def evaluate(self, level: Level) -> Tensor:
+        setting, solver = level.setting, level.solver
+        assert solver is not None
+        with torch.no_grad():
+            recursion = Discretization.create(setting.denoiser, setting.frame, solver, level.grid, level.cond)
+            recursion = recursion.driven_by(level.noise, level.x_T)
+            carry = recursion.start(level.x_T)
+            for n in range(recursion.steps):
+                carry = recursion.step(n, carry, recursion.increment(n))
+            if isinstance(solver, ReversibleSolver):
+                for n in reversed(range(recursion.steps)):
+                    carry = recursion.invert(n, carry, recursion.increment(n))
+                x_T = carry.y
+            else:
+                x_T = recursion.weights[0] * _back(recursion, carry.y)
+        return (x_T - level.x_T).reshape(len(x_T), -1)
+
+
+def _back(recursion: Discretization, y: Tensor) -> Tensor:
+    """``y_0`` by the same method on the reversed grid and path, its memory empty at the start."""
+    state = recursion.solver.initial_state
+    for n in reversed(range(recursion.steps)):
+        interval = recursion.interval(n, recursion.increment(n), y).reversed
+        y, state = recursion.solver.step(recursion.drift(n, y), interval, y, state)
+    return y

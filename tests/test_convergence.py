@@ -1,0 +1,337 @@
+"""Studies: paths that nest, references, orders, verdicts, resuming, and a user's own solver."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import sdeadjoint as sa
+from sdeadjoint.convergence import (
+    Gradient,
+    Paths,
+    RoundTrip,
+    Setting,
+    State,
+    Study,
+    Weak,
+    draw_orders,
+    draw_work_precision,
+    measure,
+    settings,
+    work_precision,
+)
+from sdeadjoint.convergence.errors import Errors
+from sdeadjoint.convergence.level import Level
+from sdeadjoint.convergence.measure import _verdict
+from sdeadjoint.convergence.result import dumps
+from sdeadjoint.convergence.slope import Slope
+from sdeadjoint.convergence.verdict import judge
+from sdeadjoint.noise.refinable import Piece, combine
+from theory.guarantees import GUARANTEES
+
+F64 = torch.float64
+HALF_WIDTH = 0.15
+EPS = torch.finfo(F64).eps
+
+
+def clock(steps: int) -> Tensor:
+    return torch.linspace(-3.0, 2.0, steps + 1, dtype=F64, device="cpu").exp()
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 6, 12])
+def test_coarsened_paths_are_chens_relation(factor: int) -> None:
+    fine = Paths.draw(clock(12), (5, 2), seed=0)
+    coarse = fine.coarsened(factor)
+    for n in range(12 // factor):
+        parts = range(n * factor, (n + 1) * factor)
+        pieces = [Piece(float(fine.clock.diff()[j]), fine.dB[j], fine.H[j]) for j in parts]
+        whole = pieces[0]
+        for piece in pieces[1:]:
+            whole = combine(whole, piece)
+        torch.testing.assert_close(coarse.dB[n], whole.W, rtol=0, atol=100 * EPS)
+        torch.testing.assert_close(coarse.H[n], whole.H, rtol=0, atol=100 * EPS)
+    assert torch.equal(coarse.clock, fine.clock[::factor])
+
+
+def test_drawn_and_coarsened_paths_have_the_law_of_a_brownian_path() -> None:
+    for paths in (Paths.draw(clock(6), (40000,), seed=1), Paths.draw(clock(12), (40000,), seed=1).coarsened(2)):
+        h = paths.clock.diff()
+        # Standard deviations of a variance and of a correlation over 40000 draws are 0.7 and 0.5 %; five of them.
+        torch.testing.assert_close(paths.dB.var(1) / h, torch.ones(6, dtype=F64), rtol=0, atol=0.035)
+        torch.testing.assert_close(12 * paths.H.var(1) / h, torch.ones(6, dtype=F64), rtol=0, atol=0.035)
+        numbers = torch.cat([paths.dB, paths.H])
+        correlation = torch.corrcoef(numbers) - torch.eye(12, dtype=F64)
+        assert correlation.abs().max() < 0.025
+
+
+def standard(solver: sa.Solver, paths: int = 1000) -> Study:
+    setting = replace(settings.mixture(), scale=0.0)
+    return Study(solver, setting, steps=(16, 32, 64), paths=paths, finer=8)
+
+
+def test_errors_are_those_of_an_independent_program() -> None:
+    """diffrax's ShARK with a virtual Brownian tree reads 0.059, 0.017, 0.0048; either has 3 to 4 % of noise."""
+    assert measure(standard(sa.ShARK())).rms == pytest.approx((0.059, 0.017, 0.0048), rel=0.12)
+
+
+STEPS = (16, 32, 64, 128)
+
+
+@pytest.mark.parametrize("solver", [sa.Euler(), sa.Heun(), sa.SRA1(), sa.ShARK()], ids=repr)
+@pytest.mark.parametrize("quantity", [State(), Gradient(adjoint=sa.Direct())], ids=["states", "gradients"])
+def test_strong_orders(solver: sa.Solver, quantity: State | Gradient) -> None:
+    result = measure(Study(solver, quantity=quantity, steps=STEPS, paths=200, finer=2 if quantity != State() else 4))
+    (proved,) = {g.order for g in GUARANTEES if g.subject == repr(solver) and g.quantity == "strong"}
+    assert result.verdict.claimed == proved
+    assert result.verdict.holds, result
+    assert result.half_width <= HALF_WIDTH
+    if proved == 1.0:  # and no more than claimed, so that the study tells the two orders apart
+        assert result.interval[1] < 1.25
+
+
+def test_increments_standardised_on_the_sigma_clock_cap_the_order_at_one() -> None:
+    result = measure(Study(sa.SRA1(), settings.standardised(), steps=(*STEPS, 256), paths=200))
+    assert result.slope == pytest.approx(1.0, abs=0.15)
+    assert result.verdict.claimed == 1.0
+    assert result.half_width <= HALF_WIDTH
+
+
+def test_rms_and_median_differ_on_a_well_separated_mixture() -> None:
+    result = measure(Study(sa.Euler(), settings.separated(), steps=(*STEPS, 256), paths=400))
+    assert result.slope < 0.8
+    assert result.median_fit is not None
+    assert result.median_fit.slope == pytest.approx(1.0, abs=0.1)
+    assert result.verdict.outcome == "inconclusive"
+
+
+def test_standardised_increments_have_the_law_of_the_other_clock() -> None:
+    onto = clock(6) ** 2
+    paths = Paths.draw(clock(6), (40000,), seed=1).standardised_onto(onto)
+    torch.testing.assert_close(paths.dB.var(1) / onto.diff(), torch.ones(6, dtype=F64), rtol=0, atol=0.035)
+    torch.testing.assert_close(12 * paths.H.var(1) / onto.diff(), torch.ones(6, dtype=F64), rtol=0, atol=0.035)
+
+
+@pytest.mark.parametrize("solver", [sa.Euler(), sa.Heun(), sa.RK4(), sa.DPMSolverPP2M()], ids=repr)
+@pytest.mark.parametrize("quantity", [State(), Gradient(adjoint=sa.Direct())], ids=["states", "gradients"])
+def test_orders_without_noise_against_quantile_transport(solver: sa.Solver, quantity: State | Gradient) -> None:
+    result = measure(Study(solver, settings.line(), quantity, steps=STEPS, paths=60))
+    assert result.slope == pytest.approx(solver.claims.ode, abs=0.15)
+    assert result.verdict.holds, result
+
+
+@pytest.mark.parametrize("kind", ["data", "noise"])
+def test_the_gaussians_closed_form_is_a_reference(kind: str) -> None:
+    study = Study(sa.Heun(), settings.gaussian(0.5, kind), steps=STEPS, paths=200)
+    assert study.judge is None
+    assert measure(study).slope == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("of", ["cond", "weights", "noise"])
+def test_gradients_of_everything_converge(of: str) -> None:
+    quantity = Gradient(of, adjoint=sa.Direct(), block=5)
+    setting = settings.mild() if of == "noise" else settings.steered()
+    result = measure(Study(sa.Euler(), setting, quantity, steps=(8, 16, 32), paths=150, finer=2))
+    assert result.slope == pytest.approx(1.0, abs=0.3)
+
+
+def test_gradients_in_the_weights_do_not_depend_on_how_blocks_are_solved() -> None:
+    kinds = (sa.Direct(), sa.Checkpoint())
+    rows = []
+    for adjoint in kinds:
+        quantity = Gradient("weights", adjoint=adjoint, block=4)
+        rows.append(
+            measure(Study(sa.Euler(), settings.steered(), quantity, steps=(4, 8, 16), paths=40, finer=2)).errors
+        )
+    np.testing.assert_allclose(rows[0], rows[1], rtol=1e-8)  # relative to errors of 1e-2 of the gradients
+
+
+def test_weak_errors_use_common_random_numbers() -> None:
+    result = measure(Study(sa.Euler(), quantity=Weak(), steps=STEPS, paths=1000))
+    assert result.verdict.holds, result
+    assert result.slope == pytest.approx(1.0, abs=0.1)
+    assert all(deviation < result.rms[i] / 30 for i, (_, deviation) in enumerate(result.mean))  # 1000^-1/2
+
+
+def test_weak_errors_that_are_lost_in_the_noise_are_not_called_an_order() -> None:
+    result = measure(Study(sa.Heun(), quantity=Weak(), steps=(64, 128, 256), paths=50))
+    assert result.verdict.outcome == "inconclusive"
+    assert "standard errors" in result.dropped[-1].reason
+    assert "paths" in result.verdict.reason
+    assert math.isnan(result.slope)
+
+
+def test_round_trips() -> None:
+    plain = measure(Study(sa.Heun(), settings.line(), RoundTrip(), steps=STEPS, paths=60))
+    assert plain.slope > 1.85
+    exact = measure(Study(sa.ReversibleHeun(), settings.line(), RoundTrip(), steps=STEPS, paths=60))
+    assert exact.verdict.holds, exact
+    assert max(exact.rms) < 1e-9
+
+
+def test_single_precision_shows_its_floor() -> None:
+    study = Study(sa.RK4(), settings.line(), steps=(8, 16, 32, 64, 128, 256), paths=60, dtype=torch.float32)
+    result = measure(study)
+    assert {gone.steps for gone in result.dropped} >= {128, 256}
+    assert result.verdict.outcome != "violated"
+
+
+@dataclass(frozen=True)
+class Dtypes(State):
+    """The state, and in which dtype each solve began."""
+
+    seen: list[torch.dtype]
+
+    def evaluate(self, level: Level) -> Tensor:
+        self.seen.append(level.x_T.dtype)
+        return super().evaluate(level)
+
+
+def test_the_reference_is_always_in_double_precision() -> None:
+    quantity = Dtypes([])
+    measure(Study(sa.Euler(), quantity=quantity, steps=(8, 16, 32), paths=30, dtype=torch.float32))
+    assert quantity.seen.count(F64) == 2  # the reference and its pilot
+    assert quantity.seen.count(torch.float32) == 3  # the levels
+
+
+def law(slope: float, error: float) -> Slope:
+    return Slope(slope, (slope - error, slope + error), 1.0, (8, 16, 32))
+
+
+@pytest.mark.parametrize(
+    ("median", "finest", "outcome"), [(0.6, 0.6, "violated"), (0.98, 0.6, "inconclusive"), (0.6, 0.45, "inconclusive")]
+)
+def test_a_low_rms_order_is_no_violation_while_medians_or_last_levels_agree(
+    median: float, finest: float, outcome: str
+) -> None:
+    distances = np.array([1.5, 1.0, finest])[:, None] * np.ones((3, 50))
+    errors = Errors(distances, distances, 1.0, 0.0, (0.0,) * 3)
+    study = Study(sa.Euler(), steps=(8, 16, 32), paths=50)
+    assert _verdict(study, errors, law(0.6, 0.05), law(median, 0.05)).outcome == outcome
+
+
+@dataclass(frozen=True)
+class Ralston(sa.Solver):
+    """A user's own solver, with a second stage at ``at`` of the step; it is of order 2 where ``at`` is 2/3."""
+
+    at: float = 2 / 3
+    claims: ClassVar[sa.Claims] = sa.Claims(ode=2, strong=1.0, evaluations=2)
+
+    def step(
+        self, drift: Callable[[float, Tensor], Tensor], interval: sa.Interval, y: Tensor, state: tuple[object, ...]
+    ) -> tuple[Tensor, tuple[object, ...]]:
+        F = drift(interval.s0, y)
+        Y = y + self.at * (interval.ds * F + interval.dB)
+        G = drift(interval.at(self.at), Y)
+        return y + interval.ds * (F / 4 + 3 * G / 4) + interval.dB, state
+
+
+def test_a_users_own_solver_is_checked_by_one_line() -> None:
+    assert measure(Study(Ralston(), settings.line(), steps=STEPS, paths=60)).verdict.holds
+    wrong = measure(Study(Ralston(0.75), settings.line(), steps=STEPS, paths=60))
+    assert wrong.verdict.outcome == "violated", wrong
+
+
+def test_the_reference_is_never_the_method_under_test() -> None:
+    for solver in (sa.Euler(), sa.Heun(), sa.SRA1(), sa.ShARK()):
+        for setting in (settings.mild(), settings.mild(0.5), settings.mild(1.0, "noise")):
+            assert Study(solver, setting).judge not in (None, solver)
+
+
+class InterruptedStudyError(Exception):
+    """Stands for Ctrl-C."""
+
+
+def test_an_interrupted_study_continues_and_gives_the_same_numbers(tmp_path: Path) -> None:
+    study = Study(sa.Euler(), steps=(8, 16, 32), paths=50)
+    record, whole = tmp_path / "a.json", measure(study)
+
+    def stop(done: int, total: int) -> None:
+        if done > total / 2:
+            raise InterruptedStudyError
+
+    with pytest.raises(InterruptedStudyError):
+        measure(study, resume=record, progress=stop)
+    before = json.loads(record.read_text())["pieces"]
+    assert 0 < len(before) < 5
+    continued = measure(study, resume=record)
+    after = json.loads(record.read_text())["pieces"]
+    assert all(after[name] == piece for name, piece in before.items())  # seconds too: nothing was solved twice
+    again = measure(study, resume=record)
+    for result in (continued, again):
+        assert np.array_equal(result.errors, whole.errors)
+        assert (result.slope, result.interval, result.dropped) == (whole.slope, whole.interval, whole.dropped)
+    with pytest.raises(ValueError, match="another study"):
+        measure(replace(study, seed=1), resume=record)
+
+
+def test_parts_of_many_paths_are_independent(monkeypatch: pytest.MonkeyPatch) -> None:
+    # All start at one point: only their Brownian paths tell them apart.
+    study = Study(sa.Euler(), replace(settings.mild(), scale=0.0), steps=(8, 16, 32), paths=60)
+    monkeypatch.setattr("sdeadjoint.convergence.errors.BUDGET", 60 * 2 * 128 // 4)
+    result = measure(study)
+    assert result.errors.shape == (3, 60)
+    assert len(np.unique(result.errors[0])) == 60
+
+
+@pytest.mark.parametrize(
+    ("interval", "outcome"),
+    [
+        ((0.9, 1.1), "holds"),
+        ((1.4, 1.6), "holds"),
+        ((0.5, 0.7), "violated"),
+        ((0.7, 1.1), "inconclusive"),
+        ((0.7, 0.9), "inconclusive"),
+    ],
+)
+def test_verdicts(interval: tuple[float, float], outcome: str) -> None:
+    verdict = judge(sum(interval) / 2, interval, 1.0, paths=100)
+    assert verdict.outcome == outcome
+    # Half-width 0.2, distance 0.05 to the bar 0.85: 16 times the paths, and a tenth of safety squared.
+    assert interval != (0.7, 1.1) or "2000 paths" in verdict.reason
+
+
+def test_tables_json_and_plots(tmp_path: Path) -> None:
+    results = [measure(Study(solver, steps=(8, 16, 32), paths=50)) for solver in (sa.Euler(), sa.ShARK())]
+    assert "claimed 1.5" in results[1].table()
+    assert "Euler(), calls" in work_precision(results)
+    assert json.loads(dumps(results))[0]["steps"] == [8, 16, 32]
+    for suffix, magic in ((".png", b"\x89PNG"), (".svg", b"<?xml")):
+        for name, draw in (("orders", draw_orders), ("work", draw_work_precision)):
+            path = (tmp_path / name).with_suffix(suffix)
+            draw(results, path)
+            assert path.read_bytes().startswith(magic)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Study(sa.Euler(), steps=(8, 16)), "steps: got"),
+        (lambda: Study(sa.Euler(), steps=(8, 12, 32)), r"\[12\] do not divide"),
+        (lambda: Study(sa.Euler(), paths=5), "paths: got 5"),
+        (lambda: Study(sa.Euler(), finer=1), "finer: got 1"),
+        (lambda: Study(sa.Euler(), quantity=Gradient("cond")), "the setting has none"),
+        (lambda: Study(sa.Euler(), quantity=Gradient("weights")), "no parameters"),
+        (lambda: Study(sa.Euler(), settings.line(), Gradient("noise")), "eta > 0"),
+        (lambda: Gradient("x_0"), "of: got 'x_0'"),
+    ],
+)
+def test_refusals(make: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        make()
+
+
+def test_a_setting_of_the_users_own() -> None:
+    schedule = sa.VPLinear()
+    problem = sa.problems.Mixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], 0.8)
+    frame = sa.Frame(schedule, 0.0)
+    setting = Setting(problem.denoiser(schedule), frame, (2,), float(schedule.time(-2.0)), float(schedule.time(2.0)))
+    assert measure(Study(sa.Heun(), setting, steps=(8, 16, 32), paths=30)).verdict.holds
