@@ -1,47 +1,39 @@
-"""The command line: ``sdeadjoint demo --out DIR``, also ``python -m sdeadjoint``."""
+"""The command line: ``sdeadjoint demo --out DIR`` and others, also ``python -m sdeadjoint``.
+
+Each subcommand lives with its subject; this is where they meet.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from . import demo
+from .command_line import Command
+from .comparison.command import COMMAND as COMPARE
+from .convergence.command import COMMAND as STUDY
+from .demo.command import COMMAND as DEMO
+
+COMMANDS: tuple[Command, ...] = (DEMO, COMPARE, STUDY)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; the exit status: 0, 1 for a failure told in one sentence, 2 for a wrong command line."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
+    command: Command = arguments.subcommand
     try:
-        arguments.action(arguments)
+        return command.run(arguments)
     except (ImportError, OSError, RuntimeError) as error:
-        print(f"sdeadjoint {arguments.command}: {error}", file=sys.stderr)
+        print(f"sdeadjoint {command.name}: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sdeadjoint", description="Exact gradients through diffusion samplers.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    summary = "sample, differentiate, check and descend on images of digits, in half a minute"
-    files = "Writes sheet.png, demo.png, memory.png and demo.json."
-    command = commands.add_parser("demo", help=summary, description=f"{summary.capitalize()}. {files}")
-    command.add_argument("--out", type=_directory, required=True, metavar="DIR", help="where pictures and numbers go")
-    command.add_argument("--seed", type=_seed, default=0, help="of everything random (default: %(default)s)")
-    command.set_defaults(action=lambda arguments: demo.run(arguments.out, arguments.seed))
+    for command in COMMANDS:
+        description = f"{command.summary[:1].upper()}{command.summary[1:]}. {command.files}"
+        subparser = commands.add_parser(command.name, help=command.summary, description=description)
+        command.add_arguments(subparser)
+        subparser.set_defaults(subcommand=command)
     return parser
-
-
-def _directory(text: str) -> Path:
-    path = Path(text)
-    if path.exists() and not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is a file; pass a directory, which is made if it is missing")
-    return path
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**62:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a seed; pass an integer from 0 to 2^62 - 1")
-    return int(text)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import nests
 from .adjoints import Adjoint, Checkpoint
+from .arguments import check_problem, check_state, check_types, progress_bar
 from .denoiser import Denoiser
 from .discretization import Carry, Discretization
 from .frames import Frame
@@ -66,11 +67,13 @@ def sample(
     Source: Blasingame and Liu (2024); Griewank and Walther (2000) for ``Checkpoint(snapshots=...)``.
     """
     cond = {} if cond is None else cond
-    _check_arguments(denoiser, x_T, frame, solver, cond, adjoint)
+    check_problem(denoiser, frame, solver, cond)
+    check_state("x_T", x_T)
+    check_types(("adjoint", adjoint, Adjoint, "an adjoint such as Checkpoint()"))
     recursion = Discretization.create(denoiser, frame, solver, grid, cond).driven_by(noise, x_T)
     _check_gradients_on(x_T, cond, recursion)
     with ExitStack() as stack:
-        bar = stack.enter_context(_progress_bar(recursion.steps)) if progress else None
+        bar = stack.enter_context(progress_bar(recursion.steps, "sampling")) if progress else None
 
         def observe(n: int, carry: Carry) -> None:
             if bar is not None:
@@ -82,37 +85,6 @@ def sample(
     if trajectory:
         return torch.stack([x_T, *(recursion.state(n, y) for n, y in enumerate(states, start=1))])
     return recursion.state(recursion.steps, states[-1])
-
-
-def _check_arguments(
-    denoiser: Denoiser, x_T: Tensor, frame: Frame, solver: Solver, cond: Mapping[str, Any], adjoint: Adjoint
-) -> None:
-    expected = (
-        ("denoiser", denoiser, Denoiser, "Denoiser(network, schedule, prediction)"),
-        ("x_T", x_T, Tensor, "a tensor (batch, ...)"),
-        ("frame", frame, Frame, "Frame(schedule, eta, kind)"),
-        ("solver", solver, Solver, "a solver such as Heun()"),
-        ("cond", cond, Mapping, "a mapping from the network's keyword names to values"),
-        ("adjoint", adjoint, Adjoint, "an adjoint such as Checkpoint()"),
-    )
-    for name, value, kind, wanted in expected:
-        if not isinstance(value, kind):
-            got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-            raise TypeError(f"{name}: got {got}; pass {wanted}")
-    if x_T.dtype not in (torch.float64, torch.float32, torch.bfloat16):
-        raise TypeError(
-            f"x_T: got dtype {x_T.dtype}; pass float64, float32 or bfloat16 "
-            "(float16 cannot hold the frame's range: run a float16 network under autocast)"
-        )
-    if x_T.ndim == 0 or x_T.numel() == 0:
-        raise ValueError(f"x_T: got shape {tuple(x_T.shape)}; pass a batch (batch, ...) of at least one sample")
-    if not torch.isfinite(x_T).all():
-        raise ValueError("x_T: it holds NaN or infinite values; pass a finite latent")
-    if denoiser.schedule != frame.schedule:
-        raise ValueError(
-            f"frame: its schedule is {frame.schedule!r}, but the denoiser's is {denoiser.schedule!r}; "
-            "pass one schedule to both"
-        )
 
 
 def _check_gradients_on(x_T: Tensor, cond: Mapping[str, Any], recursion: Discretization) -> None:
@@ -133,11 +105,3 @@ def _check_gradients_on(x_T: Tensor, cond: Mapping[str, Any], recursion: Discret
                 f"{name} requires a gradient, but gradients are globally off (torch.no_grad or torch.inference_mode); "
                 f"call sample outside of it, or pass a detached {name} to sample without gradients"
             )
-
-
-def _progress_bar(steps: int) -> Any:
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError("progress=True shows a bar by tqdm; pip install 'sdeadjoint[progress]'") from error
-    return tqdm(total=steps, desc="sampling", unit="step")

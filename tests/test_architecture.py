@@ -12,20 +12,23 @@ PACKAGE = Path(__file__).parent.parent / "sdeadjoint"
 
 # From the bottom up. A module imports from lower layers, and from its own folder.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"schedules", "predictions", "nests"}),
+    frozenset({"schedules", "predictions", "nests", "command_line", "fixed_point"}),
     frozenset({"noise", "guidance", "conditioning"}),
     frozenset({"denoiser"}),
     frozenset({"solvers", "frames", "grids", "problems", "memory"}),
-    frozenset({"discretization"}),
-    frozenset({"integrate"}),
+    frozenset({"discretization", "arguments"}),
+    frozenset({"integrate", "inversion"}),
     frozenset({"adjoints"}),
-    frozenset({"sample", "samplers"}),
+    frozenset({"sample", "samplers", "encode"}),
+    frozenset({"adapters", "call", "gradient_check"}),
+    frozenset({"differences"}),
+    frozenset({"check_gradient", "comparison", "convergence"}),
     frozenset({"testing", "demo"}),
     frozenset({"cli"}),
     frozenset({"__init__", "__main__"}),
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
-OPTIONAL = {"sklearn", "tqdm", "matplotlib", "hypothesis"}
+OPTIONAL = {"sklearn", "tqdm", "matplotlib", "hypothesis", "diffusers"}
 
 
 def modules() -> list[Path]:

@@ -84,6 +84,7 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep) -> Swept:
     leaves: dict[int, Tensor] = {}
     differentiates, borrows, random, generators = False, False, False, GeneratorStates.current(device)
     for n in range(last + 1):
+        generators = GeneratorStates.current(device, generators)  # the observer may have drawn
         if n in how.stored or n == last:
             stages.append((n, Stage(carry, generators)))
         window.make_room()
@@ -101,8 +102,7 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep) -> Swept:
         carry = nests.map_tensors(Tensor.detach, done.out)
         window.add(n, done)
         del done, found, own
-        after = GeneratorStates.current(device, generators)
-        random, generators = random or after is not generators, after
+        random = random or GeneratorStates.current(device, generators) is not generators
         how.observe(n + 1, carry)
         if how.keep or n == last:
             outputs.append(carry.y)

@@ -145,7 +145,7 @@ class Totals:
                 total = self.grads[k]
                 if total is None:
                     total = self.grads[k] = torch.zeros_like(tensor)
-                total[n] += grad
+                total[n] += grad.to(total)
 
 
 def recompute(plan: Plan, n: int, stage: Stage, reached: Tensor) -> Evaluation:

@@ -19,8 +19,8 @@ class ShiftedNoise(Noise):
 
         dB_n = path.dB_n + shifts[n],      H_n = path.H_n + levy_shifts[n]
 
-    With ``shifts = torch.zeros(steps, *x_T.shape).requires_grad_()`` the sample is that of ``path``, and ``shifts.grad``
-    is the gradient with respect to the replayed increments: what ``FixedNoise(path.increments(...))`` would give.
+    With ``shifts = torch.zeros(steps, *x_T.shape).requires_grad_()`` the sample is that of ``path``, and the shifts'
+    gradient is that of the replayed increments: what ``FixedNoise(path.increments(...))`` would give.
 
     Args:
         path: the noise that is shifted, such as ``BrownianPath(seed)``; one that is itself made of tensors is refused.
@@ -34,9 +34,8 @@ class ShiftedNoise(Noise):
     bound to a grid and a state of another shape, and for a shift other than zero in a step that injects no noise
     (``eta = 0``, or the last step to ``sigma = 0``), where the gradient is zero.
 
-    Memory: the shifts themselves are as large as the path; what is saved is the drawing and storing of it, and
-    the path can be replayed on its own. Not for a fixed drift of the noise's mean at no cost in memory; and
-    increments that are optimised from a start of their own are simpler as ``FixedNoise``.
+    Memory: the shifts and their gradient, each as large as the path, which itself is not stored. Not for increments
+    that are the caller's own tensor already: pass those to ``FixedNoise``.
     """
 
     path: Noise

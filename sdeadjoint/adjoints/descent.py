@@ -1,0 +1,172 @@
+"""The backward pass of the continuous adjoints: from the last state's cotangent to all gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import nests
+from ..solvers import Solver
+from .adaptive import Adaptive, AdaptiveMarch
+from .course import Course
+from .equation import Equation, March, SolverMarch
+from .forward import Stage
+from .leaves import hooks_off
+from .plan import Plan
+from .quadrature import Weights, quadrature_weights
+from .recorded import Recorded
+from .replay import Totals, pull_back, recompute
+from .surroundings import GeneratorStates, generators_untouched
+
+RANDOM = (
+    "network: it draws from torch's global generators (dropout in training mode?), and the adjoint equation of a "
+    "random function has no meaning; call network.eval(), or pass adjoint=Checkpoint(), which replays the draws"
+)
+
+
+@dataclass(frozen=True)
+class Descent:
+    """One frozen backward solve.
+
+    Args:
+        plan: the solve that is differentiated.
+        course: coordinates and nodes.
+        solver: the adjoint's.
+        weights: of its evaluations, without restarts; empty if adaptive.
+        recorded: whether states are stored; otherwise they are part of the solution.
+    """
+
+    plan: Plan
+    course: Course
+    solver: Solver | Adaptive
+    weights: Weights
+    recorded: bool
+
+    @property
+    def end(self) -> int:
+        """The sampler's node at which the equation starts."""
+        return self.plan.recursion.steps - self.plan.recursion.projects
+
+    def gradients(self, outputs: Sequence[Tensor], stage: Stage, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The inputs' gradients.
+
+        ``outputs``: y_N last, and y_1, ..., y_{N-1} before it if they are recorded or asked for. ``stage``: that before
+        the last step, which is evaluated again: it must give y_N, and if it leads to sigma = 0 it is pulled back.
+        """
+        plan, recursion = self.plan, self.plan.recursion
+        last, totals = recursion.steps - 1, Totals(self.plan.inputs, self.plan.recursion)
+        a = torch.zeros_like(outputs[-1]) if grads[-1] is None else grads[-1]
+        done, y = recompute(plan, last, stage, outputs[-1]), outputs[-1]
+        if recursion.projects:
+            back = pull_back(plan, last, done, [a], totals)
+            if last == 0:
+                return totals.grads
+            a = torch.zeros_like(a) if back[0] is None else back[0]
+            y = stage.carry.y
+        del done
+        states = [plan.isolated.x_T, *outputs[: self.end]] if self.recorded else []
+        equation = Equation(plan, self.course, Recorded(recursion, states) if self.recorded else None, totals)
+        x = None if self.recorded else recursion.state(self.end, y)
+        a = self._descend(equation, self._march(equation, grads), x, a, grads)
+        for tensor, copy in zip(plan.isolated.originals, plan.isolated.copies, strict=True):
+            if copy is plan.isolated.x_T:
+                totals.add([tensor], [a / self.course.weights[0]])
+        return totals.grads
+
+    def _march(self, equation: Equation, grads: Sequence[Tensor | None]) -> March:
+        if isinstance(self.solver, Adaptive):
+            return AdaptiveMarch(equation, self.solver, self.plan.inputs)
+        jumps = {n for n in range(1, self.end) if self._cotangent(n, grads) is not None}
+        weights = quadrature_weights(self.solver, self.course.clocks, jumps) if jumps else self.weights
+        return SolverMarch(equation, self.solver, weights)
+
+    def _descend(
+        self, equation: Equation, march: March, x: Tensor | None, a: Tensor, grads: Sequence[Tensor | None]
+    ) -> Tensor:
+        """``a`` at node 0 in the course's frame. It enters as ``dL/dy`` in the sampler's, at the last node."""
+        course, weights = self.course, self.plan.recursion.weights
+        y = None if x is None else x / course.weights[-1]
+        a = above = self._arrive(self.end, a, grads, march)
+        a = a * (course.weights[-1] / weights[self.end])
+        for m in reversed(range(course.steps)):
+            y, a = march.advance(m, y, a)
+            n = course.nodes[m]
+            if n is None:
+                continue
+            ratio = course.weights[m] / weights[n]
+            below = a / ratio
+            if course.refines:
+                self._add_noise(equation.totals, n, below, above)
+            if n > 0:
+                above = self._arrive(n, below, grads, march)
+                a = a if above is below else above * ratio
+        return a
+
+    def _arrive(self, n: int, a: Tensor, grads: Sequence[Tensor | None], march: March) -> Tensor:
+        """``dL/dy_n`` with what an output y_n adds to it and after the hook; ``a`` itself if neither changes it."""
+        if (extra := self._cotangent(n, grads)) is not None:
+            a = a + extra
+            march.restart()
+        hooked = self.plan.recursion.hooked(n, a)
+        # Hooks see dL/dx: one that changes nothing, such as a clip above the norm, gives a back with two roundings.
+        if hooked is a or torch.allclose(hooked, a, rtol=4 * torch.finfo(a.dtype).eps, atol=0):
+            return a
+        if march.remembers:
+            raise RuntimeError(
+                f"hook: it changed the adjoint at node {n}, but {self.solver!r} goes on from evaluations made before; "
+                "pass a one-step solver such as Heun(), or a hook that only looks"
+            )
+        return hooked
+
+    def _cotangent(self, n: int, grads: Sequence[Tensor | None]) -> Tensor | None:
+        """What the output y_n has of its own, if that is not zero; y_N's is where the solution starts."""
+        if not self.plan.keep or n == self.plan.recursion.steps:
+            return None
+        grad = grads[n - 1]
+        return grad if grad is not None and bool(grad.any()) else None
+
+    def _add_noise(self, totals: Totals, n: int, below: Tensor, above: Tensor) -> None:
+        """The derivatives in dB_n, a ramp of the path over step n, and in H_n, a parabola: theory/continuous.md, C7."""
+        grads = ((below + above) / 2, below - above)
+        totals.add_noise(n, [grad.to(tensor.device) for grad, tensor in zip(grads, totals.noise, strict=False)])
+
+
+class Descended(torch.autograd.Function):
+    """``apply(descent, states, stage, *inputs)``: the forward sweep's outputs, ``(y_N,)`` or ``(y_1, ..., y_N)``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, descent: Descent, states: tuple[Tensor, ...], stage: Stage, *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.descent, ctx.stage, ctx.count = descent, nests.emptied(stage), len(states)
+        ctx.set_materialize_grads(False)
+        # Saved rather than kept, see ``Replay``.
+        ctx.save_for_backward(*inputs, *descent.plan.watched, *states, *nests.tensors(stage))
+        return states if descent.plan.keep else states[-1:]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "this adjoint gives first derivatives only, but backward was called with create_graph=True; "
+                "pass adjoint=Direct() for second derivatives"
+            )
+        descent: Descent = ctx.descent
+        plan = descent.plan
+        plan.refuse_changes()
+        saved = iter(ctx.saved_tensors[len(plan.inputs) + len(plan.watched) :])
+        states = [next(saved) for _ in range(ctx.count)]
+        stage = nests.refilled(ctx.stage, saved)
+        if all(grad is None for grad in grads):
+            return (None,) * (3 + len(plan.inputs))
+        device = states[-1].device
+        with hooks_off(plan.inputs), generators_untouched(device):
+            before = GeneratorStates.current(device)
+            found = descent.gradients(states, stage, grads)
+            if not before.equals(GeneratorStates.current(device)):
+                raise RuntimeError(RANDOM)
+        return (None, None, None, *found)

@@ -1,0 +1,152 @@
+"""Measuring one method at one number of steps."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..adjoints import Adjoint, Direct, Reversible
+from ..adjoints.surroundings import generators_untouched
+from ..call import Call, Gradients
+from ..memory import PeakMemory
+from ..noise import BrownianPath, ShiftedNoise
+from .accuracy import kind_of
+from .counting import counted
+from .methods import Method
+
+# With respect to some of these a method may refuse a gradient, and still have the others.
+DROPS: tuple[frozenset[str], ...] = tuple(frozenset(kinds) for kinds in ((), ("x_T",), ("noise",), ("x_T", "noise")))
+REFUSALS = (TypeError, ValueError, RuntimeError, NotImplementedError)
+
+
+class Prepared(NamedTuple):
+    """A copy of a call, and those of its tensors whose gradients are taken."""
+
+    call: Call
+    wanted: dict[str, Tensor]
+
+
+class Counts(NamedTuple):
+    """Network calls in the forward and the backward pass, and vector-Jacobian products."""
+
+    forward: int
+    backward: int
+    products: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A method's gradients, None if it refused; what it refused and warned of; and its round-trip error."""
+
+    gradients: Gradients | None
+    counts: Counts
+    without: frozenset[str]
+    refused: str = ""
+    warnings: tuple[str, ...] = ()
+    round_trip: float | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method on a call with one grid; ``without``: kinds of tensors whose gradients are not asked for."""
+
+    method: Method
+    call: Call
+    without: frozenset[str] = field(default=frozenset())
+
+    @classmethod
+    def create(cls, method: Method, call: Call) -> Case:
+        return cls(method, call if method.solver is None else replace(call, solver=method.solver))
+
+    def prepared(self, dtype: torch.dtype | None = None, *, shifted: bool = False) -> Prepared:
+        """A fresh copy; ``shifted`` gives replayed noise a shift of zero whose gradient is the noise's."""
+        copied = self.call.copied(dtype)
+        if shifted and isinstance(copied.noise, BrownianPath) and copied.frame.eta > 0:
+            zeros = copied.x_T.detach().new_zeros(copied.recursion.steps, *copied.x_T.shape)
+            areas = zeros.clone().requires_grad_() if copied.solver.claims.levy != "none" else None
+            copied = replace(copied, noise=ShiftedNoise(copied.noise, zeros.requires_grad_(), areas))
+        leaves = copied.leaves()
+        for name, leaf in leaves.items():
+            leaf.requires_grad_(kind_of(name) not in self.without)
+        return Prepared(copied, {name: leaf for name, leaf in leaves.items() if leaf.requires_grad})
+
+    def as_used(self) -> Case:
+        """With a path that is not refinable: only the truth needs it to be, at ten times the time."""
+        noise = self.call.noise
+        if not isinstance(noise, BrownianPath):
+            return self
+        return replace(self, call=replace(self.call, noise=replace(noise, refinable=False)))
+
+    def answer(self) -> Answer:
+        """All gradients the method gives: without x_T, without the noise or without both if it refuses them."""
+        refused: list[str] = []
+        present = {kind_of(name) for name in self.prepared(shifted=True).wanted}
+        for without in DROPS:
+            if not without <= present or without == present:
+                continue
+            trips: list[float] = []
+            with warnings.catch_warnings(record=True, action="always") as caught:
+                call, wanted = replace(self, without=without).prepared(shifted=True)
+                try:
+                    found, counts = _counted(call, _watched(self.method.adjoint, trips), wanted)
+                except REFUSALS as error:
+                    refused.append(_sentence(error))
+                    continue
+            if not all(g is None or g.isfinite().all() for g in found.values()):
+                return Answer(None, counts, without, "the gradient is not finite")
+            told = tuple(dict.fromkeys(str(warning.message) for warning in caught))
+            return Answer(found, counts, without, "; ".join(refused[:1]), told, trips[-1] if trips else None)
+        return Answer(None, Counts(0, 0, 0), frozenset(), refused[0])
+
+    def own_reference(self) -> Gradients:
+        """The gradient of the sampler that runs here: plain autograd in float64."""
+        call, wanted = self.prepared(torch.float64, shifted=True)
+        return call.gradients(Direct(), wanted)[1]
+
+    def peak_bytes(self) -> int:
+        """Of the tensors made by sampling and differentiating, at most so many bytes alive at once."""
+        call, wanted = self.as_used().prepared()
+        with warnings.catch_warnings(action="ignore"), PeakMemory() as memory:
+            call.gradients(self.method.adjoint, wanted)
+        return memory.peak
+
+    def seconds(self) -> float:
+        """Sampling and differentiating, once."""
+        call, wanted = self.as_used().prepared()
+        _synchronize(call.x_T.device)
+        with warnings.catch_warnings(action="ignore"):
+            start = time.perf_counter()
+            call.gradients(self.method.adjoint, wanted)
+            _synchronize(call.x_T.device)
+            return time.perf_counter() - start
+
+
+def _counted(copied: Call, adjoint: Adjoint, wanted: dict[str, Tensor]) -> tuple[Gradients, Counts]:
+    """Gradients, with the network calls they took."""
+    call, counter = counted(copied)
+    with generators_untouched(call.x_T.device):
+        loss = call.evaluate(adjoint)
+        forward = counter.calls
+        grads = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+    counts = Counts(forward, counter.calls - forward, counter.products)
+    return dict(zip(wanted, grads, strict=True)), counts
+
+
+def _watched(adjoint: Adjoint, trips: list[float]) -> Adjoint:
+    """The same adjoint, telling its round-trip error if it has one."""
+    return replace(adjoint, watch=trips.append) if isinstance(adjoint, Reversible) else adjoint
+
+
+def _sentence(error: Exception) -> str:
+    """An error's message on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)
