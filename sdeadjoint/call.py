@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from . import nests
 from .adjoints import Adjoint, Direct
-from .adjoints.leaves import dependencies
-from .adjoints.surroundings import generators_untouched
+from .adjoints.replay.leaves import dependencies
+from .adjoints.replay.surroundings import generators_untouched
 from .arguments import check_problem, check_state
 from .conditioning import Scheduled
 from .denoiser import Denoiser

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sdeadjoint as sa
-from sdeadjoint.adjoints import binomial
+from sdeadjoint.adjoints.replay import binomial
 
 from .networks import LowRank, Mlp
 

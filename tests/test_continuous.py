@@ -16,8 +16,8 @@ from scipy.interpolate import BarycentricInterpolator
 from torch import Tensor, nn
 
 import sdeadjoint as sa
-from sdeadjoint.adjoints.quadrature import quadrature_weights, slot_weights
-from sdeadjoint.adjoints.recorded import Recorded
+from sdeadjoint.adjoints.continuous.quadrature import quadrature_weights, slot_weights
+from sdeadjoint.adjoints.continuous.recorded import Recorded
 from sdeadjoint.discretization import Discretization
 
 from .networks import Mlp
@@ -465,7 +465,8 @@ def test_distance_to_the_samplers_own_gradient() -> None:
 
 @settings(max_examples=20)
 @given(
-    adjoint_solver=st.sampled_from(SOLVERS),
+    # ReversibleHeun has no region of stability to speak of: it converges, but is not near at 40 steps.
+    adjoint_solver=st.sampled_from([solver for solver in SOLVERS if solver != sa.ReversibleHeun()]),
     sampler=st.sampled_from([sa.Euler(), sa.DPMSolverPP2M(), sa.ShARK(), sa.Heun()]),
     states=st.sampled_from(["recorded", "reconstructed"]),
     kind=st.sampled_from(["data", "noise", "flow"]),

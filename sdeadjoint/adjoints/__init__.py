@@ -1,15 +1,15 @@
 """How a sampler is differentiated."""
 
 from ..discretization import Hook
-from .adaptive import Adaptive
 from .base import Adjoint
 from .checkpoint import Checkpoint
-from .continuous import ContinuousAdjoint
+from .continuous.adaptive import Adaptive
+from .continuous.adjoint import ContinuousAdjoint
+from .continuous.published import adjoint_deis, adjoint_dpm
 from .direct import Direct
 from .hooked import Hooked, clip_norm, normalize, record_norms
-from .inversion import RoundTripWarning
 from .low_variance import LowVariance
-from .published import adjoint_deis, adjoint_dpm
+from .replay.inversion import RoundTripWarning
 from .reversible import Reversible
 from .truncated import Truncated
 

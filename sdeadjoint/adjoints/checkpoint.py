@@ -13,8 +13,8 @@ from ..discretization import Discretization
 from ..integrate import Observer
 from ..solvers import Interval
 from .base import Adjoint
-from .replay import Replayed
-from .snapshots import Snapshots
+from .replay.backward import Replayed
+from .replay.snapshots import Snapshots
 
 UNITS = {"": 1, "B": 1} | {
     prefix + unit: base**power

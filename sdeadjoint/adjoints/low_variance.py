@@ -12,8 +12,8 @@ from torch import Tensor
 from ..discretization import Carry, Discretization
 from ..integrate import Observer
 from .base import Adjoint
-from .replay import Replayed
-from .snapshots import Snapshots
+from .replay.backward import Replayed
+from .replay.snapshots import Snapshots
 from .truncated import refuse_beyond_reach
 
 

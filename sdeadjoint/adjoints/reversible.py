@@ -12,8 +12,8 @@ from ..discretization import Discretization
 from ..integrate import Observer
 from ..solvers import ReversibleHeun, ReversibleSolver
 from .base import Adjoint
-from .inversion import Inversion
-from .replay import Replayed
+from .replay.backward import Replayed
+from .replay.inversion import Inversion
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 from ..discretization import Discretization
 from ..integrate import Observer
 from .base import Adjoint
-from .replay import Replayed
-from .snapshots import Snapshots
+from .replay.backward import Replayed
+from .replay.snapshots import Snapshots
 
 
 @dataclass(frozen=True)

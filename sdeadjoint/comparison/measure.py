@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..adjoints import Adjoint, Direct, Reversible
-from ..adjoints.surroundings import generators_untouched
+from ..adjoints.replay.surroundings import generators_untouched
 from ..call import Call, Gradients
 from ..memory import PeakMemory
 from ..noise import BrownianPath, ShiftedNoise

@@ -15,7 +15,7 @@ from ..adjoints import (
     adjoint_deis,
     adjoint_dpm,
 )
-from ..adjoints.continuous import STATES
+from ..adjoints.continuous.adjoint import STATES
 from ..solvers import Coupled, Heun, ReversibleHeun, ReversibleSolver, Solver
 
 EXACT, RECORDED, RECONSTRUCTED, TRUNCATED, OTHER = (

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from .. import nests
-from ..discretization import Carry, Discretization
-from ..noise import Increment
+from ... import nests
+from ...discretization import Carry, Discretization
+from ...noise import Increment
 from .leaves import distinct, leaf
 
 

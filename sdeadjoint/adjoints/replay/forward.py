@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import nests
-from ..discretization import Carry, Discretization
+from ... import nests
+from ...discretization import Carry, Discretization
 from .activations import Activations, ActivationsNeededError
 from .isolation import Isolated
 from .leaves import Dependencies, dependencies, precedes, sequence_number, updates_batch_statistics

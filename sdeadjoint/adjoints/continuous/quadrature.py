@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from ..solvers import Interval, Solver
+from ...solvers import Interval, Solver
 
 Weights = tuple[tuple[float, ...], ...]
 """``W[m][i]``: the weight of the i-th drift evaluation of step m."""

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import nests
-from ..solvers import Solver
+from ... import nests
+from ...solvers import Solver
+from ..replay.backward import Totals, pull_back, recompute
+from ..replay.forward import Stage
+from ..replay.leaves import hooks_off
+from ..replay.plan import Plan
+from ..replay.surroundings import GeneratorStates, generators_untouched
 from .adaptive import Adaptive, AdaptiveMarch
 from .course import Course
 from .equation import Equation, March, SolverMarch
-from .forward import Stage
-from .leaves import hooks_off
-from .plan import Plan
 from .quadrature import Weights, quadrature_weights
 from .recorded import Recorded
-from .replay import Totals, pull_back, recompute
-from .surroundings import GeneratorStates, generators_untouched
 
 RANDOM = (
     "network: it draws from torch's global generators (dropout in training mode?), and the adjoint equation of a "

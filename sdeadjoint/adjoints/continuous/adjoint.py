@@ -8,25 +8,22 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from ..conditioning import scheduled
-from ..discretization import Discretization
-from ..frames import KINDS
-from ..integrate import Observer
-from ..solvers import Euler, Solver
+from ...conditioning import scheduled
+from ...discretization import Discretization
+from ...frames import KINDS
+from ...integrate import Observer
+from ...solvers import Euler, Solver
+from ..base import Adjoint
+from ..direct import Direct
+from ..replay.backward import sweep_and_plan
+from ..replay.snapshots import Snapshots
 from .adaptive import Adaptive
-from .base import Adjoint
 from .course import Course
 from .descent import RANDOM, Descended, Descent
-from .direct import Direct
-from .forward import Sweep, sweep, training_modes
-from .isolation import arguments, isolate
-from .leaves import distinct
-from .plan import Plan
 from .quadrature import quadrature_weights
-from .snapshots import Snapshots
-from .surroundings import Autocast
 
 STATES = ("recorded", "reconstructed")
+LAST = Snapshots(1)  # the stage before the last step, which is evaluated again
 
 
 @dataclass(frozen=True)
@@ -97,30 +94,13 @@ class ContinuousAdjoint(Adjoint):
         self._refuse_grid(recursion, course, keep=keep)
         weights = () if isinstance(self.solver, Adaptive) else quadrature_weights(self.solver, course.clocks)
         recorded = self.states == "recorded"
-        autocast, isolated = Autocast.current(x_T.device), isolate(recursion, x_T)
-        swept = sweep(isolated, recursion.start(x_T), Sweep(frozenset(), keep or recorded, autocast, observe))
-        noise = () if recursion.noise is None else recursion.noise.tensors
-        parameters = [*recursion.denoiser.parameters(), *recursion.denoiser.buffers()]
-        declared = distinct([*arguments(recursion, x_T), *parameters, *noise])
-        inputs = distinct([*(tensor for tensor in declared if tensor.requires_grad), *swept.leaves])
-        if not inputs:
+        swept, plan = sweep_and_plan(recursion, x_T, LAST, keep=keep, observe=observe, states=recorded)
+        if plan is None:
             return swept.outputs if keep else swept.outputs[-1:]
         if swept.random:
             raise RuntimeError(RANDOM)
-        plan = Plan(
-            isolated,
-            tuple(inputs),
-            watched=tuple(tensor for tensor in declared if not tensor.requires_grad),
-            retrieval=Snapshots(1),
-            keep=keep,
-            autocast=autocast,
-            borrows_graph=swept.borrows_graph,
-            differentiates=swept.differentiates,
-            modes=training_modes(recursion),
-            first=0,
-        )
         descent = Descent(plan, course, self.solver, weights, recorded)
-        outputs: tuple[Tensor, ...] = Descended.apply(descent, swept.outputs, swept.stages[-1][1], *inputs)
+        outputs: tuple[Tensor, ...] = Descended.apply(descent, swept.outputs, swept.stages[-1][1], *plan.inputs)
         return outputs
 
     def _refuse_sde(self, recursion: Discretization, course: Course) -> None:

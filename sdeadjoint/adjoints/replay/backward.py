@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import nests
-from ..discretization import Discretization
-from ..integrate import Observer
-from .direct import Direct
+from ... import nests
+from ...discretization import Discretization
+from ...integrate import Observer
+from ..direct import Direct
 from .forward import Evaluation, Stage, Sweep, Swept, sweep, training_modes
 from .isolation import arguments, isolate
 from .leaves import dependencies, distinct, hooks_off
@@ -39,34 +39,57 @@ class Replayed:
     def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
         if not torch.is_grad_enabled():
             return Direct().solve(recursion, x_T, keep=keep, observe=observe)
-        noise = () if recursion.noise is None else recursion.noise.tensors
-        parameters = [*recursion.denoiser.parameters(), *recursion.denoiser.buffers()]
-        declared = distinct([*arguments(recursion, x_T), *parameters, *noise])
-        autocast, isolated = Autocast.current(x_T.device), isolate(recursion, x_T)
         first = 0 if self.last is None else max(0, recursion.steps - self.last)
-        stored = self.retrieval.stored(first, recursion.steps)
-        swept = sweep(
-            isolated, recursion.start(x_T), Sweep(stored, keep, autocast, observe, graphs=self.graphs, first=first)
+        swept, plan = sweep_and_plan(
+            recursion, x_T, self.retrieval, keep=keep, observe=observe, graphs=self.graphs, first=first
         )
         if swept.random and self.refuse_random:
             raise RuntimeError(self.refuse_random)
-        inputs = distinct([*(tensor for tensor in declared if tensor.requires_grad), *swept.leaves])
-        if not inputs:
+        if plan is None:
             return swept.outputs
-        plan = Plan(
-            isolated,
-            tuple(inputs),
-            watched=tuple(tensor for tensor in declared if not tensor.requires_grad),
-            retrieval=self.retrieval,
-            keep=keep,
-            autocast=autocast,
-            borrows_graph=swept.borrows_graph,
-            differentiates=swept.differentiates,
-            modes=training_modes(recursion),
-            first=first,
-        )
-        outputs: tuple[Tensor, ...] = Replay.apply(plan, swept, *inputs)
+        outputs: tuple[Tensor, ...] = Replay.apply(plan, swept, *plan.inputs)
         return outputs
+
+
+def sweep_and_plan(
+    recursion: Discretization,
+    x_T: Tensor,
+    retrieval: Retrieval,
+    *,
+    keep: bool,
+    observe: Observer,
+    states: bool = False,
+    graphs: int = 0,
+    first: int = 0,
+) -> tuple[Swept, Plan | None]:
+    """The forward sweep, and the plan of the backward pass unless nothing requires a gradient.
+
+    ``states``: the sweep returns all states, although only the last (``keep=False``) is an output. ``graphs``,
+    ``first``: see ``Sweep``.
+    """
+    noise = () if recursion.noise is None else recursion.noise.tensors
+    parameters = [*recursion.denoiser.parameters(), *recursion.denoiser.buffers()]
+    declared = distinct([*arguments(recursion, x_T), *parameters, *noise])
+    autocast, isolated = Autocast.current(x_T.device), isolate(recursion, x_T)
+    stored = retrieval.stored(first, recursion.steps)
+    swept = sweep(
+        isolated, recursion.start(x_T), Sweep(stored, keep or states, autocast, observe, graphs=graphs, first=first)
+    )
+    inputs = distinct([*(tensor for tensor in declared if tensor.requires_grad), *swept.leaves])
+    if not inputs:
+        return swept, None
+    return swept, Plan(
+        isolated,
+        tuple(inputs),
+        watched=tuple(tensor for tensor in declared if not tensor.requires_grad),
+        retrieval=retrieval,
+        keep=keep,
+        autocast=autocast,
+        borrows_graph=swept.borrows_graph,
+        differentiates=swept.differentiates,
+        modes=training_modes(recursion),
+        first=first,
+    )
 
 
 class Replay(torch.autograd.Function):

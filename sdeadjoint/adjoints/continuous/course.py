@@ -12,12 +12,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..conditioning import at_step
-from ..discretization import Discretization
-from ..frames import Frame
-from ..grids import validate_grid
-from ..noise.refinable import Piece, combine
-from ..solvers import Interval
+from ...conditioning import at_step
+from ...discretization import Discretization
+from ...frames import Frame
+from ...grids import validate_grid
+from ...noise.refinable import Piece, combine
+from ...solvers import Interval
 
 
 @dataclass(frozen=True)

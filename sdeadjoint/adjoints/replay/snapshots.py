@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .. import nests
+from ... import nests
 from .binomial import positions, split
 from .forward import Stage, evaluate
 from .plan import Plan, Retrieval

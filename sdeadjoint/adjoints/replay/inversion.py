@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import nests
-from ..discretization import Carry
+from ... import nests
+from ...discretization import Carry
 from .forward import Stage
 from .plan import Plan, Retrieval
 

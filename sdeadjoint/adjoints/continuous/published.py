@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..solvers import RK4, DPMSolverPP2M, Euler, Midpoint, Solver
+from ...solvers import RK4, DPMSolverPP2M, Euler, Midpoint, Solver
 from .adaptive import Adaptive
-from .continuous import ContinuousAdjoint
+from .adjoint import ContinuousAdjoint
 
 _DPM: dict[str, Solver] = {"euler": Euler(), "midpoint": Midpoint(), "rk4": RK4()}
 

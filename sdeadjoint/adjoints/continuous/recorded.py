@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..discretization import Discretization
+from ...discretization import Discretization
 
 
 class Recorded:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..discretization import Discretization
+from ...discretization import Discretization
 from .forward import Stage, training_modes
 from .isolation import Isolated
 from .surroundings import Autocast

@@ -10,15 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import nests
-from ..conditioning import scheduled
-from ..solvers import Interval, Solver
+from ... import nests
+from ...conditioning import scheduled
+from ...solvers import Interval, Solver
+from ..replay.backward import Totals
+from ..replay.leaves import dependencies, leaf
+from ..replay.plan import Plan
 from .course import Course
-from .leaves import dependencies, leaf
-from .plan import Plan
 from .quadrature import Weights, slot_weights
 from .recorded import Recorded
-from .replay import Totals
 
 
 class Slope(NamedTuple):

@@ -1,0 +1,1 @@
+"""The machinery of the exact adjoints: a forward sweep without activations, a backward sweep that replays it."""
