@@ -21,16 +21,22 @@ class Guidance:
             Its tensors get gradients (null-text inversion); one of batch size 1 is expanded to the batch.
         batched: one network call on the doubled batch (``True``), or two calls one after the other, which halves
             the activations' peak memory. They agree to round-off unless the network mixes samples.
+        rescale: phi in [0, 1]: ``out`` becomes ``phi out std(out_cond) / std(out) + (1 - phi) out``, each sample's own
+            standard deviation over all but the batch dimension (Lin et al., 2024, eqs. 15 and 16).
 
-    Every prediction kind is affine in the others, so guidance acts on the network's raw output. Cost: twice the
+    Every prediction kind is affine in the others, so guidance acts on the network's raw output. The rescaling is not
+    affine: it means what the paper says where the network predicts eps or v, and it has a gradient. Cost: twice the
     network. Source: Ho and Salimans (2022), eq. 6, with ``scale = 1 + w`` of that paper.
     """
 
     scale: float | Tensor
     unconditional: Mapping[str, Any] = field(default_factory=dict)
     batched: bool = True
+    rescale: float = 0.0
 
     def __post_init__(self) -> None:
+        if isinstance(self.rescale, bool) or not isinstance(self.rescale, int | float) or not 0 <= self.rescale <= 1:
+            raise ValueError(f"rescale: got {self.rescale!r}; pass a number in [0, 1], 0 for none")
         if not isinstance(self.unconditional, Mapping):
             raise TypeError(
                 f"unconditional: got {type(self.unconditional).__name__}; pass a mapping of names, like cond"
@@ -59,7 +65,14 @@ class Guidance:
         for out in (positive, negative):
             if not isinstance(out, Tensor) or out.shape != x.shape or not out.is_floating_point():
                 return out  # the denoiser says what is wrong with it
-        return negative + self.scale * (positive - negative)
+        guided = negative + self.scale * (positive - negative)
+        if self.rescale == 0:
+            return guided
+        if guided[0].numel() < 2:
+            raise ValueError(f"rescale: got x of shape {tuple(x.shape)}; one number per sample has no deviation")
+        dims = list(range(1, guided.ndim))
+        ratio = positive.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
+        return (self.rescale * ratio + (1 - self.rescale)) * guided
 
 
 def _join(name: str, positive: Any, negative: Any, batch: int) -> Any:

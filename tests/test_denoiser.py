@@ -225,6 +225,35 @@ def test_gradients_reach_the_unconditional_tensors_and_the_scale(batched: bool, 
         assert float((gradient * direction).sum()) == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-6, abs=1e-7)
 
 
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("rescale", [0.3, 1.0])
+def test_guidance_rescale(batched: bool, rescale: float) -> None:
+    """Lin et al. (2024), eqs. 15 and 16, sample by sample; with 1 the deviation is the conditional prediction's."""
+    x, (cond, null) = randn(3, 5, 4), ({"label": randn(3, 1, 1)}, {"label": randn(1, 1, 1, seed=1)})
+
+    def network(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        return torch.tanh(x + t[:, None, None]) + torch.sin(label) * x
+
+    guidance = sa.Guidance(4.0, null, batched=batched, rescale=rescale)
+    got = sa.Denoiser(network, SCHEDULE, guidance=guidance)(x, 0.4, cond, prediction="epsilon")
+    positive, negative = (sa.Denoiser(network, SCHEDULE)(x, 0.4, c, prediction="epsilon") for c in (cond, null))
+    for i in range(3):
+        plain = negative[i] + 4.0 * (positive[i] - negative[i])
+        want = rescale * plain * (positive[i].var() / plain.var()).sqrt() + (1 - rescale) * plain
+        torch.testing.assert_close(got[i], want, rtol=1e-12, atol=1e-12)
+        if rescale == 1:
+            torch.testing.assert_close(got[i].std(), positive[i].std(), rtol=1e-12, atol=0)
+
+
+def test_guidance_rescale_is_checked() -> None:
+    for bad in (-0.1, 1.5, True, torch.ones(())):
+        with pytest.raises(ValueError, match="rescale: got"):
+            sa.Guidance(2.0, rescale=bad)  # type: ignore[arg-type]
+    denoiser = sa.Denoiser(lambda x, t: x, SCHEDULE, guidance=sa.Guidance(2.0, rescale=0.5))
+    with pytest.raises(ValueError, match="one number per sample has no deviation"):
+        denoiser(randn(3, 1), 0.5)
+
+
 def test_guidance_passes_on_what_is_no_tensor() -> None:
     cond = {"names": ["cat"], "pair": Pair(randn(2, 1), "same"), "flags": (True, {"k": 3}), "width": 64}
     network = Recorder()
@@ -335,7 +364,7 @@ def test_repr_is_the_call() -> None:
     full = sa.Denoiser(data, SCHEDULE, "score", guidance=sa.Guidance(2.0), time_dtype=torch.float32)
     assert repr(full) == (
         f"Denoiser(data, {SCHEDULE!r}, prediction='score', guidance=Guidance(scale=2.0, unconditional={{}}, "
-        "batched=True), time_dtype=torch.float32)"
+        "batched=True, rescale=0.0), time_dtype=torch.float32)"
     )
 
 

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from scipy.interpolate import PchipInterpolator
 
 from sdeadjoint.grids import karras, uniform_logsnr, uniform_time, validate_grid
-from sdeadjoint.schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLinear
+from sdeadjoint.schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLevel, VPLinear
 from sdeadjoint.schedules.tabulated import _cubic, _solve
 from sdeadjoint.testing.strategies import schedules, tables, times
 
 EPS = torch.finfo(torch.float64).eps
 TINY = torch.finfo(torch.float64).tiny
-DEFAULTS = [VPLinear(), VPCosine(), VE(), RectifiedFlow()]
+DEFAULTS = [VPLinear(), VPCosine(), VPLevel(), VE(), RectifiedFlow()]
 
 
 def ddpm(total: int = 1000) -> torch.Tensor:
@@ -112,7 +112,8 @@ def test_ends(schedule: Schedule) -> None:
 
 
 def test_ends_are_what_samplers_expect() -> None:
-    assert [(s.t_max, s.t_min) for s in DEFAULTS] == [(1, 1e-3), (0.9946, 1e-3), (80, 0.002), (0.999, 1e-3)]
+    ends = [(1, 1e-3), (0.9946, 1e-3), (150, 0.01), (80, 0.002), (0.999, 1e-3)]
+    assert [(s.t_max, s.t_min) for s in DEFAULTS] == ends
     assert VPLinear().lam(0).isposinf()
     assert VPLinear().lam(1).isfinite()
     assert VPCosine().lam(0).isposinf()
@@ -133,6 +134,8 @@ def reference(schedule: Schedule, t: float) -> tuple[mp.mpf, mp.mpf]:
     t = mp.mpf(t)
     if isinstance(schedule, VE):
         return mp.mpf(0), mp.log(t)
+    if isinstance(schedule, VPLevel):
+        return -mp.log1p(t**2) / 2, mp.log(t) - mp.log1p(t**2) / 2
     if isinstance(schedule, RectifiedFlow):
         return mp.log(1 - t), mp.log(t)
     if isinstance(schedule, VPLinear):
@@ -196,7 +199,7 @@ def test_time_is_accurate_not_only_an_inverse(case: tuple[Schedule, torch.Tensor
     lam = schedule.lam(t[0]).item()
     with mp.workdps(60):
         ratio = mp.exp(-2 * mp.mpf(lam))  # sigma^2 / alpha^2
-        if isinstance(schedule, VE):
+        if isinstance(schedule, VE | VPLevel):
             want = mp.sqrt(ratio)
         elif isinstance(schedule, RectifiedFlow):
             want = mp.sqrt(ratio) / (1 + mp.sqrt(ratio))

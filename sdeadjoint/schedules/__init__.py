@@ -7,5 +7,6 @@ from .rectified_flow import RectifiedFlow
 from .tabulated import Tabulated
 from .ve import VE
 from .vp import VPCosine, VPLinear
+from .vp_level import VPLevel
 
-__all__ = ["VE", "RectifiedFlow", "Schedule", "Tabulated", "VPCosine", "VPLinear"]
+__all__ = ["VE", "RectifiedFlow", "Schedule", "Tabulated", "VPCosine", "VPLevel", "VPLinear"]

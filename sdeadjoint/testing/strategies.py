@@ -14,12 +14,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from .. import solvers as _solvers
+from ..adjoints import Adjoint, Checkpoint, Direct, Hooked
 from ..frames import KINDS, Frame
 from ..grids import karras, uniform_logsnr, uniform_time
+from ..noise import BrownianPath, FixedNoise, Noise, ShiftedNoise
 from ..predictions import PREDICTIONS
-from ..schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLinear
-from ..solvers import RK4, AdamsBashforth, Coupled, Euler, Heun, ShARK, Solver
+from ..problems import Mixture
+from ..schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLevel, VPLinear
+from ..solvers import RK4, AdamsBashforth, Coupled, Euler, Heun, ShARK, Solver, Tableau
 from ..solvers.adams_bashforth import VARIABLES
+from .networks import Network
 
 
 def schedules() -> st.SearchStrategy[Schedule]:
@@ -34,6 +38,7 @@ def schedules() -> st.SearchStrategy[Schedule]:
         ),
         st.builds(VPCosine, st.one_of(st.just(0.008), st.just(0.0), st.floats(1e-4, 1.0))),
         st.builds(VE, st.floats(1e-4, 0.1), st.floats(1.0, 1e3)),
+        st.builds(VPLevel, st.floats(1e-4, 0.1), st.floats(1.0, 1e3)),
         tables(),
     )
 
@@ -163,3 +168,71 @@ def predictions() -> st.SearchStrategy[str]:
 def seeds() -> st.SearchStrategy[int]:
     """Seeds of ``BrownianPath``."""
     return st.integers(0, 2**63 - 1)
+
+
+@st.composite
+def tableaus(draw: st.DrawFn, *, max_stages: int = 4) -> Tableau:
+    """Explicit tableaus of order 1 at least: weights that add up to 1, nodes that are the sums of their rows in [0, 1].
+
+    Stages see the part of the increment that belongs to their node, and no Levy area.
+    """
+    stages = draw(st.integers(1, max_stages))
+    c = (0.0, *(draw(st.integers(0, 4)) / 4 for _ in range(stages - 1)))
+    a = []
+    for i in range(stages):
+        shares = draw(st.lists(st.integers(0, 4), min_size=max(0, i - 1), max_size=max(0, i - 1)))
+        row = [c[i] * share / 8 for share in shares]
+        a.append((*row, c[i] - sum(row)) if i else ())
+    first = [draw(st.integers(-2, 4)) / 4 for _ in range(stages - 1)]
+    return Tableau(a=tuple(a), b=(*first, 1.0 - sum(first)), c=c, noise=c)
+
+
+@st.composite
+def mixtures(draw: st.DrawFn, *, event: tuple[int, ...] = (2,), max_components: int = 4) -> Mixture:
+    """Gaussian mixtures with moderate means and widths: one to ``max_components`` isotropic components."""
+    count = draw(st.integers(1, max_components))
+    weights = [draw(st.integers(1, 4)) for _ in range(count)]
+    size = count * math.prod(event)
+    means = [draw(st.integers(-8, 8)) / 4 for _ in range(size)]
+    variances = [draw(st.sampled_from([0.5, 1.0, 0.1])) for _ in range(count)]
+    placed = torch.tensor(means, dtype=torch.float64, device="cpu").reshape(count, *event)
+    return Mixture([float(w) for w in weights], placed.tolist(), variances)
+
+
+def networks(shape: tuple[int, ...] = (3,)) -> st.SearchStrategy[Network]:
+    """Small smooth float64 networks for samples of this shape, with shared, frozen and unused parameters."""
+    return st.builds(Network, st.just(shape), width=st.integers(1, 6), seed=st.integers(0, 2**16))
+
+
+@st.composite
+def noises(draw: st.DrawFn, frame: Frame, grid: Tensor, like: Tensor) -> Noise | None:
+    """Noise that fits a solve, with Levy areas: replayed, fixed and shifted; None for eta = 0.
+
+    The tensors of ``FixedNoise`` and ``ShiftedNoise`` require gradients.
+    """
+    if frame.eta == 0:
+        return None
+    path = BrownianPath(draw(seeds()), refinable=draw(st.sampled_from([False, False, True])))
+    kind = draw(st.sampled_from(["replayed", "fixed", "shifted"]))
+    if kind == "replayed":
+        return path
+    dB, H = path.increments(frame, grid, like), path.levy_areas(frame, grid, like)
+    if kind == "shifted":
+        return ShiftedNoise(path, (0.1 * dB).requires_grad_(), (0.1 * H).requires_grad_())
+    return FixedNoise(dB.requires_grad_(), H.requires_grad_())
+
+
+def adjoints() -> st.SearchStrategy[Adjoint]:
+    """Exact adjoints that take every solver: their gradients are those of ``Direct()``."""
+    return st.one_of(
+        st.just(Direct()),
+        st.just(Checkpoint()),
+        st.builds(Checkpoint, st.integers(1, 8)),
+        st.builds(Checkpoint, memory=st.sampled_from(["1MiB", "1GiB", 4096])),
+        st.just(Hooked(Checkpoint(), _seen)),
+        st.just(Hooked(Direct(), _seen)),
+    )
+
+
+def _seen(n: int, t: float, a: Tensor) -> None:
+    """A hook that leaves the adjoint as it is."""

@@ -1,0 +1,98 @@
+"""diffusers: a model and a scheduler, as a pipeline has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ..guidance import Guidance
+from ..samplers import Sampler
+from ..schedules import Schedule
+from .base import Adapter, adapter
+from .networks import DiffusersNetwork
+from .schedulers import read
+from .tables import SchedulerGrid, twin_of, warn_of_clipping
+
+# Models whose pipelines do not pass the scheduler's timestep itself, but t / 1000, 1 - t / 1000 or 1000 - t.
+_OTHER_TIMES = frozenset(
+    {
+        "AuraFlowTransformer2DModel",
+        "ChromaTransformer2DModel",
+        "FluxTransformer2DModel",
+        "Flux2Transformer2DModel",
+        "LongCatImageTransformer2DModel",
+        "Lumina2Transformer2DModel",
+        "LuminaNextDiT2DModel",
+        "MochiTransformer3DModel",
+        "NucleusMoEImageTransformer2DModel",
+        "OvisImageTransformer2DModel",
+        "QwenImageTransformer2DModel",
+    }
+)
+
+
+def from_diffusers(
+    model: Callable[..., Any],
+    scheduler: Any,
+    *,
+    eta: float = 0.0,
+    mu: float | None = None,
+    guidance: Guidance | None = None,
+    timestep: Callable[[Tensor], Tensor] | None = None,
+    sampler: Callable[[Schedule], Sampler] | None = None,
+) -> Adapter:
+    """The sampler that a diffusers pipeline runs with this model and this scheduler, differentiable and exact.
+
+        adapter = sa.adapters.from_diffusers(unet, scheduler)
+        x_0 = adapter.sample(latents, steps=20, cond={"encoder_hidden_states": embeddings})
+        loss(x_0).backward()
+
+    Args:
+        model: a UNet or a transformer of diffusers, or any callable ``model(x, timestep, **cond)`` that returns a
+            tensor, or a tuple that begins with it. It is called with its own argument names, its own dtype, its own
+            timesteps and its own input scale. ``cond`` goes through by name, in the dtype the model expects. Of an
+            output with twice the channels of x the second half, a learned variance, is dropped.
+        scheduler: one of DDPM, DDIM, DPMSolverMultistep (all four algorithms, order 1 and 2), DPMSolverSDE,
+            EulerDiscrete, EulerAncestralDiscrete, HeunDiscrete, EDMEuler, EDMDPMSolverMultistep, FlowMatchEulerDiscrete
+            and FlowMatchHeunDiscrete, with any of their beta schedules, sigmas, spacings, shifts and prediction types.
+            It is read and copied, not changed.
+        eta: DDIM's own, 0 or 1.
+        mu: the shift of schedulers with ``use_dynamic_shifting``.
+        guidance: classifier-free guidance and its rescaling, on the model's output.
+        timestep: what the model is given instead of the scheduler's timestep t, for instance ``lambda t: t / 1000`` for
+            Flux. Some models need it and are refused without it.
+        sampler: a function of a schedule in ``samplers`` instead of the scheduler's own method, on its grid.
+
+    ``sample(x_T)`` takes the latents as the loop over ``scheduler.timesteps`` has them: after the multiplication with
+    ``scheduler.init_noise_sigma``. It returns what the loop returns, up to float32 casts inside the scheduler.
+    ``grid(N)`` has the noise levels of ``scheduler.set_timesteps(N)``; ``grid(None)`` those that the scheduler was set
+    to when it was passed here. Times are timesteps for DDPM and DDIM, else the scheduler's ``sigmas``. The injected
+    noise of stochastic schedulers is standard normal after division by ``sqrt(frame.noise_clock(grid).diff())``.
+
+    ``clip_sample`` and ``thresholding`` are left out, with a warning: where they act, derivatives are zero.
+
+    Errors: ``ValueError`` that names the scheduler and the setting, for whatever cannot be matched.
+    """
+    try:
+        import diffusers  # noqa: F401
+    except ImportError as error:
+        raise ImportError("from_diffusers needs diffusers; pip install 'sdeadjoint[diffusers]'") from error
+    reading = read(scheduler, eta)
+    name = type(getattr(model, "_orig_mod", model)).__name__
+    if timestep is None and name in _OTHER_TIMES:
+        raise ValueError(
+            f"timestep: {name} is not given the scheduler's timestep itself; pass what its pipeline gives it, such as "
+            "timestep=lambda t: t / 1000"
+        )
+    if guidance is not None and guidance.rescale and type(scheduler).__name__.startswith("EDM"):
+        raise ValueError(
+            f"guidance: rescale={guidance.rescale} acts on the model's own output, which EDM's preconditioning mixes "
+            "with x; pass rescale=0"
+        )
+    warn_of_clipping(scheduler, stacklevel=3)
+    network = DiffusersNetwork(model, reading.preconditioning, reading.timesteps, timestep)
+    times = SchedulerGrid(twin_of(scheduler), reading.nodes, reading.timesteps, mu)
+    chosen = reading.sampler if sampler is None else sampler(reading.sampler.frame.schedule)
+    return adapter(network, chosen, reading.prediction, guidance, times)

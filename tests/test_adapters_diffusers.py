@@ -1,0 +1,434 @@
+"""What ``from_diffusers`` does with real models, and what it refuses, by name."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import sdeadjoint as sa
+from sdeadjoint.adapters import from_diffusers
+from sdeadjoint.adapters.schedulers import READERS
+from sdeadjoint.adapters.timesteps import Interpolated, Proportional, QuarterLog, Timesteps, settled
+from sdeadjoint.adapters.two_stage import TwoStage
+
+from .scheduler_loop import SHAPE, SmallModel, loop, randn
+
+# diffusers makes arrays of its tables in a way that NumPy will change.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def plain_ddim(**options: Any) -> Any:
+    return diffusers.DDIMScheduler(clip_sample=False, **options)
+
+
+# ---------------------------------------------------------------- models
+
+
+def unet() -> nn.Module:
+    return diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=2,
+        out_channels=2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=2,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+
+
+def conditional_unet() -> nn.Module:
+    return diffusers.UNet2DConditionModel(
+        sample_size=8,
+        in_channels=2,
+        out_channels=2,
+        block_out_channels=(4, 4),
+        layers_per_block=1,
+        norm_num_groups=2,
+        cross_attention_dim=6,
+        attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+
+
+def dit() -> nn.Module:
+    """Its output has a learned variance."""
+    return diffusers.DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=4,
+        in_channels=2,
+        out_channels=4,
+        num_layers=1,
+        norm_num_groups=2,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=10,
+    )
+
+
+def sd3() -> nn.Module:
+    """Its time is not its second argument."""
+    return diffusers.SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=2,
+        num_layers=1,
+        attention_head_dim=4,
+        num_attention_heads=2,
+        joint_attention_dim=6,
+        caption_projection_dim=8,
+        pooled_projection_dim=5,
+        out_channels=2,
+        pos_embed_max_size=8,
+    )
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, Tensor]]] = {
+    "unet": (unet, plain_ddim, {}),
+    "conditional unet": (
+        conditional_unet,
+        lambda: diffusers.EulerDiscreteScheduler(prediction_type="v_prediction"),
+        {"encoder_hidden_states": randn(2, 3, 6)},
+    ),
+    "dit": (dit, lambda: diffusers.DPMSolverMultistepScheduler(), {"class_labels": torch.tensor([3, 7])}),
+    "sd3": (
+        sd3,
+        lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        {"encoder_hidden_states": randn(2, 3, 6), "pooled_projections": randn(2, 5)},
+    ),
+}
+
+
+def made(build: Callable[[], nn.Module]) -> nn.Module:
+    """A model with random weights that is the same each time, in float64: no zero-initialised layers."""
+    model = build()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / max(parameter[0].numel(), 1) ** 0.5)
+    return model.double().eval()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_and_their_conditioning(name: str) -> None:
+    build, make, cond = MODELS[name]
+    model, scheduler, weights = made(build), make(), randn(2, 2, 8, 8, seed=5)
+    adapter = from_diffusers(model, scheduler)
+    scheduler.set_timesteps(4)
+    results = []
+    for ours in (True, False):
+        given = {key: value.clone().requires_grad_(value.is_floating_point()) for key, value in cond.items()}
+        x_T = (randn(2, 2, 8, 8, seed=1) * float(getattr(scheduler, "init_noise_sigma", 1.0))).requires_grad_()
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        x = adapter.sample(x_T, steps=4, cond=given) if ours else loop(scheduler, Mean(model), x_T, (), cond=given)
+        leaves = [x_T, *parameters, *(value for value in given.values() if value.requires_grad)]
+        results.append((x, *torch.autograd.grad((weights * x).sum(), leaves, allow_unused=True)))
+    largest = max(float(want.detach().norm()) for want in results[1][1:] if want is not None)
+    for i, (got, want) in enumerate(zip(*results, strict=True)):
+        if want is None:
+            assert got is None
+            continue
+        # Times enter these models in float32, and the loops of all but DDIM round to it.
+        size = float(want.detach().norm())
+        assert float((got - want).detach().norm()) <= (1e-5 * size if i == 0 else 1e-4 * max(size, 1e-3 * largest))
+
+
+class Mean(nn.Module):
+    """What pipelines do around a model: a time for each sample, and only the mean of what it returns."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, t: Tensor, **options: Any) -> tuple[Tensor]:
+        names = {"timestep": t.expand(len(x)), **options}
+        return (self.model(x, **names)[0][:, : x.shape[1]],)
+
+
+def test_a_model_that_compiles() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inward = nn.Conv2d(2, 2, 3, padding=1)
+
+        def forward(self, sample: Tensor, timestep: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+            return (torch.tanh(self.inward(sample) + torch.sin(timestep)[:, None, None, None]),)
+
+    model, results = Plain(), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        for called in (model, torch.compile(model, backend="aot_eager")):
+            x_T = randn(*SHAPE).float().requires_grad_()
+            x_0 = from_diffusers(called, plain_ddim()).sample(x_T, steps=3)
+            results.append((x_0, *torch.autograd.grad(x_0.square().sum(), [x_T, model.inward.weight])))
+    for plain, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(plain, compiled, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_with_gradient_checkpointing_of_its_own() -> None:
+    model, results = made(unet).train(), []
+    for enabled in (False, True):
+        if enabled:
+            model.enable_gradient_checkpointing()
+        x_T = randn(1, 2, 8, 8).requires_grad_()
+        x_0 = from_diffusers(model, plain_ddim()).sample(x_T, steps=2)
+        results.append((x_0, *torch.autograd.grad(x_0.square().sum(), [x_T, *model.parameters()])))
+    for plain, checkpointed in zip(*results, strict=True):
+        torch.testing.assert_close(plain, checkpointed, rtol=1e-10, atol=1e-10)
+
+
+def test_reentrant_checkpointing_is_refused() -> None:
+    class Reentrant(SmallModel):
+        def forward(self, sample: Tensor, timestep: Tensor, **options: Any) -> tuple[Tensor, ...]:
+            run = super().forward
+            return torch.utils.checkpoint.checkpoint(lambda x: run(x, timestep), sample, use_reentrant=True)
+
+    x_T = randn(*SHAPE).requires_grad_()
+    with pytest.raises(RuntimeError, match="use_reentrant=True"):
+        from_diffusers(Reentrant(), plain_ddim()).sample(x_T, steps=2)
+
+
+def test_models_in_half_precision() -> None:
+    model = made(unet).float().bfloat16()
+    x_T = randn(1, 2, 8, 8).float().requires_grad_()
+    x_0 = from_diffusers(model, plain_ddim()).sample(x_T, steps=3)
+    assert x_0.dtype == torch.float32
+    x_0.sum().backward()
+    assert x_T.grad is not None
+    assert x_T.grad.isfinite().all()
+
+
+def test_any_callable_is_a_model() -> None:
+    calls: list[tuple[Tensor, str]] = []
+
+    def model(x: Tensor, time: Tensor, style: str) -> Tensor:
+        calls.append((time, style))
+        return 0.5 * x
+
+    adapter = from_diffusers(model, plain_ddim(), timestep=lambda t: t / 1000)
+    adapter.sample(randn(*SHAPE), steps=4, cond={"style": "cat"})
+    assert [(time.tolist(), style) for time, style in calls] == [([n / 4] * 2, "cat") for n in (3, 2, 1, 0)]
+    for returned in ({"sample": "x"}, {"sample": None}, ()):
+        with pytest.raises(TypeError, match="network: returned"):
+            from_diffusers(lambda x, t, out=returned: out, plain_ddim()).sample(randn(*SHAPE), steps=2)
+    output = diffusers.models.unets.unet_2d.UNet2DOutput
+    assert from_diffusers(lambda x, t: output(sample=x), plain_ddim()).sample(randn(*SHAPE), steps=2).shape == SHAPE
+
+
+def test_guidance_and_rescaling_are_those_of_the_pipelines() -> None:
+    model, scheduler, scale, phi = made(conditional_unet), plain_ddim(), 5.0, 0.7
+    cond, null = ({"encoder_hidden_states": randn(2, 3, 6, seed=k)} for k in (1, 2))
+
+    class Guided(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, **options: Any) -> tuple[Tensor]:
+            text, empty = (model(x, t, **each, return_dict=False)[0] for each in (cond, null))
+            out = empty + scale * (text - empty)
+            dims = list(range(1, out.ndim))
+            rescaled = out * (text.std(dim=dims, keepdim=True) / out.std(dim=dims, keepdim=True))
+            return (phi * rescaled + (1 - phi) * out,)
+
+    adapter = from_diffusers(model, scheduler, guidance=sa.Guidance(scale, null, rescale=phi))
+    x_T = randn(2, 2, 8, 8)
+    scheduler.set_timesteps(4)
+    got, want = adapter.sample(x_T, steps=4, cond=cond).detach(), loop(scheduler, Guided(), x_T, ()).detach()
+    assert float((got - want).norm() / want.norm()) <= 1e-5
+
+
+# ---------------------------------------------------------------- schedulers
+
+
+def test_what_has_no_gradient_is_left_out_and_said() -> None:
+    model, x_T = SmallModel(), 5 * randn(*SHAPE)
+    with pytest.warns(UserWarning, match="DDIMScheduler: clip_sample=True is left out, because the derivative"):
+        clipped = from_diffusers(model, diffusers.DDIMScheduler())
+    assert torch.equal(clipped.sample(x_T, steps=3), from_diffusers(model, plain_ddim()).sample(x_T, steps=3))
+    with pytest.warns(UserWarning, match="DPMSolverMultistepScheduler: thresholding=True is left out"):
+        from_diffusers(model, diffusers.DPMSolverMultistepScheduler(thresholding=True))
+
+
+def test_the_scheduler_is_read_and_not_changed() -> None:
+    model, scheduler = SmallModel(), diffusers.EulerDiscreteScheduler()
+    scheduler.set_timesteps(5)
+    sigmas, adapter = scheduler.sigmas, from_diffusers(model, scheduler)
+    own = adapter.grid(None)
+    assert adapter.grid(9).shape == (10,)
+    assert scheduler.sigmas is sigmas
+    assert scheduler.num_inference_steps == 5
+    torch.testing.assert_close(own, sigmas.double(), rtol=1e-6, atol=0)
+    scheduler.set_timesteps(3)
+    assert torch.equal(adapter.grid(None), own)
+    flow = diffusers.FlowMatchEulerDiscreteScheduler()
+    flow.set_shift(4.0)
+    flow.set_timesteps(sigmas=[1.0, 0.6, 0.3])
+    torch.testing.assert_close(from_diffusers(model, flow).grid(None), flow.sigmas.double(), rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match="steps: got None, but the DDIMScheduler has not been set"):
+        from_diffusers(model, plain_ddim()).grid(None)
+
+
+def test_another_method_on_the_scheduler_s_grid() -> None:
+    adapter = from_diffusers(SmallModel(), plain_ddim(), sampler=sa.samplers.sra1_sde)
+    assert (adapter.frame.eta, adapter.solver) == (1.0, sa.SRA1())
+    x_T = randn(*SHAPE).requires_grad_()
+    adapter.sample(x_T, steps=4, noise=sa.BrownianPath(seed=0)).sum().backward()
+    assert x_T.grad is not None
+    with pytest.raises(ValueError, match="noise: got None, but eta = 1"):
+        adapter.sample(x_T, steps=4)
+
+
+class Subclass(diffusers.DDIMScheduler):
+    """Its step may be another one."""
+
+
+REFUSED: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
+    (
+        diffusers.UniPCMultistepScheduler,
+        {},
+        r"UniPCMultistepScheduler cannot be matched; .*from_config\(scheduler.conf",
+    ),
+    (diffusers.PNDMScheduler, {}, "PNDMScheduler cannot be matched; supported are DDPMScheduler, "),
+    (diffusers.LCMScheduler, {}, "LCMScheduler cannot be matched"),
+    (Subclass, {}, "scheduler: Subclass cannot be matched"),
+    (lambda: "ddim", {}, "scheduler: str cannot be matched"),
+    (plain_ddim, {"eta": 0.5}, "eta: got 0.5 for DDIMScheduler; DDIMScheduler takes 0 and 1"),
+    (diffusers.EulerDiscreteScheduler, {"eta": 1.0}, "eta: got 1.0 for EulerDiscreteScheduler"),
+    (lambda: diffusers.DDPMScheduler(variance_type="fixed_large"), {}, r"DDPMScheduler\(variance_type='fixed_large'\)"),
+    (lambda: diffusers.DDPMScheduler(variance_type="learned_range"), {}, "variance_type='learned_range'"),
+    (lambda: diffusers.DPMSolverMultistepScheduler(solver_order=3), {}, r"\(solver_order=3\): pass 1 or 2"),
+    (lambda: diffusers.EDMDPMSolverMultistepScheduler(solver_order=3), {}, r"\(solver_order=3\): pass 1 or 2"),
+    (
+        lambda: diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True),
+        {},
+        "prediction_type='epsilon', use_flow_sigmas=True",
+    ),
+    (lambda: diffusers.EDMDPMSolverMultistepScheduler(prediction_type="sample"), {}, r"prediction_type='sample'\): pa"),
+    (lambda: diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True), {}, r"\(invert_sigmas=True\) cannot be"),
+    (
+        lambda: diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
+        {},
+        r"\(stochastic_sampling=True\) cannot be matched",
+    ),
+    (
+        diffusers.EDMEulerScheduler,
+        {"guidance": sa.Guidance(2.0, rescale=0.5)},
+        "guidance: rescale=0.5 acts on the model's own output",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "options", "message"), REFUSED, ids=[message[:40] for *_, message in REFUSED])
+def test_what_cannot_be_matched_is_refused_by_name(
+    make: Callable[[], Any], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_diffusers(SmallModel(), make(), **options)
+
+
+NO_GRID: list[tuple[Callable[[], Any], int, str]] = [
+    (lambda: plain_ddim(timestep_spacing="linspace"), 8, r"DDIMScheduler\(timestep_spacing='linspace'\): its steps go"),
+    (lambda: plain_ddim(timestep_spacing="trailing"), 30, r"DDIMScheduler\(timestep_spacing='trailing'\)"),
+    (lambda: diffusers.EulerDiscreteScheduler(interpolation_type="log_linear"), 8, "EulerDiscreteScheduler: in step"),
+    (lambda: diffusers.DPMSolverSDEScheduler(), 8, "DPMSolverSDEScheduler: in step .*timestep_spacing='leading'"),
+    (
+        lambda: diffusers.DPMSolverMultistepScheduler(final_sigmas_type="sigma_min"),
+        8,
+        "its last step has order 1",
+    ),
+    (lambda: diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), 8, "mu: the FlowMatchEulerDiscrete"),
+    (plain_ddim, 0, "steps: got 0; pass an integer >= 1"),
+]
+
+
+@pytest.mark.parametrize(("make", "steps", "message"), NO_GRID, ids=[message[:40] for *_, message in NO_GRID])
+def test_grids_that_cannot_be_matched(make: Callable[[], Any], steps: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_diffusers(SmallModel(), make()).grid(steps)
+
+
+def test_models_with_another_time_must_say_which() -> None:
+    class FluxTransformer2DModel(SmallModel):
+        pass
+
+    with pytest.raises(ValueError, match="timestep: FluxTransformer2DModel is not given the scheduler's timestep"):
+        from_diffusers(FluxTransformer2DModel(), diffusers.FlowMatchEulerDiscreteScheduler())
+    from_diffusers(
+        FluxTransformer2DModel(), diffusers.FlowMatchEulerDiscreteScheduler(), timestep=lambda t: t / 1000
+    ).sample(randn(*SHAPE), steps=2)
+
+
+def test_without_diffusers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = plain_ddim()
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ImportError, match=r"pip install 'sdeadjoint\[diffusers\]'"):
+        from_diffusers(SmallModel(), scheduler)
+
+
+def test_every_supported_scheduler_exists() -> None:
+    for name in READERS:
+        assert issubclass(getattr(diffusers, name), diffusers.SchedulerMixin)
+
+
+TABLE = tuple(sorted(float(v) for v in torch.linspace(0.1, 3.0, 9, dtype=torch.float64) ** 2))
+
+
+@settings(max_examples=30)
+@given(
+    st.sampled_from([Interpolated(TABLE, False), Interpolated(TABLE, True), Proportional(1000.0), QuarterLog()]),
+    st.lists(st.floats(0.02, 7.9), min_size=1, max_size=5),
+)
+def test_levels_and_timesteps_are_inverse(mapping: Timesteps, timesteps: list[float]) -> None:
+    t = torch.tensor(timesteps, dtype=torch.float64)
+    torch.testing.assert_close(mapping.timestep(mapping.level(t)), t, rtol=1e-12, atol=1e-12)
+
+
+def test_a_pair_of_half_steps_has_order_two() -> None:
+    """``dy/ds = -y^2``, ``y(1) = 1``, ``y(4) = 1/4``, with midpoints half-way in ``log s``; order 1 without."""
+
+    def error(pairs: int, part: float) -> float:
+        ends = [4 ** (n / pairs) for n in range(pairs + 1)]
+        nodes = [4 ** ((n + fraction) / pairs) for n in range(pairs) for fraction in (0.0, part)] + ends[-1:]
+        y, memory = torch.ones((), dtype=torch.float64), TwoStage().initial_state
+        for s0, s1 in pairwise(nodes):
+            y, memory = TwoStage().step(lambda s, y: -(y**2), sa.Interval(s0, s1), y, memory)
+        assert memory == ()
+        return abs(float(y) - 0.25)
+
+    # An error C h^p (1 + O(h)) at h = log(4) / 64.
+    assert error(64, 0.5) / error(128, 0.5) == pytest.approx(4, rel=1 / 16)
+    assert error(64, 0.3) / error(128, 0.3) == pytest.approx(2, rel=1 / 16)
+
+
+def test_five_lines_give_a_gradient() -> None:
+    unet, scheduler = made(conditional_unet).float(), diffusers.DPMSolverMultistepScheduler()
+    latents, embeddings = torch.randn(1, 2, 8, 8, requires_grad=True), torch.randn(1, 3, 6, requires_grad=True)
+    adapter = sa.adapters.from_diffusers(unet, scheduler)
+    x_0 = adapter.sample(latents, steps=5, cond={"encoder_hidden_states": embeddings})
+    x_0.square().mean().backward()
+    for leaf in (latents, embeddings, *unet.parameters()):
+        assert leaf.grad is not None
+        assert leaf.grad.isfinite().all()
+    assert len(repr(adapter)) < 1000
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(1, 999), st.sampled_from([-1e-12, 0.0, 1e-12])), min_size=1, max_size=8))
+def test_levels_that_float32_has_moved_over_a_timestep_are_settled(cases: list[tuple[int, float]]) -> None:
+    """A scheduler that cuts ``1000 level`` to a whole number does so before it rounds the level to float32."""
+    levels = torch.tensor([n / 1000 * (1 + shift) for n, shift in cases], dtype=torch.float64)
+    timesteps = (1000 * levels).floor()
+    got = settled(levels.float().double(), timesteps, mapping := Proportional(1000.0, "down"))
+    assert torch.equal(mapping.timestep(got), timesteps)
+    torch.testing.assert_close(got, levels, rtol=1e-6, atol=0)
+    # What is further off than that is left as it is, for the caller to refuse.
+    far = settled(levels, timesteps + 1, mapping)
+    assert not torch.equal(mapping.timestep(far), timesteps + 1) or bool(((1000 * levels) % 1 > 0.99).any())

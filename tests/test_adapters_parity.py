@@ -1,0 +1,267 @@
+"""Adapters against diffusers' own scheduler loops: samples and gradients, same model, latents, timesteps and normals.
+
+Theirs rounds to float32: tables (``alphas_cumprod``, ``sigmas``) always, the state too in ``step`` of Euler, Euler
+ancestral, DPM-Solver and the flow-matching schedulers. Ours is float64 throughout. Each of some ten steps thus
+contributes some 1e-7, which the division by a small alpha at the start magnifies: 1e-5 for samples, 1e-4 for gradients.
+Where only tables are rounded, widening them to float64 leaves round-off of float64.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+import sdeadjoint as sa
+
+from .scheduler_loop import SHAPE, SmallModel, loop, noise_of, randn
+
+# diffusers makes arrays of its tables in a way that NumPy will change.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+STEPS = 8
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+STABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+ODE = "dpmsolver++", "dpmsolver"
+SDE = "sde-dpmsolver++", "sde-dpmsolver"
+
+
+def multistep(algorithm: str, order: int = 2, **options: Any) -> tuple[str, dict[str, Any]]:
+    noise_kind = not algorithm.endswith("++")
+    ends = {"final_sigmas_type": "sigma_min", "lower_order_final": False} if noise_kind else {}
+    return "DPMSolverMultistepScheduler", {"algorithm_type": algorithm, "solver_order": order, **ends, **options}
+
+
+# Each with epsilon, sample and v predictions, where the scheduler has them.
+METHODS: list[tuple[str, dict[str, Any]]] = [
+    ("DDPMScheduler", {"clip_sample": False}),
+    ("DDIMScheduler", {"clip_sample": False}),
+    ("DDIMScheduler", {"clip_sample": False, "eta": 1.0}),
+    *(multistep(algorithm, 1) for algorithm in (*ODE, *SDE)),
+    *(multistep(algorithm, 2, solver_type=kind) for algorithm in (*ODE, *SDE) for kind in ("midpoint", "heun")),
+    ("EulerDiscreteScheduler", {}),
+    ("EulerAncestralDiscreteScheduler", {}),
+    ("HeunDiscreteScheduler", {"use_karras_sigmas": True}),
+    ("DPMSolverSDEScheduler", {"use_karras_sigmas": True}),
+    ("EDMEulerScheduler", {}),
+    ("EDMDPMSolverMultistepScheduler", {}),
+    ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "sigma_schedule": "exponential"}),
+]
+NO_SAMPLE = {
+    "EulerAncestralDiscreteScheduler",
+    "DPMSolverSDEScheduler",
+    "EDMEulerScheduler",
+    "EDMDPMSolverMultistepScheduler",
+}
+LEVELS = ({"use_karras_sigmas": True}, {"use_exponential_sigmas": True}, {"use_beta_sigmas": True})
+ZERO_SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+
+# Schedules, spacings, ends and shifts, each with the prediction given or epsilon.
+TABLES: list[tuple[str, dict[str, Any]]] = [
+    ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, **STABLE}),
+    ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False, "eta": 1.0}),
+    ("DDIMScheduler", {"clip_sample": False, "timestep_spacing": "trailing"}),
+    ("DDIMScheduler", {"clip_sample": False, **ZERO_SNR}),
+    ("DDPMScheduler", {"clip_sample": False, **ZERO_SNR}),
+    ("DDPMScheduler", {"clip_sample": False, "timestep_spacing": "linspace", "variance_type": "fixed_small_log"}),
+    *(("DDPMScheduler", {"clip_sample": False, "beta_schedule": kind}) for kind in ("squaredcos_cap_v2", "sigmoid")),
+    ("DDPMScheduler", {"clip_sample": False, "beta_schedule": "laplace"}),
+    (
+        "DDPMScheduler",
+        {"clip_sample": False, "num_train_timesteps": 40, "trained_betas": [0.001 + 0.005 * n for n in range(40)]},
+    ),
+    ("HeunDiscreteScheduler", {"beta_schedule": "exp"}),
+    ("HeunDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1, **STABLE}),
+    *(
+        (name, {**levels, **STABLE})
+        for name in ("EulerDiscreteScheduler", "HeunDiscreteScheduler")
+        for levels in ({}, *LEVELS)
+    ),
+    *(("DPMSolverSDEScheduler", {**levels, **STABLE}) for levels in (LEVELS[1], LEVELS[2])),
+    *(("DPMSolverSDEScheduler", {"timestep_spacing": spacing, **STABLE}) for spacing in ("leading", "trailing")),
+    *(multistep("dpmsolver++", **levels) for levels in (*LEVELS, {"use_lu_lambdas": True})),
+    multistep("dpmsolver++", timestep_spacing="leading", steps_offset=1, **STABLE),
+    multistep("dpmsolver++", beta_schedule="squaredcos_cap_v2", lambda_min_clipped=-5.1),
+    multistep("sde-dpmsolver++", **ZERO_SNR),
+    multistep("dpmsolver++", final_sigmas_type="sigma_min", lower_order_final=False),
+    multistep("dpmsolver++", use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"),
+    multistep("sde-dpmsolver++", use_flow_sigmas=True, flow_shift=1.5, prediction_type="flow_prediction"),
+    ("EulerDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1, **STABLE}),
+    ("EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min"}),
+    ("EulerDiscreteScheduler", ZERO_SNR),
+    (
+        "EulerDiscreteScheduler",
+        {
+            "timestep_type": "continuous",
+            "prediction_type": "v_prediction",
+            "use_karras_sigmas": True,
+            "sigma_min": 0.002,
+            "sigma_max": 700.0,
+        },
+    ),
+    ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing", **STABLE}),
+    ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+    ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True, "mu": 1.15, "shift_terminal": 0.1}),
+    ("FlowMatchEulerDiscreteScheduler", {"use_beta_sigmas": True}),
+    ("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}),
+    ("EDMEulerScheduler", {"final_sigmas_type": "sigma_min", "sigma_data": 0.7, "sigma_schedule": "exponential"}),
+    ("EDMDPMSolverMultistepScheduler", {"solver_type": "heun"}),
+]
+
+CASES = [
+    (name, {**options, "prediction_type": prediction})
+    for name, options in METHODS
+    for prediction in PREDICTIONS
+    if not (prediction == "sample" and name in NO_SAMPLE)
+] + TABLES
+
+
+def build(name: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The scheduler with its timesteps set, the adapter's options, and those of its ``step``."""
+    config = dict(options)
+    ours = {key: config.pop(key) for key in ("eta", "mu") if key in config}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*algorithm_type.*deprecated", category=FutureWarning)
+        scheduler = getattr(diffusers, name)(**config)
+    scheduler.set_timesteps(STEPS, **{key: ours[key] for key in ("mu",) if key in ours})
+    return scheduler, ours, {key: ours[key] for key in ("eta",) if key in ours}
+
+
+def start(scheduler: Any) -> Tensor:
+    return randn(*SHAPE, seed=1) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+
+
+def case_id(case: tuple[str, dict[str, Any]]) -> str:
+    name, options = case
+    settings = (f"{key}={value}" for key, value in options.items() if key not in ("clip_sample", "trained_betas"))
+    return "-".join([name.replace("Scheduler", ""), *settings])
+
+
+def distance(got: Tensor, want: Tensor) -> float:
+    return float((got.detach() - want.detach()).norm() / want.detach().norm())
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_samples_and_gradients_are_those_of_the_loop(case: tuple[str, dict[str, Any]]) -> None:
+    scheduler, ours, theirs = build(*case)
+    model, normals, weights = SmallModel(), randn(2 * STEPS, *SHAPE, seed=2), randn(*SHAPE, seed=3)
+    adapter = sa.adapters.from_diffusers(model, scheduler, **ours)
+
+    def leaves() -> tuple[Tensor, Tensor, Tensor]:
+        return start(scheduler).requires_grad_(), randn(2, 3).requires_grad_(), normals.clone().requires_grad_()
+
+    x_T, style, z = leaves()
+    got = adapter.sample(x_T, steps=STEPS, cond={"style": style}, noise=noise_of(adapter, STEPS, z))
+    inputs = [x_T, style, model.time.weight, model.outward.bias]
+    gradients = torch.autograd.grad((weights * got).sum(), [*inputs, z] if adapter.frame.eta else inputs)
+
+    x_T, style, z = leaves()
+    want = loop(scheduler, model, x_T, z, cond={"style": style}, **theirs)
+    inputs = [x_T, style, model.time.weight, model.outward.bias]
+    expected = torch.autograd.grad((weights * want).sum(), [*inputs, z] if adapter.frame.eta else inputs)
+
+    assert distance(got, want) <= 1e-5
+    for gradient, reference in zip(gradients, expected, strict=True):
+        assert distance(gradient, reference) <= 1e-4
+
+
+def test_ddim_with_noise_from_zero_snr() -> None:
+    """x_T enters by the first call alone; in their loop by the square root of a rounded 0 too, of size 1e-4."""
+    scheduler, ours, theirs = build("DDIMScheduler", {"clip_sample": False, "eta": 1.0, **ZERO_SNR})
+    model, normals = SmallModel(), randn(STEPS, *SHAPE, seed=2)
+    adapter = sa.adapters.from_diffusers(model, scheduler, **ours)
+    got = adapter.sample(start(scheduler), steps=STEPS, noise=noise_of(adapter, STEPS, normals))
+    assert distance(got, loop(scheduler, model, start(scheduler), normals, **theirs)) <= 1e-5
+
+
+EXACT = [
+    (name, {**options, "prediction_type": prediction})
+    for prediction in PREDICTIONS
+    for name, options in (
+        ("DDPMScheduler", {"clip_sample": False}),
+        ("DDIMScheduler", {"clip_sample": False}),
+        ("DDIMScheduler", {"clip_sample": False, "eta": 1.0}),
+        ("HeunDiscreteScheduler", {"timestep_spacing": "leading"}),
+    )
+]
+
+
+@pytest.mark.parametrize("case", [*EXACT, ("DDPMScheduler", {"clip_sample": False, **ZERO_SNR})], ids=case_id)
+def test_without_their_rounding_nothing_is_left(case: tuple[str, dict[str, Any]]) -> None:
+    scheduler, ours, theirs = build(*case)
+    model, normals = SmallModel(), randn(STEPS, *SHAPE, seed=2)
+    normals[-1] = 0  # a last step from a timestep above 0 injects noise of size 1e-10 in theirs, and none in ours
+    adapter = sa.adapters.from_diffusers(model, scheduler, **ours)
+    widen(scheduler)
+    x_T = start(scheduler).requires_grad_()
+    got = adapter.sample(x_T, steps=STEPS, noise=noise_of(adapter, STEPS, normals))
+    want = loop(scheduler, model, x_T, normals, **theirs)
+    assert distance(got, want) <= 1e-12
+    gradient, reference = (torch.autograd.grad(x.square().sum(), x_T)[0] for x in (got, want))
+    assert distance(gradient, reference) <= 1e-12
+
+
+def test_what_their_rounding_costs_from_a_high_level() -> None:
+    """A first step from sigma = 2e4 to 4 loses four digits of a float32 level, and nothing in float64."""
+    options = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
+    scheduler, _, _ = build("HeunDiscreteScheduler", options)
+    model = SmallModel()
+    adapter = sa.adapters.from_diffusers(model, scheduler)
+    grid, x_T = adapter.grid(STEPS), start(scheduler)
+    assert float(grid[0]) > 2e4
+    got = adapter.sample(x_T, steps=STEPS)
+    assert distance(got, loop(scheduler, model, x_T, ())) <= 1e-2
+    scheduler.set_timesteps(STEPS)
+    torch.testing.assert_close(scheduler.sigmas[::2].double(), grid[:-1], rtol=1e-6, atol=0)
+    scheduler.sigmas = torch.cat([grid[:1], grid[1:-1].repeat_interleave(2), grid[-1:]])
+    assert distance(got, loop(scheduler, model, x_T, ())) <= 1e-10
+
+
+def widen(scheduler: Any) -> None:
+    """Float64 tables, of the same values."""
+    for name in ("alphas_cumprod", "final_alpha_cumprod", "one", "sigmas"):
+        if isinstance(getattr(scheduler, name, None), Tensor):
+            setattr(scheduler, name, getattr(scheduler, name).double())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 20])
+@pytest.mark.parametrize(
+    "name", ["DDPMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler"]
+)
+def test_any_number_of_steps(name: str, steps: int) -> None:
+    scheduler = getattr(diffusers, name)(**({"clip_sample": False} if name == "DDPMScheduler" else {}))
+    model, normals = SmallModel(), randn(steps, *SHAPE, seed=2)
+    adapter = sa.adapters.from_diffusers(model, scheduler)
+    scheduler.set_timesteps(steps)
+    got = adapter.sample(start(scheduler), steps=steps, noise=noise_of(adapter, steps, normals))
+    assert distance(got, loop(scheduler, model, start(scheduler), normals)) <= 1e-5
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+@pytest.mark.parametrize("steps", [3, 10, 29])
+def test_the_model_is_given_the_timesteps_of_the_scheduler(case: tuple[str, dict[str, Any]], steps: int) -> None:
+    scheduler, ours, _ = build(*case)
+    if "trailing" in case_id(case) and "DDIM" in case[0] and steps != 10:
+        return  # refused: see test_adapters.py
+    if (
+        case[1].get("lower_order_final", True) is True
+        and case[1].get("final_sigmas_type") == "sigma_min"
+        and steps < 15
+    ):
+        return
+    adapter = sa.adapters.from_diffusers(SmallModel(), scheduler, **ours)
+    scheduler.set_timesteps(steps, **{key: ours[key] for key in ("mu",) if key in ours})
+    want = scheduler.timesteps[::2] if "Heun" in case[0] else scheduler.timesteps
+    network: Any = adapter.denoiser.network
+    got = torch.stack([network._timestep(t) for t in adapter.grid(steps)[:-1]])
+    # A last step of no length is left out.
+    assert len(want) - len(got) in (0, 1)
+    if network.timesteps.whole:
+        assert torch.equal(got.double(), want.double()[: len(got)])
+    else:
+        torch.testing.assert_close(got.double(), want.double()[: len(got)], rtol=1e-5, atol=1e-5)
