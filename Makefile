@@ -29,6 +29,7 @@ mutants: .venv/installed-dev
 bench: .venv/installed-dev
 	$(PY) -m tests.benchmarks.checkpoint_cost
 	$(PY) -m tests.benchmarks.noise_queries
+	$(PY) -m tests.benchmarks.strong_order_study
 
 .venv/installed-demo: $(FILES) | $(PY)
 	$(INSTALL) -e '.[demo]'

@@ -18,12 +18,11 @@ from .adjoints import (
     normalize,
     record_norms,
 )
-from .check_gradient import check_gradient
 from .conditioning import Scheduled
 from .denoiser import Denoiser
 from .encode import Encoded, encode
 from .frames import Frame
-from .gradient_check import GradientCheck
+from .gradient_check import GradientCheck, check_gradient
 from .grids import coarsen, karras, uniform_logsnr, uniform_time
 from .guidance import Guidance
 from .noise import BrownianPath, FixedNoise, Noise, ShiftedNoise

@@ -68,7 +68,7 @@ def encode(
 
     Args:
         denoiser, frame, grid, solver, cond: as for ``sample``; the grid must end at sigma > 0.
-        x_0: the state at ``grid[-1]``, (batch, ...): an image, if sigma is small there.
+        x_0: the state at ``grid[-1]``, (batch, ...): an image, if sigma is small there. float64 or float32.
         seed: of the forward process, for eta > 0: one integer, or a list with one for each sample, like
             ``BrownianPath``'s; no global generator is touched.
         tol: largest relative error ``|sample(...) - x_0| / |x_0|`` of any sample, at least 64 ulps of x_0's dtype.
@@ -92,6 +92,10 @@ def encode(
     cond = {} if cond is None else cond
     check_problem(denoiser, frame, solver, cond)
     check_state("x_0", x_0)
+    if x_0.dtype == torch.bfloat16:
+        raise TypeError(
+            "x_0: got bfloat16, too coarse to tell a latent that works from one that does not; pass x_0.float()"
+        )
     tol = max(1e-10, 8 * round_off(x_0)) if tol is None else tol
     _check_effort(x_0, tol, max_iterations)
     recursion = Discretization.create(denoiser, frame, solver, grid, cond)
@@ -156,7 +160,7 @@ def noised(recursion: Discretization, n: int, x: Tensor, z: Tensor) -> Tensor:
 
 
 def _check_effort(x_0: Tensor, tol: float, max_iterations: int) -> None:
-    if isinstance(tol, bool) or not isinstance(tol, int | float) or not 0 < tol < math.inf:
+    if isinstance(tol, bool) or not isinstance(tol, int | float) or not 0 < tol < 1:
         raise ValueError(f"tol: got {tol!r}; pass a relative error such as 1e-10")
     if tol < round_off(x_0):
         raise ValueError(

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import sdeadjoint as sa
-from sdeadjoint.call import Call
 from sdeadjoint.gradient_check import Row
+from sdeadjoint.gradient_check.call import Call
 
 from .networks import Mlp
 from .wrong_adjoints import NotANumber, Scaled, WithoutNoise

@@ -15,10 +15,10 @@ from torch import Tensor
 
 import sdeadjoint as sa
 from sdeadjoint import cli
-from sdeadjoint.call import Call
 from sdeadjoint.comparison import Comparison, Method, command, compare, default_methods, plots, scene, table
 from sdeadjoint.comparison.measure import Case
 from sdeadjoint.comparison.truth import Truth, refined, true_gradients
+from sdeadjoint.gradient_check.call import Call
 from sdeadjoint.solvers import Solver
 
 from .networks import Mlp

@@ -24,11 +24,11 @@ def blocks(text: str) -> list[str]:
 def test_readme_runs_and_fills_the_gradients_it_names() -> None:
     names: dict = {}
     torch.manual_seed(0)
-    assert len(blocks(README)) == 5
+    assert len(blocks(README)) == 7
     for block in blocks(README):
         exec(compile(block, "README.md", "exec"), names)
     assert (names["again"] - names["image"]).norm() <= 1e-4 * names["image"].norm()  # float32
-    leaves = [names["x_T"], names["style"], names["increments"], *names["denoiser"].parameters()]
+    leaves = [names["x_T"], names["style"], names["increments"], names["latents"], *names["denoiser"].parameters()]
     for leaf in leaves:
         assert leaf.grad is not None
         assert leaf.grad.isfinite().all()

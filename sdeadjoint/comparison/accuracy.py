@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..call import Gradients
+from ..gradient_check.call import Gradients
 from .measurement import KINDS, Agreement, Gradient
 
 

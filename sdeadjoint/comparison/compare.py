@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..call import Call, Gradients, Loss
 from ..denoiser import Denoiser
 from ..frames import Frame
+from ..gradient_check.call import Call, Gradients, Loss
 from ..noise import Noise
 from ..solvers import Solver
 from .accuracy import gradients

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..call import Call
+from ..gradient_check.call import Call
 
 
 class Counted(nn.Module):

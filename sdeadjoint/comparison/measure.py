@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..adjoints import Adjoint, Direct, Reversible
 from ..adjoints.replay.surroundings import generators_untouched
-from ..call import Call, Gradients
+from ..gradient_check.call import Call, Gradients
 from ..memory import PeakMemory
 from ..noise import BrownianPath, ShiftedNoise
 from .accuracy import kind_of

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..call import Loss
 from ..denoiser import Denoiser
 from ..frames import Frame
+from ..gradient_check.call import Loss
 from ..grids import uniform_logsnr
 from ..noise import BrownianPath, Noise
 from ..schedules import VPLinear

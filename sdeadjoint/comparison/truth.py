@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..adjoints import Checkpoint, Direct
-from ..call import Call, Gradients
 from ..conditioning import scheduled
+from ..gradient_check.call import Call, Gradients
 from ..noise import BrownianPath
 from ..problems import Gaussian, Mixture
 from ..problems.base import PosteriorMean

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adjoints import Adjoint, Checkpoint, Direct
-from .adjoints.checkpoint import parse_bytes
+from ..adjoints import Adjoint, Checkpoint, Direct
+from ..adjoints.checkpoint import parse_bytes
+from ..denoiser import Denoiser
+from ..frames import Frame
+from ..noise import Noise
+from ..solvers import Solver
 from .call import Call, Gradients, Loss, Probe
-from .denoiser import Denoiser
 from .differences import Quotient, quotients
-from .frames import Frame
-from .gradient_check import GradientCheck, Row
-from .noise import Noise
-from .solvers import Solver
+from .result import GradientCheck, Row
 
 REFERENCES = ("auto", "direct", "differences")
 

@@ -10,19 +10,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import nests
-from .adjoints import Adjoint, Direct
-from .adjoints.replay.leaves import dependencies
-from .adjoints.replay.surroundings import generators_untouched
-from .arguments import check_problem, check_state
-from .conditioning import Scheduled
-from .denoiser import Denoiser
-from .discretization import Discretization
-from .frames import Frame
-from .memory import PeakMemory
-from .noise import FixedNoise, Noise, ShiftedNoise
-from .sample import sample
-from .solvers import Solver
+from .. import nests
+from ..adjoints import Adjoint, Direct
+from ..adjoints.replay.leaves import dependencies
+from ..adjoints.replay.surroundings import generators_untouched
+from ..arguments import check_problem, check_state
+from ..conditioning import Scheduled
+from ..denoiser import Denoiser
+from ..discretization import Discretization
+from ..frames import Frame
+from ..memory import PeakMemory
+from ..noise import FixedNoise, Noise, ShiftedNoise
+from ..sample import sample
+from ..solvers import Solver
 
 Loss = Callable[[Tensor], Tensor]
 """``loss(x_0)``: a tensor with one number."""

@@ -1,0 +1,164 @@
+"""Cases for adjoints: one nonlinear solve with everything that can have a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ..adjoints import Adjoint
+from ..denoiser import Denoiser
+from ..frames import KINDS, Frame
+from ..grids import uniform_logsnr
+from ..noise import BrownianPath, FixedNoise, Noise, ShiftedNoise
+from ..predictions import PREDICTIONS
+from ..sample import sample
+from ..schedules import RectifiedFlow, Schedule, VPCosine, VPLinear
+from ..solvers import Euler, Solver
+from .contract import Case, numbers
+from .networks import Network
+
+NOISES = ("fixed", "shifted", "replayed")
+
+
+class Gradients(NamedTuple):
+    """The sample and the gradients by name, None where there is none."""
+
+    x: Tensor
+    of: dict[str, Tensor | None]
+
+
+class Built(NamedTuple):
+    """Arguments of ``sample`` made anew, and their leaves by name."""
+
+    arguments: dict[str, Any]
+    leaves: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Solve(Case):
+    """A call of ``sample`` whose gradients reach x_T, conditioning, weights, the noise and what nobody declared.
+
+    Args:
+        solver, steps, eta, kind, prediction, schedule: of the sampler; the grid is uniform in lambda from -2 to 2.
+        noise: for eta > 0: ``"fixed"`` increments as leaves, ``"shifted"`` a replayed path with shifts as leaves,
+            ``"replayed"`` a path without leaves.
+        hidden: the network is a function, its weights are found in the graph alone.
+        latent: x_T requires a gradient.
+        trajectory: all states are returned.
+        batch: number of samples, of shape (3,).
+    """
+
+    solver: Solver = field(default_factory=Euler)
+    steps: int = 2
+    eta: float = 0.0
+    kind: str = "data"
+    noise: str = "fixed"
+    prediction: str = "epsilon"
+    schedule: Schedule = field(default_factory=VPLinear)
+    hidden: bool = False
+    latent: bool = True
+    trajectory: bool = False
+    batch: int = 2
+
+    def build(self) -> Built:
+        """Fresh tensors, equal for equal cases."""
+        frame = Frame(self.schedule, self.eta, self.kind)
+        t_max, t_min = (float(self.schedule.time(lam)) for lam in (-2.0, 2.0))
+        grid = uniform_logsnr(self.schedule, self.steps, t_max=t_max, t_min=t_min)
+        network, x_T = Network((3,)), numbers(self.batch, 3, seed=1).requires_grad_(self.latent)
+        style = numbers(self.batch, network.width, seed=2).requires_grad_()
+        leaves = {"x_T": x_T} if self.latent else {}
+        leaves |= {"cond": style} | {n: p for n, p in network.named_parameters() if p.requires_grad}
+        module: Any = network
+        if self.hidden:
+            leaves["hidden"] = scale = torch.tensor(0.8, dtype=torch.float64, device="cpu").requires_grad_()
+
+            def module(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+                return network(x, t, **cond) * scale
+
+        noise = self._noise(frame, grid, x_T, leaves) if self.eta > 0 else None
+        arguments = {
+            "denoiser": Denoiser(module, self.schedule, self.prediction),
+            "x_T": x_T,
+            "frame": frame,
+            "grid": grid,
+            "solver": self.solver,
+            "noise": noise,
+            "cond": {"style": {"style": [style]}},
+            "trajectory": self.trajectory,
+        }
+        return Built(arguments, leaves)
+
+    def _noise(self, frame: Frame, grid: Tensor, x_T: Tensor, leaves: dict[str, Tensor]) -> Noise:
+        path, levy = BrownianPath(seed=3), self.solver.claims.levy != "none"
+        if self.noise == "replayed":
+            return path
+        drawn = [path.increments(frame, grid, x_T)] + ([path.levy_areas(frame, grid, x_T)] if levy else [])
+        if self.noise == "shifted":
+            drawn = [0.1 * part for part in drawn]
+        leaves |= {name: part.requires_grad_() for name, part in zip(("dB", "H"), drawn, strict=False)}
+        return FixedNoise(*drawn) if self.noise == "fixed" else ShiftedNoise(path, *drawn)
+
+    def gradients(self, adjoint: Adjoint) -> Gradients:
+        """The sample and its gradients for one fixed cotangent."""
+        arguments, leaves = self.build()
+        x = sample(adjoint=adjoint, **arguments)
+        found = torch.autograd.grad(x, list(leaves.values()), cotangent(x), allow_unused=True)
+        return Gradients(x.detach(), dict(zip(leaves, found, strict=True)))
+
+    def code(self, name: str) -> str:
+        lines = [
+            "from sdeadjoint import *",
+            "from sdeadjoint.testing.problems import Solve",
+            f"case = {self!r}",
+            f"print(case.gradients({name}))",
+            "print(case.gradients(Direct()))",
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Recomputed(Case):
+    """A ``Solve`` with the solver that is checked, under an adjoint that relies on the solver's contract."""
+
+    adjoint: Adjoint
+    steps: int = 5
+    eta: float = 0.0
+    kind: str = "data"
+    noise: str = "fixed"
+
+    def solve(self, solver: Solver) -> Solve:
+        return Solve(solver, self.steps, self.eta, self.kind, self.noise)
+
+    def code(self, name: str) -> str:
+        solve = f"Solve({name}, {self.steps}, {self.eta}, {self.kind!r}, {self.noise!r})"
+        lines = ["from sdeadjoint import *", "from sdeadjoint.testing.problems import Solve"]
+        return "\n".join([*lines, *(f"print({solve}.gradients({adjoint}))" for adjoint in (self.adjoint, "Direct()"))])
+
+
+def cotangent(x: Tensor) -> Tensor:
+    """What the sample's gradient is pulled back from: no two entries alike."""
+    return torch.linspace(-1, 2, x.numel(), dtype=x.dtype, device=x.device).reshape(x.shape)
+
+
+def solves(solvers: Sequence[Solver], *, trajectory: bool = False) -> st.SearchStrategy[Solve]:
+    """Problems for any of the solvers, ODE and SDE, with every kind of leaf."""
+    return st.builds(
+        Solve,
+        solver=st.sampled_from(list(solvers)),
+        steps=st.integers(1, 6),
+        eta=st.sampled_from([0.0, 1.0, 0.3]),
+        kind=st.sampled_from(KINDS),
+        noise=st.sampled_from(NOISES),
+        prediction=st.sampled_from(PREDICTIONS),
+        schedule=st.sampled_from([VPLinear(), RectifiedFlow(), VPCosine()]),
+        hidden=st.booleans(),
+        latent=st.sampled_from([True, False]),
+        trajectory=st.booleans() if trajectory else st.just(False),
+        batch=st.integers(1, 3),
+    )
