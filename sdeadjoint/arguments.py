@@ -25,10 +25,12 @@ def check_problem(denoiser: Denoiser, frame: Frame, solver: Solver, cond: Mappin
     """Refuse what does not make a sampler."""
     check_types(
         ("denoiser", denoiser, Denoiser, "Denoiser(network, schedule, prediction)"),
-        ("frame", frame, Frame, "Frame(schedule, eta, kind)"),
+        ("frame", frame, Frame, "Frame(schedule, eta, kind), or the first of a pair such as samplers.ddim(schedule)"),
         ("solver", solver, Solver, "a solver such as Heun()"),
         ("cond", cond, Mapping, "a mapping from the network's keyword names to values"),
     )
+    if strange := [name for name in cond if not isinstance(name, str)]:
+        raise TypeError(f"cond: got the key {strange[0]!r}; pass the names of the network's keyword arguments")
     if denoiser.schedule != frame.schedule:
         raise ValueError(
             f"frame: its schedule is {frame.schedule!r}, but the denoiser's is {denoiser.schedule!r}; "

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from . import nests
+
 
 class Scheduled(NamedTuple):
     """One value of the conditioning for each step: step n of the sampler sees ``values[n]``, in all its network calls.
@@ -29,13 +31,8 @@ def at_step(nest: Any, n: int) -> Any:
     """The nest as step n sees it."""
     if isinstance(nest, Scheduled):
         return nest.values[n]
-    if isinstance(nest, Mapping):
-        return {name: at_step(value, n) for name, value in nest.items()}
-    if isinstance(nest, list):
-        return [at_step(value, n) for value in nest]
-    if isinstance(nest, tuple):
-        values = [at_step(value, n) for value in nest]
-        return type(nest)(*values) if hasattr(nest, "_fields") else tuple(values)
+    if isinstance(nest, Mapping | list | tuple):
+        return nests.map_items(lambda value: at_step(value, n), nest)
     return nest
 
 

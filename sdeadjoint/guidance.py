@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .conditioning import Scheduled
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class Guidance:
     def __post_init__(self) -> None:
         if isinstance(self.rescale, bool) or not isinstance(self.rescale, int | float) or not 0 <= self.rescale <= 1:
             raise ValueError(f"rescale: got {self.rescale!r}; pass a number in [0, 1], 0 for none")
+        values = self.scale.values if isinstance(self.scale, Scheduled) else [self.scale]
+        if any(isinstance(value, bool) or not isinstance(value, Real | Tensor) for value in values):
+            raise TypeError(f"scale: got {self.scale!r}; pass a number or a tensor, or Scheduled of them")
         if not isinstance(self.unconditional, Mapping):
             raise TypeError(
                 f"unconditional: got {type(self.unconditional).__name__}; pass a mapping of names, like cond"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor
@@ -24,14 +25,32 @@ def map_leaves(function: Callable[[Any], Any], nest: Any) -> Any:
     """The same nest with ``function`` applied to everything that is not a mapping, list or tuple."""
     if isinstance(nest, Tensor):
         return function(nest)
-    if isinstance(nest, Mapping):
-        return {name: map_leaves(function, value) for name, value in nest.items()}
-    if isinstance(nest, list):
-        return [map_leaves(function, value) for value in nest]
-    if isinstance(nest, tuple):
-        values = [map_leaves(function, value) for value in nest]
-        return type(nest)(*values) if hasattr(nest, "_fields") else tuple(values)
+    if isinstance(nest, Mapping | list | tuple):
+        return map_items(lambda value: map_leaves(function, value), nest)
     return function(nest)
+
+
+def map_items(function: Callable[[Any], Any], nest: Any) -> Any:
+    """A mapping, list or tuple with ``function`` applied to each of its items, of the same type where it can be copied.
+
+    Outputs of text encoders, for instance, are dictionaries with attributes, which networks read.
+    """
+    if isinstance(nest, Mapping):
+        items = {name: function(value) for name, value in nest.items()}
+        if type(nest) is dict or not isinstance(nest, MutableMapping):
+            return items
+        like = copy.copy(nest)
+        for name, value in items.items():
+            like[name] = value
+        return like
+    values = [function(value) for value in nest]
+    if isinstance(nest, tuple):
+        return type(nest)(*values) if hasattr(nest, "_fields") else tuple(values)
+    if type(nest) is list:
+        return values
+    same = copy.copy(nest)
+    same[:] = values
+    return same
 
 
 def map_tensors(function: Callable[[Tensor], Any], nest: Any) -> Any:

@@ -70,6 +70,10 @@ def sample(
     check_problem(denoiser, frame, solver, cond)
     check_state("x_T", x_T)
     check_types(("adjoint", adjoint, Adjoint, "an adjoint such as Checkpoint()"))
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: got {type(callback).__name__}; pass a function callback(n, t, x)")
+    if not isinstance(trajectory, bool):
+        raise TypeError(f"trajectory: got {trajectory!r}; pass True or False")
     recursion = Discretization.create(denoiser, frame, solver, grid, cond).driven_by(noise, x_T)
     _check_gradients_on(x_T, cond, recursion)
     with ExitStack() as stack:

@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "sdeadjoint"
 # From the bottom up. A module imports from lower layers, and from its own folder.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"schedules", "predictions", "nests", "command_line", "fixed_point"}),
-    frozenset({"noise", "guidance", "conditioning"}),
+    frozenset({"noise", "conditioning"}),
+    frozenset({"guidance"}),
     frozenset({"denoiser"}),
     frozenset({"solvers", "frames", "grids", "problems", "memory"}),
     frozenset({"discretization", "arguments"}),

@@ -58,7 +58,10 @@ class Checkpoint(Adjoint):
     def __post_init__(self) -> None:
         bad_type = isinstance(self.snapshots, bool) or not isinstance(self.snapshots, int | None)
         if bad_type or (self.snapshots is not None and self.snapshots < 1):
-            raise ValueError(f"snapshots: got {self.snapshots!r}; pass None (a state per step) or an integer >= 1")
+            raise ValueError(
+                f"snapshots: got {self.snapshots!r}; pass None (a state per step) or an integer >= 1 "
+                "(a budget in bytes is memory='2GiB')"
+            )
         if self.memory is not None:
             parse_bytes(self.memory)
             if self.snapshots is not None:

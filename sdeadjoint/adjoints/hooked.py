@@ -27,7 +27,9 @@ class Hooked(Adjoint):
 
     def __post_init__(self) -> None:
         if not isinstance(self.adjoint, Adjoint):
-            raise TypeError(f"adjoint: got {type(self.adjoint).__name__}; pass an adjoint such as Checkpoint()")
+            given = self.adjoint
+            got = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+            raise TypeError(f"adjoint: got {got}; pass Hooked(adjoint, hook) with an adjoint such as Checkpoint()")
         if not callable(self.hook):
             raise TypeError(f"hook: got {type(self.hook).__name__}; pass a function hook(n, t, a)")
 

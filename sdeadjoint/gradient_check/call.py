@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from .. import nests
 from ..adjoints import Adjoint, Direct
-from ..adjoints.replay.leaves import dependencies
+from ..adjoints.replay.leaves import dependencies, distinct
 from ..adjoints.replay.surroundings import generators_untouched
 from ..arguments import check_problem, check_state
 from ..conditioning import Scheduled
 from ..denoiser import Denoiser
-from ..discretization import Discretization
+from ..discretization import Carry, Discretization
 from ..frames import Frame
 from ..memory import PeakMemory
 from ..noise import FixedNoise, Noise, ShiftedNoise
@@ -159,7 +159,18 @@ class Call:
         increment = recursion.increment(0)  # a path's own memory is no activation
         with generators_untouched(self.x_T.device), torch.enable_grad(), PeakMemory() as memory:
             out = recursion.step(0, recursion.start(self.x_T), increment)
-        return Probe(memory.live, memory.peak, dependencies(nests.tensors(out)).leaves_but(known))
+            found = dependencies(nests.tensors(out)).leaves_but(known)
+        late = self._late_leaves(nests.map_tensors(Tensor.detach, out), known)
+        return Probe(memory.live, memory.peak, distinct([*found, *late]))
+
+    def _late_leaves(self, carry: Carry, known: list[Tensor]) -> Iterator[Tensor]:
+        """Leaves that the network reads after the first step: a network may read some at some times only."""
+        recursion = self.recursion
+        for n in range(1, recursion.steps):
+            with generators_untouched(self.x_T.device), torch.enable_grad():
+                out = recursion.step(n, carry, recursion.increment(n))
+            yield from dependencies(nests.tensors(out)).leaves_but(known)
+            carry = nests.map_tensors(Tensor.detach, out)
 
 
 def _paths(nest: Any, name: str) -> Iterator[tuple[str, Tensor]]:

@@ -54,6 +54,14 @@ class BoundNoise(ABC):
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors that the noise is made of, a caller's leaves, in a fixed order; empty for a seed."""
 
+    @property
+    def slotted(self) -> bool:
+        """Whether ``dB_n`` is ``tensors[0][n]`` and ``H_n`` ``tensors[1][n]``, but for a cast and a constant.
+
+        Gradients are then written into their slots; otherwise they go through the graph of ``increment(n)``.
+        """
+        return False
+
 
 class Noise(ABC):
     """A source of Brownian increments that does not know the problem yet."""

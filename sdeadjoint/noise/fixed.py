@@ -84,6 +84,10 @@ class _BoundFixed(BoundNoise):
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.increments,) if self.levy_areas is None else (self.increments, self.levy_areas)
 
+    @property
+    def slotted(self) -> bool:
+        return True
+
     def increment(self, n: int) -> Increment:
         checked_step(n, len(self.increments))
         dB = self.increments[n].to(dtype=self.dtype, device=self.device)

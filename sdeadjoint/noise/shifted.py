@@ -95,6 +95,10 @@ class _BoundShifted(BoundNoise):
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.shifts,) if self.levy_shifts is None else (self.shifts, self.levy_shifts)
 
+    @property
+    def slotted(self) -> bool:
+        return True
+
     def increment(self, n: int) -> Increment:
         dB, H = self.path.increment(n)  # refuses steps that the grid does not have
         dB = dB + self.shifts[n].to(dtype=self.dtype, device=self.device)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ... import nests
 from ...discretization import Discretization
 from ...integrate import Observer
+from ...noise import BoundNoise
 from ..direct import Direct
 from .forward import Evaluation, Stage, Sweep, Swept, sweep, training_modes
 from .isolation import arguments, isolate
@@ -81,7 +82,8 @@ def sweep_and_plan(
     return swept, Plan(
         isolated,
         tuple(inputs),
-        watched=tuple(tensor for tensor in declared if not tensor.requires_grad),
+        # Inference tensors have no version to watch, and can be changed in inference mode alone.
+        watched=tuple(tensor for tensor in declared if not (tensor.requires_grad or tensor.is_inference())),
         retrieval=retrieval,
         keep=keep,
         autocast=autocast,
@@ -143,6 +145,7 @@ class Totals:
     def __init__(self, inputs: Sequence[Tensor], recursion: Discretization) -> None:
         self.grads: list[Tensor | None] = [None] * len(inputs)
         self.noise = () if recursion.noise is None else recursion.noise.tensors
+        self._bound = recursion.noise
         self.slots = {id(tensor): k for k, tensor in enumerate(inputs)}
 
     def add(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
@@ -161,7 +164,10 @@ class Totals:
                 total.add_(grad)
 
     def add_noise(self, n: int, grads: Sequence[Tensor | None]) -> None:
-        """Add the gradients of step n's noise in their places."""
+        """Add the gradients of step n's noise, given those of its increment and its Levy area."""
+        if self._bound is not None and not self._bound.slotted:
+            self._pull_back_noise(self._bound, n, grads)
+            return
         for tensor, grad in zip(self.noise, grads, strict=False):
             k = self.slots.get(id(tensor))
             if k is not None and grad is not None:
@@ -169,6 +175,20 @@ class Totals:
                 if total is None:
                     total = self.grads[k] = torch.zeros_like(tensor)
                 total[n] += grad.to(total)
+
+    def _pull_back_noise(self, bound: BoundNoise, n: int, grads: Sequence[Tensor | None]) -> None:
+        with torch.enable_grad():
+            increment = bound.increment(n)
+        pairs = [
+            (part, grad.to(part))
+            for part, grad in zip(nests.tensors(increment), grads, strict=False)
+            if grad is not None and part.requires_grad
+        ]
+        wanted = [tensor for tensor in self.noise if id(tensor) in self.slots]
+        if pairs and wanted:
+            parts, seeds = zip(*pairs, strict=True)
+            # Retained: the noise may have computed something for all of its steps at once.
+            self.add(wanted, torch.autograd.grad(parts, wanted, seeds, allow_unused=True, retain_graph=True))
 
 
 def recompute(plan: Plan, n: int, stage: Stage, reached: Tensor) -> Evaluation:

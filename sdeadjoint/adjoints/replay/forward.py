@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep) -> Swept:
     it is done, and so are the following ones. With bytes for graphs, those of the latest steps stay whole.
     """
     last, device, mark = isolated.recursion.steps - 1, carry.y.device, sequence_number()
-    window = Window(how.graphs, isolated)
+    window, made = Window(how.graphs, isolated), WeakValueDictionary[int, Tensor]()
     stages: list[tuple[int, Stage]] = []
     outputs: list[Tensor] = []
     leaves: dict[int, Tensor] = {}
@@ -96,9 +97,10 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep) -> Swept:
             done, found = _examined(isolated, n, carry, how.autocast, keep=True)
         own = [*nests.tensors(done.entry), *done.noise, *isolated.copies]
         if n >= how.first:
-            window.refuse_connections(found)
+            _refuse_connections(found, made, own)
             leaves |= {id(leaf): leaf for leaf in found.leaves_but(own)}
             borrows |= any(precedes(node, mark) for node in found.nodes)
+        made.update({id(tensor): tensor for tensor in own[: len(own) - len(isolated.copies)]})
         carry = nests.map_tensors(Tensor.detach, done.out)
         window.add(n, done)
         del done, found, own
@@ -119,7 +121,6 @@ class Window:
         self._latest = 0
         parameters = [*isolated.recursion.denoiser.parameters(), *isolated.recursion.denoiser.buffers()]
         states = [*isolated.copies, isolated.x_T]
-        self._shared = {id(tensor) for tensor in states}
         self._elsewhere = {tensor.untyped_storage().data_ptr() for tensor in (*parameters, *states)}
 
     @property
@@ -145,20 +146,20 @@ class Window:
                 return
         done.activations.release()
 
-    def refuse_connections(self, found: Dependencies) -> None:
-        """Raise if an evaluation depends on what was made for a kept one: through a tensor that the network cached."""
-        made = {id(leaf) for _, done in self.kept for leaf in (*nests.tensors(done.entry), *done.noise)}
-        if any(id(leaf) in made - self._shared for leaf in found.leaves):
-            raise RuntimeError(
-                "network: it used a tensor that an earlier evaluation had computed (a cache kept between calls), so a "
-                "step depends on more than its state; make it a function of (x, t, cond), or use adjoint=Direct()"
-            )
-
     def _drop(self) -> None:
         _, done = self.kept.popleft()
         self._sizes.popleft()
         if done.activations is not None:
             done.activations.release()
+
+
+def _refuse_connections(found: Dependencies, made: Mapping[int, Tensor], own: list[Tensor]) -> None:
+    """Raise if a step depends on what was made for an earlier one: through a tensor that the network kept."""
+    if any(made.get(id(tensor)) is tensor for tensor in found.leaves_but(own)):
+        raise RuntimeError(
+            "network: it used a tensor that an earlier evaluation had computed (a cache kept between calls), so a step "
+            "depends on more than its state; make it a function of (x, t, cond), or use adjoint=Direct()"
+        )
 
 
 def evaluate(isolated: Isolated, n: int, carry: Carry, autocast: Autocast, *, keep: bool) -> Evaluation:

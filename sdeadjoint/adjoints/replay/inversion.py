@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ... import nests
 from ...discretization import Carry
+from .activations import Activations
 from .forward import Stage
+from .leaves import leaf
 from .plan import Plan, Retrieval
 
 
@@ -59,8 +61,12 @@ class Inversion(Retrieval):
             )
 
     def _inverted(self, plan: Plan, n: int, carry: Carry) -> Carry:
-        with torch.no_grad(), plan.autocast.replayed():
-            return plan.recursion.invert(n, carry, plan.recursion.increment(n))
+        """With a graph that is dropped, as in the sweeps: the network runs as in a differentiated step."""
+        activations = Activations(keep=plan.differentiates)
+        with torch.enable_grad(), activations.saved(), plan.autocast.replayed():
+            found = plan.recursion.invert(n, nests.map_tensors(leaf, carry), plan.recursion.increment(n))
+        activations.release()
+        return Carry(*nests.map_tensors(Tensor.detach, found))
 
     def tolerance(self, state: Tensor) -> float:
         """Inverting a step and repeating it costs some ulps, times the growth of errors over one step."""

@@ -89,8 +89,22 @@ def hooks_off(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 def leaf(tensor: Tensor) -> Tensor:
-    """The tensor cut from its history, as a leaf that requires a gradient."""
-    return tensor.detach().requires_grad_()
+    """The tensor cut from its history, as a leaf that requires a gradient.
+
+    Its gradient is asked for by name. One that is accumulated comes from a loss that reaches into the sampler.
+    """
+    cut = tensor.detach().requires_grad_()
+    cut.register_post_accumulate_grad_hook(_refuse_use_outside)
+    return cut
+
+
+def _refuse_use_outside(cut: Tensor) -> None:
+    cut.grad = None
+    raise RuntimeError(
+        "network: a tensor that it computed inside of the sampler (recorded by it, or by a hook) is used in the loss, "
+        "and its gradient would end there; measure the loss on what sample returns (trajectory=True has every "
+        "state), or pass adjoint=Direct()"
+    )
 
 
 def distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
