@@ -84,6 +84,7 @@ def campaign(planted: list[tuple[Mutant, tuple[str, ...]]], jobs: int) -> list[s
         for k, survivor in enumerate(pool.map(tried, planted), start=1):
             if survivor is not None:
                 survivors.append(survivor)
+                print(f"survived: {survivor}", file=sys.stderr)
             print(f"{k}/{len(planted)}, {len(survivors)} survived", end="\r", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return survivors
