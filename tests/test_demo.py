@@ -94,7 +94,7 @@ def test_files(small: Demo) -> None:
 
 
 def test_equal_seeds_give_equal_numbers(small: Demo, scene: Scene) -> None:
-    with demo._one_thread():
+    with demo.one_thread():
         assert sheet.generate(scene, SMALL.rows).as_json() == small.numbers["sheet"]
         assert [row.as_json() for row in gradients.compare(scene)] == small.numbers["gradients"]
         again = descent.on_noise(scene, SMALL.pairs).as_json()

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 
-import torch
-
 from .. import solvers
-from ..command_line import Command, count, directory, seed
+from ..command_line import Command, count, directory, one_thread, seed
 from ..solvers import Euler, Solver
 from . import plots, scene
 from .compare import compare
@@ -72,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ImportError("the plots need matplotlib: pip install 'sdeadjoint[demo]'")
     arguments.out.mkdir(parents=True, exist_ok=True)
     solver, problem = SOLVERS[arguments.solver], scene.mixture(arguments.eta, arguments.samples, arguments.seed)
-    with _one_thread():
+    with one_thread():
         comparison = compare(
             problem.denoiser,
             problem.x_T,
@@ -128,14 +125,3 @@ def _check(comparison: Comparison) -> None:
 def _progress(line: str) -> None:
     end = "\r" if sys.stderr.isatty() else "\n"
     print(f"{line:70}" if end == "\r" else line, end=end, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums then have one order on any machine, and matrices this small gain nothing from more threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -7,15 +7,14 @@ leaves pictures and all numbers in a directory.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 
+from ..command_line import one_thread
 from . import descent, footprint, gradients, pictures, report, sheet
 from .classifier import accuracy
 from .scene import Scene
@@ -45,7 +44,7 @@ def run(out: Path, seed: int = 0, *, effort: Effort = Effort()) -> dict[str, Any
     """
     _check_extras()
     out.mkdir(parents=True, exist_ok=True)
-    with _one_thread():
+    with one_thread():
         numbers = _run(out, seed, effort)
     (out / "demo.json").write_text(json.dumps(numbers, indent=1) + "\n")
     _print(("", f"Written to {out}: sheet.png (samples), demo.png (before, after, loss), memory.png, demo.json"))
@@ -78,17 +77,6 @@ def _run(out: Path, seed: int, effort: Effort) -> dict[str, Any]:
         "descents": {title: result.as_json() for title, result in descents.items()},
         "peak_memory_bytes": peaks,
     }
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums then have one order on any machine, and matrices this small gain nothing from more threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _check_extras() -> None:
