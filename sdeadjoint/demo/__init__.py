@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-
 from ..command_line import one_thread
 from . import descent, footprint, gradients, pictures, report, sheet
 from .classifier import accuracy
