@@ -1,0 +1,1 @@
+"""What the examples on handwritten digits share: the trained network, and what judges its images."""
