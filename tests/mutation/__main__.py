@@ -1,7 +1,7 @@
 """``python -m tests.mutation``: plant every fault in turn and count those that the tests catch; ``make mutants``.
 
 Each mutant is written into a copy of the tree and the tests that answer for its file are run until the first failure.
-A whole campaign takes more than an hour on two cores: ``--only frames`` runs a part, ``--sample 50`` a random one.
+A whole campaign takes about an hour on two cores: ``--only frames`` runs a part, ``--sample 50`` a random one.
 ``survivors.md`` beside this file names every mutant that may survive, with its reason; others fail the command.
 """
 
@@ -11,7 +11,6 @@ import argparse
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from pathlib import Path
 from queue import Queue
 
 from .mutants import Mutant, mutants
+from .runner import SECONDS, Outcome, run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # What answers for what: source files, and the tests that must notice a change there, quickest first.
@@ -32,12 +32,11 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "sdeadjoint/noise/*.py": ("test_noise", "test_shifted_noise"),
     "sdeadjoint/discretization.py": ("test_sample", "test_samplers", "test_hooked", "test_encode"),
     "sdeadjoint/adjoints/**/*.py": (
-        "test_checkpoint", "test_checkpoint_memory", "test_truncated", "test_hooked", "test_reversible",
-        "test_continuous",
+        "test_checkpoint", "test_checkpoint_memory", "test_truncated", "test_hooked", "test_conditioning",
+        "test_reversible", "test_continuous", "test_leaks",
     ),
     "sdeadjoint/encode.py": ("test_encode",),
 }  # fmt: skip
-SECONDS = 300
 
 
 def main() -> int:
@@ -56,59 +55,62 @@ def main() -> int:
     ]
     if arguments.sample is not None:
         planted = random.Random(arguments.seed).sample(planted, min(arguments.sample, len(planted)))
-    survivors = campaign(planted, arguments.jobs)
+    check_baseline({tests for _, tests in planted})
+    survivors, late = campaign(planted, arguments.jobs)
     excused = (Path(__file__).parent / "survivors.md").read_text()
     unexplained = [name for name in survivors if f"`{name}`" not in excused]
     caught = len(planted) - len(survivors)
-    print(f"{caught} of {len(planted)} caught; {len(survivors)} survived, {len(unexplained)} of them without a reason")
+    print(f"{caught} of {len(planted)} caught, {late} of them by the limit of {SECONDS} s alone")
+    print(f"{len(survivors)} survived, {len(unexplained)} of them without a reason")
     for name in survivors:
         print(f"  survived{' (no reason given)' if name in unexplained else ''}: {name}")
     return 1 if unexplained else 0
 
 
-def campaign(planted: list[tuple[Mutant, tuple[str, ...]]], jobs: int) -> list[str]:
-    """The names of the mutants that no test caught."""
+def campaign(planted: list[tuple[Mutant, tuple[str, ...]]], jobs: int) -> tuple[list[str], int]:
+    """The names of the mutants that no test caught, and how many others were caught by the time limit alone."""
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(jobs) as pool:
         copies: Queue[Path] = Queue()
         for k in range(jobs):
             copies.put(_copy(Path(scratch) / str(k)))
 
-        def tried(job: tuple[Mutant, tuple[str, ...]]) -> str | None:
+        def tried(job: tuple[Mutant, tuple[str, ...]]) -> Outcome:
             tree = copies.get()
             try:
-                return None if caught(*job, tree) else name_of(job[0])
+                return outcome(*job, tree)
             finally:
                 copies.put(tree)
 
-        survivors = []
-        for k, survivor in enumerate(pool.map(tried, planted), start=1):
-            if survivor is not None:
-                survivors.append(survivor)
-                print(f"survived: {survivor}", file=sys.stderr)
+        survivors, late = [], 0
+        for k, (result, (mutant, _)) in enumerate(zip(pool.map(tried, planted), planted, strict=True), start=1):
+            if result is Outcome.LATE:
+                late += 1
+                print(f"caught by the time limit: {name_of(mutant)}", file=sys.stderr)
+            if result is Outcome.PASSED:
+                survivors.append(name_of(mutant))
+                print(f"survived: {survivors[-1]}", file=sys.stderr)
             print(f"{k}/{len(planted)}, {len(survivors)} survived", end="\r", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    return survivors
+    return survivors, late
 
 
-def caught(mutant: Mutant, tests: tuple[str, ...], tree: Path) -> bool:
-    """Whether a test fails, or hangs, on the tree with this fault in it."""
+def outcome(mutant: Mutant, tests: tuple[str, ...], tree: Path) -> Outcome:
+    """What the tests say of the tree with this fault in it."""
     place = tree / mutant.path.relative_to(ROOT)
-    files = [str(path) for name in tests if (path := tree / "tests" / f"{name}.py").exists()]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", *files]
-    environment = os.environ | {
-        "CI": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONPATH": str(tree),
-    }
     place.write_text(mutant.text())
     try:
-        run = subprocess.run(command, cwd=tree, env=environment, capture_output=True, timeout=SECONDS, check=False)
-        return run.returncode != 0
-    except subprocess.TimeoutExpired:
-        return True
+        return run(tests, tree)
     finally:
         shutil.copy(mutant.path, place)
+
+
+def check_baseline(tests: set[tuple[str, ...]]) -> None:
+    """Tests that fail without a fault would catch everything."""
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = _copy(Path(scratch) / "unchanged")
+        for names in sorted(tests):
+            if run(names, tree) is not Outcome.PASSED:
+                raise RuntimeError(f"without any fault {' '.join(names)} fail, or take more than {SECONDS} s")
 
 
 def name_of(mutant: Mutant) -> str:

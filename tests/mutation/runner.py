@@ -1,0 +1,66 @@
+"""Run test files on a tree, in a process that has the heavy imports behind it already."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from enum import Enum
+from pathlib import Path
+
+SECONDS = 300
+OURS = ("sdeadjoint", "tests", "theory", "examples")
+# A fork of a process that has imported these starts at once. None of them is ours: the tree's own modules are mutated.
+PRELOADED = [
+    "torch",
+    "torchsde",
+    "scipy.integrate",
+    "scipy.stats",
+    "hypothesis",
+    "mpmath",
+    "sklearn.datasets",
+    "pytest",
+]
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(PRELOADED)
+
+
+class Outcome(Enum):
+    """What came of the tests."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    LATE = "past the time limit"
+
+
+def run(tests: tuple[str, ...], tree: Path) -> Outcome:
+    """``tests/<name>.py`` for each name, in ``tree``, until the first failure."""
+    os.environ |= {"CI": "true", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    process = _context.Process(target=_run_here, args=(tests, tree))
+    process.start()
+    process.join(SECONDS)
+    if process.exitcode is None and process.pid is not None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        return Outcome.LATE
+    return Outcome.PASSED if process.exitcode == 0 else Outcome.FAILED
+
+
+def _run_here(tests: tuple[str, ...], tree: Path) -> None:
+    os.setsid()  # with everything that the tests start: killed as one
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    os.chdir(tree)
+    os.environ["PYTHONPATH"] = str(tree)
+    for name in [name for name in sys.modules if name.split(".")[0] in OURS]:
+        del sys.modules[name]
+    sys.path.insert(0, str(tree))
+    import pytest
+
+    options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
+    # hypothesis is a plugin of pytest's, which warns that it came before pytest could rewrite its assertions.
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    sys.exit(int(pytest.main([*options, *(f"tests/{name}.py" for name in tests)])))
