@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ... import nests
 from ...solvers import Solver
-from ..replay.backward import Totals, pull_back, recompute
+from ..replay.backward import pull_back, recompute
 from ..replay.forward import Stage
 from ..replay.leaves import hooks_off
 from ..replay.plan import Plan
 from ..replay.surroundings import GeneratorStates, generators_untouched
+from ..replay.totals import Totals
 from .adaptive import Adaptive, AdaptiveMarch
 from .course import Course
 from .equation import Equation, March, SolverMarch

@@ -13,9 +13,9 @@ from torch import Tensor
 from ... import nests
 from ...conditioning import scheduled
 from ...solvers import Interval, Solver
-from ..replay.backward import Totals
 from ..replay.leaves import dependencies, leaf
 from ..replay.plan import Plan
+from ..replay.totals import Totals
 from .course import Course
 from .quadrature import Weights, slot_weights
 from .recorded import Recorded
