@@ -43,11 +43,14 @@ def check_state(name: str, x: Tensor) -> None:
     check_types((name, x, Tensor, "a tensor (batch, ...)"))
     if x.dtype not in (torch.float64, torch.float32, torch.bfloat16):
         raise TypeError(
-            f"{name}: got dtype {x.dtype}; pass float64, float32 or bfloat16 "
-            "(float16 cannot hold the frame's range: run a float16 network under autocast)"
+            f"{name}: got dtype {x.dtype}; pass float64, float32 or bfloat16, such as {name}.float() (float16 cannot "
+            "hold the frame's range; a float16 network runs in its own dtype all the same, by an adapter or by "
+            "Denoiser(..., network_dtype=torch.float16))"
         )
     if x.ndim == 0 or x.numel() == 0:
         raise ValueError(f"{name}: got shape {tuple(x.shape)}; pass a batch (batch, ...) of at least one sample")
+    if x.is_meta:
+        raise ValueError(f"{name}: it is on meta, where tensors have no values; pass it on the model's device")
     if not torch.isfinite(x).all():
         raise ValueError(f"{name}: it holds NaN or infinite values; pass a finite state")
 

@@ -59,7 +59,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     ),
     "integer x_T": ({"x_T": torch.ones(2, 4, dtype=torch.int64)}, TypeError, "x_T: got dtype torch.int64"),
     "complex x_T": ({"x_T": torch.ones(2, 4, dtype=torch.complex64)}, TypeError, "x_T: got dtype torch.complex64"),
-    "half x_T": ({"x_T": torch.ones(2, 4, dtype=torch.float16)}, TypeError, "float16 network under autocast"),
+    "half x_T": ({"x_T": torch.ones(2, 4, dtype=torch.float16)}, TypeError, "float16 network runs in its own dtype"),
     "scalar x_T": ({"x_T": torch.tensor(1.0)}, ValueError, "x_T: got shape"),
     "infinite x_T": ({"x_T": torch.tensor([[1.0, float("inf")]])}, ValueError, "x_T: it holds NaN or infinite values"),
     "x_T no tensor": ({"x_T": [1.0]}, TypeError, "x_T: got list"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .. import nests
 from ..adjoints import Adjoint, Checkpoint
 from ..denoiser import Denoiser
 from ..frames import Frame
@@ -89,15 +92,52 @@ class Wrapper(nn.Module):
             raise TypeError(f"model: got {type(model).__name__}; pass the model itself, a callable")
         self.model = model
 
-    def narrowed(self, x: Tensor) -> Tensor:
-        """``x`` in the model's dtype: what it says it is, else that of its first floating parameter, else x's own."""
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The model's floating dtype: what it says it is, else that of its first floating parameter."""
         if not isinstance(self.model, nn.Module):
-            return x
+            return None
         # Models of diffusers know which of their parameters are kept in float32 for precision only.
         dtype = getattr(self.model, "dtype", None)
         if not isinstance(dtype, torch.dtype):
-            dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), x.dtype)
-        return x.to(dtype) if dtype.is_floating_point else x
+            dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), None)
+        return dtype if dtype is not None and dtype.is_floating_point else None
+
+    def narrowed(self, x: Tensor) -> Tensor:
+        """``x`` in the model's dtype, or as it is where the model has none."""
+        return x if self.dtype is None else x.to(self.dtype)
+
+    @contextmanager
+    def explained(self, x: Tensor, cond: Mapping[str, Any]) -> Iterator[None]:
+        """If the model fails over a dtype or a device, say which of its arguments has another one than the model.
+
+        Not said before: many models convert their conditioning by themselves, and autocast does it for others.
+        """
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = self._misfit(x, cond) if re.search("type|device", str(error)) else ""
+            if not reason:
+                raise
+            raise TypeError(f"{reason}; what the model said: {error}") from error
+
+    def _misfit(self, x: Tensor, cond: Mapping[str, Any]) -> str:
+        """The first argument in another floating dtype, or on another device, than the model; empty for none."""
+        place = next((p.device for p in self.parameters()), None)
+        named = [("x", x), *((f"cond[{name!r}]", tensor) for name in cond for tensor in nests.tensors(cond[name]))]
+        for name, tensor in named:
+            if place is not None and tensor.device != place:
+                return (
+                    f"{name}: it is on {tensor.device}, but the model's parameters are on {place}; pass it "
+                    f".to({str(place)!r})"
+                )
+            if self.dtype is not None and tensor.is_floating_point() and tensor.dtype != self.dtype:
+                return (
+                    f"{name}: it is {tensor.dtype}, but the model computes in {self.dtype}; pass it .to({self.dtype})"
+                )
+        return ""
 
     @staticmethod
     def widened(out: Any, x: Tensor) -> Any:

@@ -76,9 +76,12 @@ def from_diffusers(
     Errors: ``ValueError`` that names the scheduler and the setting, for whatever cannot be matched.
     """
     try:
-        import diffusers  # noqa: F401
+        import diffusers
     except ImportError as error:
         raise ImportError("from_diffusers needs diffusers; pip install 'sdeadjoint[diffusers]'") from error
+    if isinstance(model, diffusers.DiffusionPipeline):
+        name = type(model).__name__
+        raise TypeError(f"model: got the pipeline {name}; pass its unet or transformer, and its scheduler")
     reading = read(scheduler, eta)
     name = type(getattr(model, "_orig_mod", model)).__name__
     if timestep is None and name in _OTHER_TIMES:

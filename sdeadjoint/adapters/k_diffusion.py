@@ -50,4 +50,5 @@ class _Denoising(Wrapper):
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Any:
         given = self.narrowed(x)
         sigma = t.to(torch.promote_types(given.dtype, torch.float32))  # a half-precision level has three digits
-        return self.widened(self.model(given, sigma, **cond), x)
+        with self.explained(given, cond):
+            return self.widened(self.model(given, sigma, **cond), x)

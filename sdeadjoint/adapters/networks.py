@@ -102,10 +102,11 @@ class DiffusersNetwork(Wrapper):
 
     def _call(self, x: Tensor, timestep: Tensor, cond: Mapping[str, Any]) -> Any:
         options = {"return_dict": False} if self.returns_dict else {}
-        if self.state_name is None:
-            out = self.model(x, timestep, **cond, **options)
-        else:
-            out = self.model(**{self.state_name: x, "timestep": timestep}, **cond, **options)
+        with self.explained(x, cond):
+            if self.state_name is None:
+                out = self.model(x, timestep, **cond, **options)
+            else:
+                out = self.model(**{self.state_name: x, "timestep": timestep}, **cond, **options)
         if isinstance(out, tuple) and out:
             return out[0]
         return out["sample"] if isinstance(out, Mapping) and "sample" in out else out

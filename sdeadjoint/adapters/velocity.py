@@ -54,5 +54,6 @@ class _Velocity(Wrapper):
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Any:
         given = self.narrowed(x)
         time = (1 - t if self.data_at else t).to(torch.promote_types(given.dtype, torch.float32))
-        out = self.widened(self.model(x=given, t=time, **cond), x)
+        with self.explained(given, cond):
+            out = self.widened(self.model(x=given, t=time, **cond), x)
         return -out if self.data_at and isinstance(out, Tensor) else out

@@ -151,14 +151,9 @@ class Descended(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "this adjoint gives first derivatives only, but backward was called with create_graph=True; "
-                "pass adjoint=Direct() for second derivatives"
-            )
         descent: Descent = ctx.descent
         plan = descent.plan
-        plan.refuse_changes()
+        plan.check()
         saved = iter(ctx.saved_tensors[len(plan.inputs) + len(plan.watched) :])
         states = [next(saved) for _ in range(ctx.count)]
         stage = nests.refilled(ctx.stage, saved)

@@ -112,13 +112,8 @@ class Replay(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "this adjoint gives first derivatives only, but backward was called with create_graph=True; "
-                "pass adjoint=Direct() for second derivatives"
-            )
         plan: Plan = ctx.plan
-        plan.refuse_changes()
+        plan.check()
         saved = iter(ctx.saved_tensors[len(plan.inputs) + len(plan.watched) :])
         end = next(saved)
         stack = nests.refilled(ctx.stages, saved) if ctx.complete else list(ctx.stages)

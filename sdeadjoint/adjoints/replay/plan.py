@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ...discretization import Discretization
@@ -68,8 +69,13 @@ class Plan:
     def recursion(self) -> Discretization:
         return self.isolated.recursion
 
-    def refuse_changes(self) -> None:
-        """Raise if flags of tensors or modules are not those of the forward sweep."""
+    def check(self) -> None:
+        """The door of the backward pass: raise for second derivatives, and if flags are not those of the forward sweep."""
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "this adjoint gives first derivatives only, but backward was called with create_graph=True; "
+                "pass adjoint=Direct() for second derivatives"
+            )
         flags = [*(tensor.requires_grad for tensor in self.inputs), *(not t.requires_grad for t in self.watched)]
         if not all(flags):
             raise RuntimeError(
