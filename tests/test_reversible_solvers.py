@@ -466,4 +466,4 @@ def test_coupled_refuses_what_is_no_number(zeta: Any) -> None:
 def test_coupled_is_its_call_and_claims_what_its_base_does() -> None:
     assert repr(sa.Coupled(sa.Heun(), 1)) == "Coupled(base=Heun(), zeta=1.0)"
     assert sa.Coupled(sa.Heun(), 1) == sa.Coupled(sa.Heun(), 1.0)
-    assert sa.Coupled(sa.ShARK()).claims == sa.Claims(ode=2, strong=1.5, evaluations=4, levy="space-time")
+    assert sa.Coupled(sa.ShARK()).claims == sa.Claims(ode=2, strong=1.5, evaluations=4, levy="space-time", weak=1.5)

@@ -142,7 +142,7 @@ def _uncertainty(study: Study, record: Record) -> float:
     difference = pilot - record.values("0/reference")[: len(pilot)]
     weak = study.quantity.statistic == "mean"
     size = difference.mean().abs() if weak else difference.norm(dim=1).square().mean().sqrt()
-    return float(size) / (study.finer ** study.setting.order(study.judge) - 1)
+    return float(size) / (study.finer ** study.quantity.order(study.setting, study.judge) - 1)
 
 
 def _seed(study: Study, part: int, what: int) -> int:

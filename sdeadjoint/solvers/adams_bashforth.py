@@ -48,7 +48,7 @@ class AdamsBashforth(Solver):
 
     @property
     def claims(self) -> Claims:
-        return Claims(ode=min(self.order, 2), strong=1.0, evaluations=1)
+        return Claims(ode=min(self.order, 2), strong=1.0, evaluations=1, weak=float(min(self.order, 2)))
 
     def step(self, drift: Drift, interval: Interval, y: Tensor, state: State) -> tuple[Tensor, State]:
         history = ((interval.s0, drift(interval.s0, y)), *state)

@@ -27,12 +27,15 @@ class Claims:
         levy: ``"space-time"`` if steps use the noise's space-time Levy area, ``"none"`` otherwise. The strong order
             above 1 of such methods needs a noise clock with a nonzero derivative in the drift clock (every frame with
             eta > 0) and the path on that clock: theory/orders.md, O4.
+        weak: order of expectations of smooth functions with additive noise, on any noise clock. A strong order is a
+            weak order (theory/weak.md, W3), so it is no less where both are stated in full.
     """
 
     ode: int
     strong: float
     evaluations: int
     levy: str = "none"
+    weak: float = 1.0
 
 
 @dataclass(frozen=True)

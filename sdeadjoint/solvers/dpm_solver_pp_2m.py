@@ -19,12 +19,12 @@ class DPMSolverPP2M(Solver):
 
     (r is the ratio of steps in lambda). The first step is Euler's. In the data kind it is DPM-Solver++(2M) with eta = 0
     and SDE-DPM-Solver++(2M) with eta = 1.
-    Order 2, strong order 1.0 with additive noise, one network call per step, one past drift as state: the best
-    choice per call for ordinary sampling. On very uneven grids (r far from 1) it loses accuracy and stability.
+    Order 2; with additive noise strong order 1.0, weak order 2; one network call per step, one past drift as state: the
+    best choice per call for ordinary sampling. On very uneven grids (r far from 1) it loses accuracy and stability.
     Source: Lu et al. (2022b), Algorithm 2 and the SDE form of the same paper.
     """
 
-    claims: ClassVar[Claims] = Claims(ode=2, strong=1.0, evaluations=1)
+    claims: ClassVar[Claims] = Claims(ode=2, strong=1.0, evaluations=1, weak=2.0)
 
     def step(self, drift: Drift, interval: Interval, y: Tensor, state: State) -> tuple[Tensor, State]:
         u, u1 = (math.log(s) if s > 0 else -math.inf for s in (interval.s0, interval.s1))

@@ -21,7 +21,7 @@ class ShARK(RungeKutta):
     Source: Foster, dos Reis and Strange (2024), the shifted additive-noise Runge-Kutta method.
     """
 
-    claims: ClassVar[Claims] = Claims(ode=2, strong=1.5, evaluations=2, levy="space-time")
+    claims: ClassVar[Claims] = Claims(ode=2, strong=1.5, evaluations=2, levy="space-time", weak=2.0)
     tableau: ClassVar[Tableau] = Tableau(
         a=((), (5 / 6,)), b=(0.4, 0.6), c=(0.0, 5 / 6), noise=(0.0, 5 / 6), levy=(1.0, 1.0)
     )

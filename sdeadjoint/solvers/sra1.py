@@ -21,7 +21,7 @@ class SRA1(RungeKutta):
     Source: Roessler (2010), Table 6.3 (SRA1).
     """
 
-    claims: ClassVar[Claims] = Claims(ode=2, strong=1.5, evaluations=2, levy="space-time")
+    claims: ClassVar[Claims] = Claims(ode=2, strong=1.5, evaluations=2, levy="space-time", weak=2.0)
     tableau: ClassVar[Tableau] = Tableau(
         a=((), (0.75,)), b=(1 / 3, 2 / 3), c=(0.0, 0.75), noise=(0.0, 0.75), levy=(0.0, 1.5)
     )

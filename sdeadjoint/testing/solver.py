@@ -19,77 +19,74 @@ _SHAPES = ((1,), (3,), (2, 3), (2, 1, 2, 2), (0, 2))
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 
-def _items(solver: Solver) -> tuple[Item, ...]:
-    return (
-        Item("claims", "claims are well-formed", st.just(Itself("print({0}.claims)")), steps.check_claims),
-        Item("purity", "the same arguments give the same bits, and nothing is changed", walks(), steps.check_purity),
-        Item(
-            "kind",
-            "shape, dtype and device of the state are kept, whatever its memory layout",
-            walks(dtypes=_DTYPES, shapes=_SHAPES, strided=True),
-            steps.check_kind,
-        ),
-        Item("state", "the state is a nest of tuples of tensors and numbers", walks(), steps.check_state, 10),
-        Item(
-            "evaluations",
-            "the drift is called claims.evaluations times per step, and one more time in the first step at most",
-            walks(steps=(1, 8)),
-            steps.check_evaluations,
-        ),
-        Item("clocks", "the drift is called inside of the step's interval", walks(), steps.check_clocks),
-        Item(
-            "exactness",
-            "constant drifts and the noise are integrated exactly, on any monotone clock",
-            walks(CONSTANT, NONE),
-            steps.check_exact,
-            40,
-        ),
-        Item("batch", "samples of a batch do not see each other", walks(shapes=((2,), (3, 2))), steps.check_batch),
-        Item(
-            "differentiability",
-            "steps are differentiable in the state, the noise and the drift's parameters",
-            walks(steps=(1, 2)),
-            steps.check_differentiable,
-            6,
-        ),
-        Item(
-            "ode order",
-            "the order without noise is at least the claimed one",
-            orders.refinements(),
-            orders.check_ode_order,
-            4,
-        ),
-        Item(
-            "straight path",
-            "along a straight path, dB = v ds, a step is one of y' = F + v and keeps the claimed order",
-            orders.refinements(velocity=0.7),
-            orders.check_ode_order,
-            2,
-        ),
-        Item(
-            "levy area",
-            "a strong order above 1 sees int B ds = (dB/2 + H) ds and the mean of int B^2 ds",
-            st.builds(orders.Impulse, st.sampled_from([1, 2]), st.booleans()),
-            orders.check_levy,
-            4,
-        ),
-        Item(
-            "strong order",
-            "the strong order with additive noise is at least the claimed one",
-            st.builds(orders.Brownian, st.booleans()),
-            orders.check_strong_order,
-            2,
-        ),
-        Item(
-            "checkpoints",
-            "what Checkpoint(snapshots=2) recomputes is what Direct() has",
-            st.builds(
-                Recomputed, st.just(Checkpoint(snapshots=2)), st.sampled_from([5, 8]), st.sampled_from([0.0, 1.0])
-            ),
-            check_recomputed,
-            4,
-        ),
-    )
+_ITEMS = (
+    Item("claims", "claims are well-formed", st.just(Itself("print({0}.claims)")), steps.check_claims),
+    Item("purity", "the same arguments give the same bits, and nothing is changed", walks(), steps.check_purity),
+    Item(
+        "kind",
+        "shape, dtype and device of the state are kept, whatever its memory layout",
+        walks(dtypes=_DTYPES, shapes=_SHAPES, strided=True),
+        steps.check_kind,
+    ),
+    Item("state", "the state is a nest of tuples of tensors and numbers", walks(), steps.check_state, 10),
+    Item(
+        "evaluations",
+        "the drift is called claims.evaluations times per step, and one more time in the first step at most",
+        walks(steps=(1, 8)),
+        steps.check_evaluations,
+    ),
+    Item("clocks", "the drift is called inside of the step's interval", walks(), steps.check_clocks),
+    Item(
+        "exactness",
+        "constant drifts and the noise are integrated exactly, on any monotone clock",
+        walks(CONSTANT, NONE),
+        steps.check_exact,
+        40,
+    ),
+    Item("batch", "samples of a batch do not see each other", walks(shapes=((2,), (3, 2))), steps.check_batch),
+    Item(
+        "differentiability",
+        "steps are differentiable in the state, the noise and the drift's parameters",
+        walks(steps=(1, 2)),
+        steps.check_differentiable,
+        6,
+    ),
+    Item(
+        "ode order",
+        "the order without noise is at least the claimed one",
+        orders.refinements(),
+        orders.check_ode_order,
+        4,
+    ),
+    Item(
+        "straight path",
+        "along a straight path, dB = v ds, a step is one of y' = F + v and keeps the claimed order",
+        orders.refinements(velocity=0.7),
+        orders.check_ode_order,
+        2,
+    ),
+    Item(
+        "levy area",
+        "a strong order above 1 sees int B ds = (dB/2 + H) ds and the mean of int B^2 ds",
+        st.builds(orders.Impulse, st.sampled_from([1, 2]), st.booleans()),
+        orders.check_levy,
+        4,
+    ),
+    Item(
+        "strong order",
+        "the strong order with additive noise is at least the claimed one",
+        st.builds(orders.Brownian, st.booleans()),
+        orders.check_strong_order,
+        2,
+    ),
+    Item(
+        "checkpoints",
+        "what Checkpoint(snapshots=2) recomputes is what Direct() has",
+        st.builds(Recomputed, st.just(Checkpoint(snapshots=2)), st.sampled_from([5, 8]), st.sampled_from([0.0, 1.0])),
+        check_recomputed,
+        4,
+    ),
+)
 
 
 def check_solver(solver: Solver, *, only: str | None = None, skip: Collection[str] = ()) -> None:
@@ -114,4 +111,4 @@ def check_solver(solver: Solver, *, only: str | None = None, skip: Collection[st
     if not isinstance(solver, Solver):
         got = f"the class {solver.__name__}" if isinstance(solver, type) else type(solver).__name__
         raise TypeError(f"solver: got {got}; pass an object of a subclass of sdeadjoint.Solver, such as Heun()")
-    hold(Subject("check_solver", "solver", solver), _items(solver), only, skip)
+    hold(Subject("check_solver", "solver", solver), _ITEMS, only, skip)

@@ -70,7 +70,7 @@ class Plan:
         return self.isolated.recursion
 
     def check(self) -> None:
-        """The door of the backward pass: raise for second derivatives, and if flags are not those of the forward sweep."""
+        """The door of the backward pass: no second derivatives, and flags are those of the forward sweep."""
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "this adjoint gives first derivatives only, but backward was called with create_graph=True; "
