@@ -28,7 +28,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "sdeadjoint/guidance.py": ("test_denoiser",),
     "sdeadjoint/grids.py": ("test_grids",),
     "sdeadjoint/schedules/*.py": ("test_schedules",),
-    "sdeadjoint/solvers/*.py": ("test_theory", "test_solvers", "test_reversible_solvers", "test_samplers"),
+    "sdeadjoint/solvers/*.py": ("test_theory", "test_claims", "test_solvers", "test_reversible_solvers", "test_samplers"),
     "sdeadjoint/noise/*.py": ("test_noise", "test_shifted_noise"),
     "sdeadjoint/discretization.py": ("test_sample", "test_samplers", "test_hooked", "test_encode"),
     "sdeadjoint/adjoints/**/*.py": (
@@ -115,7 +115,8 @@ def check_baseline(tests: set[tuple[str, ...]]) -> None:
 
 def name_of(mutant: Mutant) -> str:
     """A name that does not change when lines above are added."""
-    return f"{mutant.path.relative_to(ROOT)}: {' '.join(mutant.old.split())} -> {' '.join(mutant.new.split())}"
+    line = mutant.path.read_text().splitlines()[mutant.line - 1].strip()
+    return f"{mutant.path.relative_to(ROOT)}: {line}: {' '.join(mutant.old.split())} -> {' '.join(mutant.new.split())}"
 
 
 def _copy(tree: Path) -> Path:
