@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .guidance import Guidance
 from .predictions import PREDICTIONS, convert
 from .schedules import Schedule
+from .schedules.base import check_schedule
 
 
 class Denoiser(nn.Module):
@@ -49,8 +50,7 @@ class Denoiser(nn.Module):
         super().__init__()
         if not callable(network):
             raise TypeError(f"network: got {type(network).__name__}; pass a callable network(x, t, **cond)")
-        if not isinstance(schedule, Schedule):
-            raise TypeError(f"schedule: got {type(schedule).__name__}; pass a Schedule such as VPLinear()")
+        check_schedule(schedule)
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction: got {prediction!r}; pass one of {PREDICTIONS}")
         for name, dtype in (("time_dtype", time_dtype), ("network_dtype", network_dtype)):
@@ -83,7 +83,11 @@ class Denoiser(nn.Module):
         return other
 
     def _call(self, x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
-        out = self.network(x, t, **cond) if self.guidance is None else self.guidance(self.network, x, t, cond)
+        try:
+            out = self.network(x, t, **cond) if self.guidance is None else self.guidance(self.network, x, t, cond)
+        except RuntimeError as error:
+            self._explain(error, x)
+            raise
         if not isinstance(out, Tensor):
             raise TypeError(
                 f"network: returned {type(out).__name__}; it must return one tensor of x's shape {tuple(x.shape)} "
@@ -97,6 +101,15 @@ class Denoiser(nn.Module):
         if not out.is_floating_point():
             raise TypeError(f"network: returned dtype {out.dtype}; it must return a real floating-point tensor")
         return out
+
+    def _explain(self, error: RuntimeError, x: Tensor) -> None:
+        """Errors of matrix products name the dtypes alone."""
+        own = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
+        if own != x.dtype:
+            error.add_note(
+                f"(the network's parameters are {own} and it was given {x.dtype}: pass x_T of that dtype, or "
+                f"Denoiser(..., network_dtype={own}))"
+            )
 
     def _broadcast(self, times: Tensor, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """alpha and sigma at one time, or at one per sample."""

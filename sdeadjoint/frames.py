@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .schedules import Schedule
+from .schedules.base import check_schedule
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -61,8 +62,7 @@ class Frame:
     kind: str = "data"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.schedule, Schedule):
-            raise TypeError(f"schedule: got {type(self.schedule).__name__}; pass a Schedule such as VPLinear()")
+        check_schedule(self.schedule)
         if self.kind not in KINDS:
             raise ValueError(f"kind: got {self.kind!r}; pass one of {KINDS}")
         if isinstance(self.eta, bool) or not isinstance(self.eta, Real):

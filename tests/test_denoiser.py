@@ -388,3 +388,34 @@ def test_the_network_may_run_in_another_dtype_than_the_state(time_dtype: torch.d
     for name in ("time_dtype", "network_dtype"):
         with pytest.raises(TypeError, match=f"{name}: got torch.int64"):
             sa.Denoiser(network, SCHEDULE, **{name: torch.int64})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("place", [lambda s: sa.Denoiser(lambda x, t: x, s), sa.Frame], ids=["Denoiser", "Frame"])
+@pytest.mark.parametrize("make", [lambda p: sa.VPLinear(0.1, p), lambda p: sa.VE(0.01, p)], ids=["VPLinear", "VE"])
+def test_parameters_of_a_schedule_that_want_gradients_are_refused(
+    place: Callable[[sa.Schedule], object], make: Callable[[Tensor], sa.Schedule]
+) -> None:
+    with pytest.raises(ValueError, match="parameters require gradients; gradients in the schedule are not computed"):
+        place(make(torch.tensor(20.0, requires_grad=True)))
+    place(make(torch.tensor(20.0)))
+
+
+def test_a_table_that_wants_gradients_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"alphas_cumprod requires a gradient.*pass its .detach\(\)"):
+        sa.Tabulated(torch.linspace(0.99, 0.01, 10, requires_grad=True))
+
+
+def test_a_network_of_another_dtype_says_what_to_pass() -> None:
+    class Flat(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(2, 2)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return self.linear(x)
+
+    with pytest.raises(RuntimeError, match="dtype") as caught:
+        sa.Denoiser(Flat(), sa.VPLinear())(torch.zeros(1, 2, dtype=torch.float64), 0.5)
+    assert any("network_dtype=torch.float32" in note for note in caught.value.__notes__)
+    served = sa.Denoiser(Flat(), sa.VPLinear(), network_dtype=torch.float32)
+    assert served(torch.zeros(1, 2, dtype=torch.float64), 0.5).dtype == torch.float64

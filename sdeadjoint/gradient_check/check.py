@@ -49,7 +49,7 @@ def check_gradient(
         denoiser, x_T, frame, grid, solver, noise, cond, adjoint: as for ``sample``.
         loss: from the sample to one number. It gets a float64 sample for the reference.
         reference: ``"direct"``: ``Direct()`` on a float64 copy. ``"differences"``: central differences along random
-            directions, see ``sdeadjoint.differences``, which share nothing with any backward pass. ``"auto"``: the
+            directions (``gradient_check/differences.py``), which share nothing with a backward pass. ``"auto"``: the
             first if its activations fit, estimated from one step that is measured.
         memory: what may be spent on activations by ``"auto"``: bytes, or a string such as ``"4GiB"``.
         directions: random directions per tensor for differences.

@@ -45,7 +45,7 @@ class BrownianPath(Noise):
         seed: one integer in [0, 2^63): one path for the whole state. On the CPU sample i of a batch does not
             depend on how many samples follow it. A list with one integer per sample: each sample has a path
             of its own, the same whatever its batch mates; cost grows with the length of the list.
-        refinable: False: a path per (seed, grid); another grid, even a nested one, sees an unrelated path.
+        refinable: False: a path per (seed, grid); on another grid, even a nested one, no equal path is promised.
             True: a path per seed, the same on every grid, so that coarse and fine grids can be compared path
             by path; 10 to 20 times slower. The path lives on the noise clock: frames with another ``eta`` or
             kind see other increments of it, and positive and negative clocks (data and noise kind) see

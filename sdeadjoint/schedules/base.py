@@ -105,6 +105,17 @@ class Schedule(ABC):
         return t
 
 
+def check_schedule(schedule: object) -> None:
+    """Refuse what is no schedule, and one whose parameters want gradients: clocks are numbers and give none."""
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule: got {type(schedule).__name__}; pass a Schedule such as VPLinear()")
+    if schedule.lam(schedule.t_max).requires_grad:
+        raise ValueError(
+            f"schedule: got {schedule!r}, whose parameters require gradients; gradients in the schedule are not "
+            "computed: pass numbers, such as parameter.item()"
+        )
+
+
 def _float64(value: float | Tensor, name: str) -> Tensor:
     if isinstance(value, Tensor):
         if value.is_complex() or value.dtype == torch.bool:

@@ -162,7 +162,9 @@ def _solve(b: Tensor, target: Tensor) -> Tensor:
 def _checked(values: Sequence[float] | Tensor) -> tuple[float, ...]:
     # Numbers must not pass through the default dtype, nor a complex tensor lose its imaginary part.
     if isinstance(values, Tensor):
-        table = values.detach().cpu()
+        if values.requires_grad:
+            raise ValueError("alphas_cumprod requires a gradient, which schedules do not give; pass its .detach()")
+        table = values.cpu()
     else:
         table = torch.tensor(values, dtype=torch.float64, device="cpu")
     if table.is_complex() or table.ndim != 1:

@@ -28,7 +28,9 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "sdeadjoint/guidance.py": ("test_denoiser",),
     "sdeadjoint/grids.py": ("test_grids",),
     "sdeadjoint/schedules/*.py": ("test_schedules",),
-    "sdeadjoint/solvers/*.py": ("test_theory", "test_claims", "test_solvers", "test_reversible_solvers", "test_samplers"),
+    "sdeadjoint/solvers/*.py": (
+        "test_theory", "test_claims", "test_solvers", "test_reversible_solvers", "test_samplers",
+    ),
     "sdeadjoint/noise/*.py": ("test_noise", "test_shifted_noise"),
     "sdeadjoint/discretization.py": ("test_sample", "test_samplers", "test_hooked", "test_encode"),
     "sdeadjoint/adjoints/**/*.py": (
@@ -99,7 +101,7 @@ def outcome(mutant: Mutant, tests: tuple[str, ...], tree: Path) -> Outcome:
     place = tree / mutant.path.relative_to(ROOT)
     place.write_text(mutant.text())
     try:
-        return run(tests, tree)
+        return run(tests, tree, first=mutant.path.stem.replace("_", ""))
     finally:
         shutil.copy(mutant.path, place)
 

@@ -8,6 +8,7 @@ import signal
 import sys
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 SECONDS = 300
 OURS = ("sdeadjoint", "tests", "theory", "examples")
@@ -35,10 +36,10 @@ class Outcome(Enum):
     LATE = "past the time limit"
 
 
-def run(tests: tuple[str, ...], tree: Path) -> Outcome:
-    """``tests/<name>.py`` for each name, in ``tree``, until the first failure."""
+def run(tests: tuple[str, ...], tree: Path, first: str = "") -> Outcome:
+    """``tests/<name>.py`` for each name, in ``tree``, until the first failure; those that mention ``first`` before."""
     os.environ |= {"CI": "true", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    process = _context.Process(target=_run_here, args=(tests, tree))
+    process = _context.Process(target=_run_here, args=(tests, tree, first))
     process.start()
     process.join(SECONDS)
     if process.exitcode is None and process.pid is not None:
@@ -48,7 +49,7 @@ def run(tests: tuple[str, ...], tree: Path) -> Outcome:
     return Outcome.PASSED if process.exitcode == 0 else Outcome.FAILED
 
 
-def _run_here(tests: tuple[str, ...], tree: Path) -> None:
+def _run_here(tests: tuple[str, ...], tree: Path, first: str) -> None:
     os.setsid()  # with everything that the tests start: killed as one
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
@@ -63,4 +64,15 @@ def _run_here(tests: tuple[str, ...], tree: Path) -> None:
     options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
     # hypothesis is a plugin of pytest's, which warns that it came before pytest could rewrite its assertions.
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    sys.exit(int(pytest.main([*options, *(f"tests/{name}.py" for name in tests)])))
+    arguments = [*options, *(f"tests/{name}.py" for name in tests)]
+    sys.exit(int(pytest.main(arguments, plugins=[_Mentioning(first.lower())])))
+
+
+class _Mentioning:
+    """A plugin of pytest's: tests whose names mention a word run first, in their order otherwise."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items.sort(key=lambda item: self.word not in item.nodeid.lower())
