@@ -443,11 +443,10 @@ def snr_case(lam0: float, lam1: float) -> tuple[list[Path], Tensor, Tensor]:
     return [path for path in reversed(nested) if len(path.W) in LEVELS], y, fine.solved(sa.ShARK(), y)
 
 
-@pytest.mark.parametrize("ends", [(-1.0, 1.0), (-0.5, 0.5)], ids=str)
 @each_solver
-def test_strong_order_on_the_snr_clock(solver: sa.Solver, ends: tuple[float, float]) -> None:
+def test_strong_order_on_the_snr_clock(solver: sa.Solver) -> None:
     # The reference is 8 times finer than the last level: it raises the last slope of order 1.5 by at most 0.06.
-    levels, y, reference = snr_case(*ends)
+    levels, y, reference = snr_case(-1.0, 1.0)
     check_order(torch.stack([path.solved(solver, y) - reference for path in levels]), solver.claims.strong)
 
 

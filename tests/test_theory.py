@@ -221,8 +221,7 @@ def test_every_reference_is_in_the_bibliography() -> None:
     keys = re.findall(r"^@\w+\{(\w+),", (ROOT / "theory/references.bib").read_text(), re.MULTILINE)
     assert sorted(keys) == sorted(set(keys))
     cited = {key for text in TEXTS.values() for key in re.findall(r"\[([A-Za-z]+\d{4}[a-z]?)\](?!\()", text)}
-    assert cited
-    assert cited <= set(keys), sorted(cited - set(keys))
+    assert cited == set(keys), sorted(cited ^ set(keys))
 
 
 def test_the_map_leads_to_every_statement_and_nowhere_else() -> None:
@@ -236,6 +235,7 @@ def test_the_map_leads_to_every_statement_and_nowhere_else() -> None:
         linked = re.findall(r"\((\w+\.md)\)", cells[2])
         numbers = {f"{letter}{n}" for letter, n in ends}
         assert numbers <= {number for name in linked for number in STATEMENT.findall(TEXTS[name])}, cells[0]
+        assert re.search(r"`tests/\w+\.py::\w+`", cells[4]), f"{cells[0]}: name the test function that measures it"
         mapped |= numbers
     assert mapped == {number for text in TEXTS.values() for number in STATEMENT.findall(text)}
     for path, name in re.findall(r"`((?:sdeadjoint|tests|theory)/[\w/.]*)(?:::(\w+))?`", TEXTS["README.md"]):

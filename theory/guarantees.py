@@ -84,4 +84,11 @@ GUARANTEES: tuple[Guarantee, ...] = (
     Guarantee("ReversibleHeun()", "gradient", 1.0, f"{_ANY}; {_BOUNDED}", "discrete_adjoint.md, D3; reversible.md, R5"),
     *(Guarantee(name, "weak", 2 if name in _WEAK_TWO else 1, _ANY, "weak.md, W1") for name in _ONE_STEP),
     *(Guarantee(name, "weak", order, f"{_ANY}; Euler start", "weak.md, W2") for name, order in _MULTISTEP.items()),
+    *(
+        Guarantee(name, "weak", 1.5, _REGULAR, "weak.md, W3; reversible.md, R3")
+        if base in _THREE_HALVES
+        else Guarantee(name, "weak", 1.0, _ANY, "weak.md, W3; reversible.md, R2")
+        for name, base in _COUPLED.items()
+    ),
+    Guarantee("ReversibleHeun()", "weak", 1.0, _ANY, "weak.md, W3; reversible.md, R5"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -123,13 +124,22 @@ def _verdict(study: Study, errors: Errors, law: Slope, median: Slope) -> Verdict
             "squared error: the target is too hard for these steps, take smaller ones or a milder target"
         )
         return Verdict("inconclusive", study.order, reason)
-    one, two = (study.steps.index(n) for n in law.steps[-2:])
-    size = np.abs(errors.signed.mean(axis=1)) if study.quantity.statistic == "mean" else _rms(errors)
-    last = math.log(size[one] / size[two]) / math.log(study.steps[two] / study.steps[one])
-    if last >= bar and law.floor == 0:
-        reason = f"{found.reason}; but between the last two levels it is {last:.3f}: take smaller steps"
+    rising = 0.0 if law.floor else _rising(study, errors, law)
+    if law.interval[1] + rising >= bar:
+        reason = f"{found.reason}; but it still rises from level to level, by {rising:.3f} more: take smaller steps"
         return Verdict("inconclusive", study.order, reason)
     return found
+
+
+def _rising(study: Study, errors: Errors, law: Slope) -> float:
+    """What the slope lacks before it stands still: the last levels are ahead of the fit, and will gain as much again.
+
+    Of a drift of the local order that is linear in the step the last halving has shown half.
+    """
+    size = np.abs(errors.signed.mean(axis=1)) if study.quantity.statistic == "mean" else _rms(errors)
+    kept = [(math.log(n), math.log(size[study.steps.index(n)])) for n in law.steps[-3:]]
+    local = [(y0 - y1) / (x1 - x0) for (x0, y0), (x1, y1) in pairwise(kept)]
+    return max(0.0, local[-1] - law.slope) + max(0.0, local[-1] - local[0])
 
 
 def _rms(errors: Errors) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from .adjoint import check_recomputed
 from .contract import Item, Itself, Subject, hold
 from .problems import Recomputed
 from .walks import CONSTANT, NONE, walks
+from .weak import Triangular, check_weak_order
 
 _SHAPES = ((1,), (3,), (2, 3), (2, 1, 2, 2), (0, 2))
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16)
@@ -80,6 +81,13 @@ _ITEMS = (
         2,
     ),
     Item(
+        "weak order",
+        "the weak order with additive noise is at least the claimed one",
+        st.builds(Triangular),
+        check_weak_order,
+        1,
+    ),
+    Item(
         "checkpoints",
         "what Checkpoint(snapshots=2) recomputes is what Direct() has",
         st.builds(Recomputed, st.just(Checkpoint(snapshots=2)), st.sampled_from([5, 8]), st.sampled_from([0.0, 1.0])),
@@ -96,7 +104,8 @@ def check_solver(solver: Solver, *, only: str | None = None, skip: Collection[st
     ``"exactness"``, ``"batch"``, ``"differentiability"``, ``"ode order"`` (a coupled, nonlinear, non-autonomous problem
     on rising and falling, uniform and non-uniform grids against DOP853: 0.15 below the claim fails),
     ``"straight path"``, ``"levy area"`` (for claims above 1), ``"strong order"`` (400 paths on 16 and 64 steps: 0.25
-    below the claim fails) and ``"checkpoints"``.
+    below the claim fails), ``"weak order"`` (two exact moments on 16 to 64 steps: 0.15 below the claim fails) and
+    ``"checkpoints"``.
 
     Args:
         solver: an object, not its class.

@@ -21,7 +21,9 @@ ORDER_OF_STEPS = 4
 
 def check_claims(solver: Solver, case: object) -> None:
     claims = solver.claims
-    require(isinstance(claims, Claims), f"claims is {claims!r}; return Claims(ode=, strong=, evaluations=, levy=)")
+    require(
+        isinstance(claims, Claims), f"claims is {claims!r}; return Claims(ode=, strong=, evaluations=, levy=, weak=)"
+    )
     require(solver.claims == claims, f"claims changed from {claims!r} to {solver.claims!r}; they are constants")
     for name, value in (("ode", claims.ode), ("evaluations", claims.evaluations)):
         ok = isinstance(value, int) and not isinstance(value, bool) and value >= 1
@@ -36,6 +38,8 @@ def check_claims(solver: Solver, case: object) -> None:
         claims.strong <= 1 or claims.levy == "space-time",
         f'claims.strong is {claims.strong!r} with levy="none"; no order above 1 is possible from increments alone',
     )
+    real = isinstance(claims.weak, int | float) and not isinstance(claims.weak, bool)
+    require(real and claims.weak > 0, f"claims.weak is {claims.weak!r}; it is a number > 0")
     _check_state(solver.initial_state, "initial_state")
 
 

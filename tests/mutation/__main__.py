@@ -29,7 +29,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "sdeadjoint/grids.py": ("test_grids",),
     "sdeadjoint/schedules/*.py": ("test_schedules",),
     "sdeadjoint/solvers/*.py": (
-        "test_theory", "test_claims", "test_solvers", "test_reversible_solvers", "test_samplers",
+        "test_theory", "test_claims", "test_solvers", "test_reversible_solvers", "test_samplers", "test_guarantees",
     ),
     "sdeadjoint/noise/*.py": ("test_noise", "test_shifted_noise"),
     "sdeadjoint/discretization.py": ("test_sample", "test_samplers", "test_hooked", "test_encode"),

@@ -1,0 +1,199 @@
+"""Measured orders of every solver, for ``theory/README.md``: ``python -m tests.measured_orders`` prints its rows.
+
+Each entry of ``GUARANTEES`` is measured once. Without noise, along paths and for their gradients by
+``sa.convergence.measure`` on a scalar mixture with lambda from -1 to 1; in law without sampling, by
+``sdeadjoint.testing.weak``. ``tests/test_guarantees.py`` holds them against what is proved.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import sdeadjoint as sa
+from sdeadjoint.convergence import Gradient, Quantity, Setting, State, Study, fit, measure, settings
+from sdeadjoint.convergence.level import Level
+from sdeadjoint.convergence.settings import Transport
+from sdeadjoint.solvers import Solver
+from sdeadjoint.testing.strategies import SOLVERS
+from sdeadjoint.testing.weak import Triangular, weak_errors
+from theory.guarantees import GUARANTEES
+
+SCHEDULE = sa.VPLinear()
+MIXTURE = sa.problems.Mixture([0.4, 0.6], [-1.0, 1.0], [0.5, 0.3])  # mild: no path changes mode
+PATHS, SAMPLES = 500, 60  # Brownian paths; starting points where there is no noise
+STEPS = (16, 32, 64, 128)
+# Polynomials through four drifts in the clock itself, which grows sevenfold, overshoot on 16 steps.
+LATER = {"AdamsBashforth(order=4, variable='clock')": (32, 64, 128, 256)}
+FRAMES = (("data", 1.0), ("data", 0.5), ("data", 2.0), ("noise", 1.0), ("flow", 1.0))
+COLUMNS = ("ode", "ode gradient", "strong", "gradient", "weak")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An order, its 95 % interval, and between neighbouring levels, coarse to fine.
+
+    The interval is over paths; without noise over starting points, and over problems for weak orders.
+    """
+
+    slope: float
+    interval: tuple[float, float]
+    local: tuple[float, ...]
+
+    @property
+    def half_width(self) -> float:
+        return (self.interval[1] - self.interval[0]) / 2
+
+    @property
+    def rising(self) -> float:
+        """What a slope without noise still lacks: the last level is ahead of the fit, and will gain as much again as
+        it gained last (of a drift c h half is left). A slope that falls lacks nothing: it is a lower order's."""
+        before, last = self.local[-2:]
+        return max(0.0, last - self.slope) + max(0.0, last - before)
+
+    def __str__(self) -> str:
+        return f"{self.slope:.2f} [{self.interval[0]:.2f}, {self.interval[1]:.2f}]"
+
+
+@dataclass(frozen=True)
+class Shared(Quantity):
+    """Another quantity whose values are kept: all studies have the same paths, so each reference is solved once."""
+
+    of: Quantity
+
+    @property
+    def name(self) -> str:
+        return self.of.name
+
+    def evaluate(self, level: Level) -> Tensor:
+        noise = 0.0 if level.paths is None else float(level.paths.dB.sum())
+        key = (self.of, repr(level.solver), level.setting.frame, len(level.grid), float(level.x_T.sum()), noise)
+        if key not in _KEPT:
+            _KEPT[key] = self.of.evaluate(level)
+        return _KEPT[key]
+
+
+_KEPT: dict[tuple[object, ...], Tensor] = {}
+
+
+def setting(eta: float, kind: str = "data") -> Setting:
+    t_max, t_min = SCHEDULE.time(torch.tensor([-1.0, 1.0], dtype=torch.float64)).tolist()
+    exact = Transport(MIXTURE, SCHEDULE) if eta == 0 else None
+    return Setting(MIXTURE.denoiser(SCHEDULE), sa.Frame(SCHEDULE, eta, kind), (), t_max, t_min, exact=exact)
+
+
+def study(solver: Solver, quantity: Quantity, kind: str, eta: float) -> Study:
+    """On the steps that belong to the solver; a method of order 1.5 needs a finer reference."""
+    steps, finer = LATER.get(repr(solver), STEPS), 4 if solver.claims.strong > 1 else 2
+    return Study(solver, setting(eta, kind), Shared(quantity), steps, SAMPLES if eta == 0 else PATHS, finer=finer)
+
+
+def _orders(study: Study) -> Measured:
+    found = measure(study)
+    if found.fit is None:
+        raise ValueError(f"study: {study!r} tells no order: {found.verdict}")
+    kept = [error for steps, error in zip(found.steps, found.rms, strict=True) if steps in found.fit.steps]
+    return Measured(found.slope, found.interval, _local(kept))
+
+
+def _local(errors: list[float]) -> tuple[float, ...]:
+    return tuple(math.log2(coarse / fine) for coarse, fine in pairwise(errors))
+
+
+@cache
+def pathwise(solver: Solver, quantity: str, kind: str = "data", eta: float = 1.0) -> Measured:
+    """The order of states or gradients: without noise for eta = 0, else along Brownian paths."""
+    what: Quantity = State() if quantity == "states" else Gradient(adjoint=sa.Direct())
+    return _orders(study(solver, what, kind, eta))
+
+
+@cache
+def capped(solver: Solver) -> Measured:
+    """The strong order with increments standardised on the sigma clock, of which no method makes more than 1."""
+    return _orders(Study(solver, settings.standardised(), State(), (32, 64, 128, 256), PATHS))
+
+
+@cache
+def in_law(solver: Solver) -> Measured:
+    """The weak order: over the problems of both directions together, as the constants of one may cancel."""
+    both = [weak_errors(solver, Triangular(falling), STEPS) for falling in (False, True)]
+    errors = np.concatenate(both, axis=1)
+    found = fit(STEPS, errors)
+    rms = np.sqrt((errors**2).mean(axis=1))[[STEPS.index(steps) for steps in found.steps]]
+    return Measured(found.slope, found.interval, _local(rms.tolist()))
+
+
+def measured(solver: Solver, column: str) -> Measured:
+    """The entry of a column of the table."""
+    if column == "weak":
+        return in_law(solver)
+    quantity = "gradients" if column.endswith("gradient") else "states"
+    return pathwise(solver, quantity, "data", 0.0 if column.startswith("ode") else 1.0)
+
+
+PROVED = {(g.subject, g.quantity): g.order for g in GUARANTEES}
+
+
+def row(solver: Solver) -> str:
+    """The solver's row: the order that is proved, and the measured one, for each column."""
+    orders = [PROVED[repr(solver), column.removesuffix(" gradient")] for column in COLUMNS]
+    cells = (f"{order:g}: {measured(solver, column)}" for order, column in zip(orders, COLUMNS, strict=True))
+    return f"| `{solver!r}` | {' | '.join(cells)} |"
+
+
+def frame_row(solver: Solver, kind: str, eta: float) -> str:
+    """The row of a method of strong order 1.5 in one frame."""
+    cells = (f"1.5: {pathwise(solver, quantity, kind, eta)}" for quantity in ("states", "gradients"))
+    return f"| `{solver!r}`, {kind} kind, eta = {eta:g} | {' | '.join(cells)} |"
+
+
+LEVY = (sa.SRA1(), sa.ShARK())
+CELL = re.compile(r"([\d.]+): (-?\d+\.\d+) \[(-?\d+\.\d+), (-?\d+\.\d+)\]")
+
+
+def cells(line: str) -> tuple[str, list[tuple[float, ...]]]:
+    """What a row is of, and the numbers of its cells: order proved, slope, ends of the interval."""
+    name, *rest = line.strip("| \n").split(" | ")
+    return name, [tuple(map(float, found.groups())) for cell in rest if (found := CELL.fullmatch(cell.strip(" |")))]
+
+
+def summary(lines: Iterable[str]) -> dict[str, str]:
+    """For each guarantee, the entry of the table's rows that exceeds its order by least."""
+    found: dict[str, list[tuple[float, str]]] = {}
+
+    def add(number: str, name: str, cell: tuple[float, ...]) -> None:
+        order, slope, low, high = cell
+        text = f"least: {name}: {slope:.2f} [{low:.2f}, {high:.2f}] for {order:g}"
+        found.setdefault(number, []).append((slope - order, text))
+
+    sources = {(g.subject, g.quantity): re.findall(r"[A-Z]\d", g.source)[0] for g in GUARANTEES}
+    for name, numbers in map(cells, lines):
+        if len(numbers) == len(COLUMNS):
+            for column, cell in zip(COLUMNS, numbers, strict=True):
+                add("D2" if column == "ode gradient" else sources[name.strip("`"), column], name, cell)
+        else:
+            for number, cell in zip(("O4", "D3"), numbers, strict=True):
+                add(number, name, cell)
+    return {number: min(entries)[1] for number, entries in sorted(found.items())}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    lines = [row(solver) for solver in SOLVERS]
+    frames = [frame_row(solver, kind, eta) for solver in LEVY for kind, eta in FRAMES]
+    print(*lines, "", *frames, sep="\n", end="\n\n")
+    for number, text in summary([*lines, *frames]).items():
+        print(f"{number}: {text}")
+    print(f"B1: {', '.join(f'`{solver!r}`: {capped(solver)}' for solver in LEVY)}")
+
+
+if __name__ == "__main__":
+    main()
