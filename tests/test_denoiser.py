@@ -74,8 +74,7 @@ def test_every_prediction_is_had_from_every_network(schedule: sa.Schedule, kind:
     denoiser = sa.Denoiser(predicting(kind, schedule), schedule, kind)
     assert torch.equal(denoiser(x, t), denoiser(x, t, prediction="sample"))
     x_0, eps, v, flow, score = (
-        denoiser(x, t, prediction=name)
-        for name in ("sample", "epsilon", "v_prediction", "flow_prediction", "score")
+        denoiser(x, t, prediction=name) for name in ("sample", "epsilon", "v_prediction", "flow_prediction", "score")
     )
 
     def close(got: Tensor, want: Tensor, size: Tensor) -> None:

@@ -238,9 +238,7 @@ def test_noise_kind_is_refused_at_alpha_zero() -> None:
         sa.sample(denoiser, torch.zeros(2), frame=frame, grid=[1.0, 0.5], solver=sa.Euler())
 
 
-@pytest.mark.parametrize(
-    ("eta", "kind", "grid"), [(300.0, "data", [1.0, 0.5, 1e-3]), (2.0, "flow", [1e8, 9e7, 1.0])]
-)
+@pytest.mark.parametrize(("eta", "kind", "grid"), [(300.0, "data", [1.0, 0.5, 1e-3]), (2.0, "flow", [1e8, 9e7, 1.0])])
 def test_clocks_that_float64_cannot_hold_or_tell_apart_are_refused(eta: float, kind: str, grid: list[float]) -> None:
     frame = sa.Frame(sa.VE(), eta=eta, kind=kind)
     denoiser = sa.problems.Gaussian(0.0, 1.0).denoiser(frame.schedule)

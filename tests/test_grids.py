@@ -70,9 +70,7 @@ def test_ends_can_be_chosen(
 
 
 @given(strategies.schedules(), makers, steps_up_to_60)
-def test_final_zero_adds_the_step_to_clean_data(
-    schedule: sa.Schedule, make: Callable[..., Tensor], steps: int
-) -> None:
+def test_final_zero_adds_the_step_to_clean_data(schedule: sa.Schedule, make: Callable[..., Tensor], steps: int) -> None:
     grid = make(schedule, steps, final_zero=True)
     assert len(grid) == steps + 1
     assert grid[0] == schedule.t_max
