@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -13,26 +12,29 @@ import torch
 
 import sdeadjoint as sa
 
-ROOT = Path(__file__).parent.parent
+from .documents import ROOT, blocks, dangling, run
+
 README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
 
 
-def blocks(text: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-
-
-def test_readme_runs_and_fills_the_gradients_it_names() -> None:
-    names: dict = {}
+def test_readme_runs_and_fills_the_gradients_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    assert len(blocks(README)) == 7
-    for block in blocks(README):
-        exec(compile(block, "README.md", "exec"), names)
+    assert len(blocks(README)) == 11
+    names = run("README.md", README, monkeypatch)
     assert (names["again"] - names["image"]).norm() <= 1e-4 * names["image"].norm()  # float32
-    leaves = [names["x_T"], names["style"], names["increments"], names["latents"], *names["denoiser"].parameters()]
-    for leaf in leaves:
+    own = [names["x_T"], names["style"], names["increments"], *names["denoiser"].parameters()]
+    adapted = [names["latents"], *names["unet"].parameters(), names["x_sigma"], names["x_edm"], names["x_flow"]]
+    for leaf in own + adapted:
         assert leaf.grad is not None
         assert leaf.grad.isfinite().all()
         assert leaf.grad.count_nonzero() > 0
+
+
+def test_each_adapter_takes_at_most_five_lines() -> None:
+    adapted = [block for block in blocks(README) if "sa.adapters." in block]
+    used = [name for block in adapted for name in re.findall(r"sa\.adapters\.(\w+)", block)]
+    assert sorted(used) == ["from_denoiser", "from_diffusers", "from_edm", "from_velocity"]
+    assert all(len(block.splitlines()) <= 5 for block in adapted)
 
 
 def sampler_rows() -> dict[str, list[str]]:
@@ -59,12 +61,9 @@ def test_the_table_is_right(name: str) -> None:
         assert order == (f"strong {solver.claims.strong:g}" if frame.eta else f"{solver.claims.ode}")
 
 
-@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
-def test_files_that_are_named_exist(text: str) -> None:
-    links = re.findall(r"\]\((?!http)([^)]+)\)", text)
-    paths = re.findall(r"`((?:sdeadjoint|tests|theory)/[\w./]+)`", text)
-    for path in [*links, *paths]:
-        assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere_and_files_that_are_named_exist(name: str) -> None:
+    assert list(dangling(ROOT / name)) == []
 
 
 def test_the_worked_example_is_a_solver_of_its_order(monkeypatch: pytest.MonkeyPatch) -> None:

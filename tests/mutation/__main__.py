@@ -43,7 +43,9 @@ TARGETS: dict[str, tuple[str, ...]] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", metavar="TEXT", help="files whose path contains this")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="TEXT", help="files whose path contains one of these"
+    )
     parser.add_argument("--sample", type=int, metavar="N", help="N mutants drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
@@ -52,7 +54,7 @@ def main() -> int:
         (mutant, tests)
         for pattern, tests in TARGETS.items()
         for path in sorted(ROOT.glob(pattern))
-        if arguments.only in str(path.relative_to(ROOT))
+        if any(text in str(path.relative_to(ROOT)) for text in arguments.only)
         for mutant in mutants(path)
     ]
     if arguments.sample is not None:
