@@ -146,7 +146,7 @@ def draw(result: Audit, defence: Defence, x: Tensor, labels: Tensor, path: Path)
     with figure(path, 10.0, 7.6) as made:
         parts: Any = made.subfigures(2, 1, height_ratios=(1.0, 1.0))
         top, bottom = parts
-        place = {"left": 0.25, "right": 0.98, "top": 0.84, "bottom": 0.14, "wspace": 0.1}
+        place = {"left": 0.25, "right": 0.98, "top": 0.84, "bottom": 0.14, "wspace": 0.12}
         axes = top.subplots(1, len(STEPS), sharey=True, gridspec_kw=place)
         for axis, (steps, rows) in zip(axes, result.rows.items(), strict=True):
             y = torch.arange(len(rows)).numpy()
@@ -156,6 +156,7 @@ def draw(result: Audit, defence: Defence, x: Tensor, labels: Tensor, path: Path)
                 result.clean[steps][0], color="0.4", linewidth=1.0, linestyle=":", label="no attack, noise known"
             )
             axis.set(title=f"{steps} steps", xlim=(0, 1), xlabel="robust accuracy that the audit reports")
+            axis.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1], ["0", ".2", ".4", ".6", ".8", "1"])
             axis.set_yticks(y, list(rows))
             axis.tick_params(axis="y", length=0)
         axes[0].invert_yaxis()

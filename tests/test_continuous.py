@@ -364,10 +364,10 @@ class Seen(nn.Module):
 
 
 class Forgetful(sa.Noise):
-    """Noise that is not replayed: after the forward pass it is another path."""
+    """Noise that is not replayed: after the forward pass it is another path, from the step ``after`` on."""
 
-    def __init__(self) -> None:
-        self.asked = 0
+    def __init__(self, after: int = 1) -> None:
+        self.asked, self.after = 0, after
 
     def bind(self, clock: Tensor, like: Tensor, levy: bool) -> Any:
         paths = [sa.BrownianPath(seed).bind(clock, like, levy) for seed in (5, 6)]
@@ -382,7 +382,8 @@ class Forgetful(sa.Noise):
 
             def increment(self, n: int) -> Any:
                 outer.asked += 1
-                return paths[outer.asked > steps + 1].increment(n)  # the last step is evaluated twice
+                # Forwards step 0 and then each is asked for, backwards steps 0 and N - 1 first.
+                return paths[outer.asked > steps + 3 and n >= outer.after].increment(n)
 
         return Bound()
 
@@ -406,6 +407,15 @@ def test_reconstructed_states_converge_with_the_solver(solver: sa.Solver, order:
     steps = (20, 40, 80, 160)
     low, _ = slope(steps, torch.stack([reconstruction_error(n, 0.0, solver, None) for n in steps]))
     assert low > order - 0.3
+
+
+def test_noise_that_is_not_replayed_is_refused() -> None:
+    problem = Problem(10, 1.0)
+    forgetful = Forgetful(after=0)
+    out = problem.sample(sa.ContinuousAdjoint(sa.Euler(), "reconstructed"), noise=forgetful)
+    forgetful.asked = 100
+    with pytest.raises(RuntimeError, match="noise: the first step has another increment in the backward pass"):
+        out.sum().backward()
 
 
 def test_reconstruction_needs_the_same_noise() -> None:

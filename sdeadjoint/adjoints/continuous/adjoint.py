@@ -94,12 +94,13 @@ class ContinuousAdjoint(Adjoint):
         self._refuse_grid(recursion, course, keep=keep)
         weights = () if isinstance(self.solver, Adaptive) else quadrature_weights(self.solver, course.clocks)
         recorded = self.states == "recorded"
+        first = None if recorded else recursion.increment(0)
         swept, plan = sweep_and_plan(recursion, x_T, LAST, keep=keep, observe=observe, states=recorded)
         if plan is None:
             return swept.outputs if keep else swept.outputs[-1:]
         if swept.random:
             raise RuntimeError(RANDOM)
-        descent = Descent(plan, course, self.solver, weights, recorded)
+        descent = Descent(plan, course, self.solver, weights, recorded, first)
         outputs: tuple[Tensor, ...] = Descended.apply(descent, swept.outputs, swept.stages[-1][1], *plan.inputs)
         return outputs
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import nests
+from ...noise import Increment
 from ...solvers import Solver
 from ..replay.backward import pull_back, recompute
 from ..replay.forward import Stage
@@ -39,6 +40,7 @@ class Descent:
         solver: the adjoint's.
         weights: of its evaluations, without restarts; empty if adaptive.
         recorded: whether states are stored; otherwise they are part of the solution.
+        first: the noise of the first step as it was in the forward sweep, where states are not recorded.
     """
 
     plan: Plan
@@ -46,6 +48,7 @@ class Descent:
     solver: Solver | Adaptive
     weights: Weights
     recorded: bool
+    first: Increment | None
 
     @property
     def end(self) -> int:
@@ -59,6 +62,7 @@ class Descent:
         the last step, which is evaluated again: it must give y_N, and if it leads to sigma = 0 it is pulled back.
         """
         plan, recursion = self.plan, self.plan.recursion
+        self._refuse_other_noise()
         last, totals = recursion.steps - 1, Totals(self.plan.inputs, self.plan.recursion)
         a = torch.zeros_like(outputs[-1]) if grads[-1] is None else grads[-1]
         done, y = recompute(plan, last, stage, outputs[-1]), outputs[-1]
@@ -77,6 +81,17 @@ class Descent:
             if copy is plan.isolated.x_T:
                 totals.add([tensor], [a / self.course.weights[0]])
         return totals.grads
+
+    def _refuse_other_noise(self) -> None:
+        """Recorded states are compared where they are; reconstructed ones are as good as the replay."""
+        if self.first is None:
+            return
+        again = self.plan.recursion.increment(0)
+        if not all(map(torch.equal, nests.tensors(self.first), nests.tensors(again))):
+            raise RuntimeError(
+                "noise: the first step has another increment in the backward pass than in the forward pass, so that "
+                "states cannot be reconstructed; make increment(n) a function of n alone, or pass adjoint=Checkpoint()"
+            )
 
     def _march(self, equation: Equation, grads: Sequence[Tensor | None]) -> March:
         if isinstance(self.solver, Adaptive):
