@@ -145,7 +145,7 @@ def draw(path: Path, rows: list[Row]) -> None:
     strips.append(("real digits in relief", relief(real)))
     with figure(path, 6.8, 0.48 * len(strips) + 0.45) as made:
         axes = made.subplots(len(strips), 10)
-        made.subplots_adjust(0.29, 0.01, 0.99, 1 - 0.4 / made.get_figheight(), 0.06, 0.06)
+        made.subplots_adjust(0.31, 0.01, 0.99, 1 - 0.4 / made.get_figheight(), 0.06, 0.06)
         made.suptitle("Digits from held-out latents, before and after fine-tuning to reliefs", y=0.985)
         for line, (text, images) in zip(axes, strips, strict=True):
             line[0].text(-0.25, 0.5, text, transform=line[0].transAxes, ha="right", va="center")
