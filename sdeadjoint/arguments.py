@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .denoiser import Denoiser
 from .frames import Frame
+from .schedules.base import check_schedule
 from .solvers import Solver
 
 
@@ -31,6 +32,8 @@ def check_problem(denoiser: Denoiser, frame: Frame, solver: Solver, cond: Mappin
     )
     if strange := [name for name in cond if not isinstance(name, str)]:
         raise TypeError(f"cond: got the key {strange[0]!r}; pass the names of the network's keyword arguments")
+    check_schedule(denoiser.schedule)
+    check_schedule(frame.schedule)
     if denoiser.schedule != frame.schedule:
         raise ValueError(
             f"frame: its schedule is {frame.schedule!r}, but the denoiser's is {denoiser.schedule!r}; "

@@ -105,7 +105,7 @@ class Denoiser(nn.Module):
     def _explain(self, error: RuntimeError, x: Tensor) -> None:
         """Errors of matrix products name the dtypes alone."""
         own = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
-        if own != x.dtype:
+        if own != x.dtype and "type" in str(error):
             error.add_note(
                 f"(the network's parameters are {own} and it was given {x.dtype}: pass x_T of that dtype, or "
                 f"Denoiser(..., network_dtype={own}))"

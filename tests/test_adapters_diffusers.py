@@ -432,3 +432,15 @@ def test_levels_that_float32_has_moved_over_a_timestep_are_settled(cases: list[t
     # What is further off than that is left as it is, for the caller to refuse.
     far = settled(levels, timesteps + 1, mapping)
     assert not torch.equal(mapping.timestep(far), timesteps + 1) or bool(((1000 * levels) % 1 > 0.99).any())
+
+
+def test_a_scheduler_that_repeats_a_level_is_refused() -> None:
+    adapter = sa.adapters.from_diffusers(SmallModel(), diffusers.DPMSolverMultistepScheduler())
+    with pytest.raises(ValueError, match=r"at 1000 steps it has the noise level 3\.44\d* twice, in steps 499 and 500"):
+        adapter.grid(1000)
+
+
+def test_a_shift_that_would_be_ignored_is_refused() -> None:
+    for scheduler in (diffusers.DDIMScheduler(clip_sample=False), diffusers.FlowMatchEulerDiscreteScheduler()):
+        with pytest.raises(ValueError, match=r"mu: got 0\.5, but .* does not shift its sigmas dynamically"):
+            sa.adapters.from_diffusers(SmallModel(), scheduler, mu=0.5)

@@ -50,6 +50,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("DPMSolverSDEScheduler", {"use_karras_sigmas": True}),
     ("EDMEulerScheduler", {}),
     ("EDMDPMSolverMultistepScheduler", {}),
+    ("EDMDPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min", "lower_order_final": False}),
     ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "sigma_schedule": "exponential"}),
 ]
 NO_SAMPLE = {

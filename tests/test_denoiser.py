@@ -418,3 +418,29 @@ def test_a_network_of_another_dtype_says_what_to_pass() -> None:
     assert any("network_dtype=torch.float32" in note for note in caught.value.__notes__)
     served = sa.Denoiser(Flat(), sa.VPLinear(), network_dtype=torch.float32)
     assert served(torch.zeros(1, 2, dtype=torch.float64), 0.5).dtype == torch.float64
+
+
+@pytest.mark.parametrize("how", ["later", "without gradients"])
+def test_a_schedule_that_comes_to_want_gradients_is_refused_by_sample(how: str) -> None:
+    parameter = torch.tensor(20.0, requires_grad=how == "without gradients")
+    with torch.no_grad():
+        schedule = sa.VPLinear(0.1, parameter)
+        grid = sa.uniform_logsnr(schedule, 3).detach()
+        if how == "without gradients":
+            with pytest.raises(ValueError, match="parameters require gradients"):
+                sa.Frame(schedule)
+            return
+        denoiser, (frame, solver) = sa.Denoiser(lambda x, t: x, schedule), sa.samplers.ddim(schedule)
+    parameter.requires_grad_()
+    with pytest.raises(ValueError, match="parameters require gradients"):
+        sa.sample(denoiser, torch.zeros(1, 2), frame=frame, grid=grid, solver=solver)
+
+
+def test_other_errors_of_a_network_get_no_advice_on_dtypes() -> None:
+    class Narrow(torch.nn.Linear):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return super().forward(x.float())
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
+        sa.Denoiser(Narrow(3, 3), sa.VPLinear())(torch.zeros(1, 2, dtype=torch.float64), 0.5)
+    assert not any("network_dtype" in note for note in getattr(caught.value, "__notes__", []))

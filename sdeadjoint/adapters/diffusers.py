@@ -56,13 +56,15 @@ def from_diffusers(
             output with twice the channels of x the second half, a learned variance, is dropped.
         scheduler: one of DDPM, DDIM, DPMSolverMultistep (all four algorithms, order 1 and 2), DPMSolverSDE,
             EulerDiscrete, EulerAncestralDiscrete, HeunDiscrete, EDMEuler, EDMDPMSolverMultistep, FlowMatchEulerDiscrete
-            and FlowMatchHeunDiscrete, with any of their beta schedules, sigmas, spacings, shifts and prediction types.
+            and FlowMatchHeunDiscrete, with their beta schedules, sigmas, spacings, shifts and prediction types; where
+            a spacing or an interpolation makes its timesteps and its noise levels disagree, ``grid(steps)`` refuses it.
             It is read and copied, not changed.
         eta: DDIM's own, 0 or 1.
         mu: the shift of schedulers with ``use_dynamic_shifting``.
         guidance: classifier-free guidance and its rescaling, on the model's output.
         timestep: what the model is given instead of the scheduler's timestep t, for instance ``lambda t: t / 1000`` for
-            Flux. Some models need it and are refused without it.
+            Flux. Some models need it and are refused without it; one that looks t up in a table, which has to be whole
+            numbers, needs ``lambda t: t.long()``.
         sampler: a function of a schedule in ``samplers`` instead of the scheduler's own method, on its grid.
 
     ``sample(x_T)`` takes the latents as the loop over ``scheduler.timesteps`` has them: after the multiplication with
@@ -93,6 +95,11 @@ def from_diffusers(
         raise ValueError(
             f"guidance: rescale={guidance.rescale} acts on the model's own output, which EDM's preconditioning mixes "
             "with x; pass rescale=0"
+        )
+    if mu is not None and not scheduler.config.get("use_dynamic_shifting"):
+        raise ValueError(
+            f"mu: got {mu}, but {type(scheduler).__name__} does not shift its sigmas dynamically; leave mu out, or set "
+            "use_dynamic_shifting=True where the scheduler has it"
         )
     warn_of_clipping(scheduler, stacklevel=3)
     network = DiffusersNetwork(model, reading.preconditioning, reading.timesteps, timestep)

@@ -32,7 +32,9 @@ def from_edm(
         guidance: classifier-free guidance, on the predicted x_0.
 
     ``sample(x_T)`` takes ``sigma_max`` times a standard normal. Networks that compute in float32 whatever they are
-    given, as EDM's own do, round there. There is no churn: for the SDE pass ``sampler=samplers.sde_dpm_solver_pp_2m``.
+    given, as EDM's own do, round there. Levels are not rounded by ``net.round_sigma``, which does nothing in EDM's own
+    preconditioning: not for networks that know a few levels only. There is no churn: for the SDE pass
+    ``sampler=samplers.sde_dpm_solver_pp_2m``.
     """
     low = max(sigma_min, float(getattr(net, "sigma_min", 0.0)))
     high = min(sigma_max, float(getattr(net, "sigma_max", float("inf"))))

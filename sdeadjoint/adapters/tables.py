@@ -35,8 +35,14 @@ class SchedulerGrid:
     def __call__(self, steps: int | None) -> Tensor:
         levels, timesteps = self.nodes(self._set(steps))
         levels, timesteps = levels.double().cpu(), timesteps.double().cpu()
-        if len(levels) > 2 and levels[-1] == levels[-2]:
-            levels, timesteps = levels[:-1], timesteps[:-1]  # a last step of no length changes nothing
+        # A last step of no length changes nothing. Its ends may differ by what their float32 tables round.
+        if (
+            len(levels) > 2
+            and levels[-1] > 0
+            and abs(levels[-2] / levels[-1] - 1) <= 8 * torch.finfo(torch.float32).eps
+        ):
+            levels, timesteps = levels[:-1], timesteps[:-1]
+        self._refuse_repeated(levels)
         inner = settled(levels[:-1], timesteps, self.mapping)
         given = self.mapping.timestep(inner)
         # Whole numbers are met exactly; others to what float32 levels leave of a timestep, a few 1e-5 of one.
@@ -50,6 +56,15 @@ class SchedulerGrid:
                 "'trailing' has whole timesteps, and with Karras sigmas the two usually agree"
             )
         return torch.cat([inner, levels[-1:]])
+
+    def _refuse_repeated(self, levels: Tensor) -> None:
+        flat = levels.diff() == 0
+        if flat.any():
+            n = int(flat.nonzero()[0])
+            raise ValueError(
+                f"{type(self.scheduler).__name__}: at {len(levels) - 1} steps it has the noise level "
+                f"{levels[n].item():.6g} twice, in steps {n} and {n + 1}; pass fewer steps, or other sigmas"
+            )
 
     def _set(self, steps: int | None) -> Any:
         name = type(self.scheduler).__name__

@@ -109,7 +109,9 @@ def check_schedule(schedule: object) -> None:
     """Refuse what is no schedule, and one whose parameters want gradients: clocks are numbers and give none."""
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule: got {type(schedule).__name__}; pass a Schedule such as VPLinear()")
-    if schedule.lam(schedule.t_max).requires_grad:
+    with torch.enable_grad():
+        wanted = schedule.lam(schedule.t_max).requires_grad
+    if wanted:
         raise ValueError(
             f"schedule: got {schedule!r}, whose parameters require gradients; gradients in the schedule are not "
             "computed: pass numbers, such as parameter.item()"
