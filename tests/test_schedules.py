@@ -504,3 +504,28 @@ def test_repr_equality_hash_and_copies(schedule: Schedule) -> None:
         assert torch.equal(other.lam(schedule.t_max), schedule.lam(schedule.t_max))
     with pytest.raises(AttributeError):
         schedule.domain = (0.0, 1.0)  # type: ignore[misc]
+
+
+class Short(Schedule):
+    """``lam = 1 - t`` on [0, 1]: both ends of its range are finite, and one is zero."""
+
+    domain = (0.0, 1.0)
+    t_max, t_min = 1.0, 0.0
+
+    def _log_alpha(self, t: torch.Tensor) -> torch.Tensor:
+        return (1 - t) + self._log_sigma(t)
+
+    def _log_sigma(self, t: torch.Tensor) -> torch.Tensor:
+        return -torch.nn.functional.softplus(2 * (1 - t)) / 2
+
+    def _time(self, lam: torch.Tensor) -> torch.Tensor:
+        return 1 - lam
+
+
+@pytest.mark.parametrize(("end", "t", "outwards"), [(0.0, 1.0, -1), (1.0, 0.0, 1)])
+def test_finite_ends_of_the_range_are_met_to_round_off_and_no_further(end: float, t: float, outwards: int) -> None:
+    eps = torch.finfo(torch.float64).eps
+    for ulps in (0, 2, 6):
+        assert Short().time(end + outwards * ulps * eps) == t
+    with pytest.raises(ValueError, match="lam must lie in"):
+        Short().time(end + outwards * 64 * eps)
