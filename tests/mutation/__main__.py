@@ -33,10 +33,16 @@ TARGETS: dict[str, tuple[str, ...]] = {
     ),
     "sdeadjoint/noise/*.py": ("test_noise", "test_shifted_noise"),
     "sdeadjoint/discretization.py": ("test_sample", "test_samplers", "test_hooked", "test_encode"),
-    "sdeadjoint/adjoints/**/*.py": (
-        "test_checkpoint", "test_checkpoint_memory", "test_truncated", "test_hooked", "test_conditioning",
-        "test_reversible", "test_continuous", "test_leaks",
+    "sdeadjoint/adjoints/continuous/*.py": ("test_continuous",),
+    "sdeadjoint/adjoints/replay/*.py": (
+        "test_checkpoint", "test_checkpoint_memory", "test_truncated", "test_conditioning", "test_reversible",
+        "test_leaks",
     ),
+    "sdeadjoint/adjoints/checkpoint.py": ("test_checkpoint_memory", "test_checkpoint"),
+    "sdeadjoint/adjoints/reversible.py": ("test_reversible",),
+    "sdeadjoint/adjoints/truncated.py": ("test_truncated",),
+    "sdeadjoint/adjoints/low_variance.py": ("test_truncated",),
+    "sdeadjoint/adjoints/hooked.py": ("test_hooked",),
     "sdeadjoint/encode.py": ("test_encode",),
 }  # fmt: skip
 
