@@ -34,7 +34,7 @@ from sdeadjoint.testing import (
 )
 
 from . import third_party
-from .wrong_adjoints import NotANumber, Scaled, WithoutNoise
+from .wrong_adjoints import Forgets, NotANumber, OnlyOnce, Scaled, Sometimes, WithoutNoise
 from .wrong_objects import (
     Counting,
     Keeping,
@@ -177,6 +177,11 @@ SOLVER_FAULTS = [
     (Odd(fault="edits dB"), "purity", "step 0 changed dB in place"),
     (Keeping(), "purity", "twice with the same arguments|the solver's own attributes"),
     (Counting(), "purity", "twice with the same arguments"),
+    (Odd(fault="Euler under no_grad"), "surroundings", r"under torch.no_grad\(\) the steps end at"),
+    (Odd(fault="draws"), "surroundings", "the steps changed the global generator of torch"),
+    (Odd(fault="reads the seed"), "surroundings", "after the global generators were seeded the steps end at"),
+    (Odd(fault="default dtype"), "surroundings", "with float(32|64) as torch's default dtype"),
+    (Odd(fault="through bfloat16"), "precision", "round-off is below"),
     (Odd(fault="returns y"), "purity", r"step 0 returned Tensor; return the pair \(y, state\)"),
     (Odd(fault="widens"), "kind", "made dtype torch.float64 of torch.float32"),
     (Odd(fault="keeps a dict"), "state", "holds dict; it is a nest of tuples of tensors and numbers"),
@@ -191,7 +196,8 @@ SOLVER_FAULTS = [
     (Odd(fault="detaches dB"), "differentiability", "the derivative in dB of step 0 is 0 by autograd"),
     (Odd(fault="detaches drift"), "differentiability", "the derivative in"),
     (TwoStep(detached=True), "differentiability", "by autograd and"),
-    (TwoStep(uniform=True), "ode order", "order 2 is claimed"),
+    (TwoStep(uniform=0.0), "ode order", "order 2 is claimed"),
+    (TwoStep(uniform=3.5), "ode order", "order 2 is claimed"),
     (Odd(claimed=sa.Claims(3, 1.0, 2)), "ode order", "order 3 is claimed"),
     (Odd(claimed=sa.Claims(2, 1.5, 2, "space-time")), "levy area", "strong order 1.5 is claimed"),
     (Odd(claimed=sa.Claims(2, 1.5, 2)), "claims", "no order above 1 is possible from increments alone"),
@@ -311,6 +317,7 @@ def test_faults_of_schedules_are_found(fault: str, item: str) -> None:
         ("Levy variance 1.05", "law"),
         ("Levy of dB", "law"),
         ("steps correlate", "law"),
+        ("repeats from the eighth step on", "law"),
         ("uniform", "law"),
         ("one seed", "law"),
         ("entries alike", "law"),
@@ -354,8 +361,6 @@ class Faulty(Adjoint):
             raise ValueError("no; pass adjoint=Checkpoint()")
         if self.fault == "fails" and recursion.steps > 2:
             raise KeyError("step 2")
-        if self.fault == "no cond":
-            recursion = replace(recursion, cond={"style": {"style": [recursion.cond["style"]["style"][0].detach()]}})
         out = Direct().solve(recursion, x_T, keep=keep, observe=observe)
         if self.fault == "rounds":
             return tuple(y * (1 + 1e-15) for y in out)
@@ -381,7 +386,14 @@ class Faulty(Adjoint):
         (Scaled(1 + 1e-8), "basic"),
         (WithoutNoise(), "gradients"),
         (NotANumber(), "basic"),
-        (Faulty("no cond"), "basic"),
+        (Forgets("all conditioning"), "basic"),
+        (Forgets("the second tensor"), "basic"),
+        (Forgets("scheduled tensors"), "gradients"),
+        (Forgets("guidance.scale"), "gradients"),
+        (Forgets("guidance.unconditional"), "gradients"),
+        (Sometimes("float32"), "gradients"),
+        (Sometimes("long"), "gradients"),
+        (OnlyOnce(), "hygiene"),
         (Faulty("rounds"), "basic"),
         (Faulty("rounds the trajectory"), "trajectory"),
         (Faulty("detaches"), "gradients"),
@@ -404,6 +416,7 @@ def test_faults_of_adjoints_are_found(adjoint: Adjoint, item: str) -> None:
 def test_a_refusal_is_no_fault() -> None:
     check_adjoint(Faulty("refuses the SDE"))
     check_adjoint(Scaled(1 + 1e-8), only="gradients", tolerance=1e-7)
+    check_adjoint(OnlyOnce(refused=True), only="hygiene")
 
 
 # ---------------------------------------------------------------- what a failure says
@@ -509,6 +522,7 @@ def test_other_things_are_refused(check: Callable[..., None], value: Any, says: 
 def test_checks_leave_global_generators_alone() -> None:
     state = torch.get_rng_state()
     check_solver(sa.Euler(), only="purity")
+    check_solver(sa.Euler(), only="surroundings")
     check_noise(sa.BrownianPath(0), only="generators")
     check_adjoint(sa.Checkpoint(), only="basic")
     assert torch.equal(torch.get_rng_state(), state)
@@ -517,7 +531,7 @@ def test_checks_leave_global_generators_alone() -> None:
 def test_checks_work_under_another_default_dtype() -> None:
     torch.set_default_dtype(torch.float64)
     try:
-        for item in ("kind", "exactness", "straight path", "levy area"):
+        for item in ("surroundings", "kind", "exactness", "precision", "straight path", "levy area"):
             check_solver(sa.ShARK(), only=item)
         check_schedule(sa.VPLinear(), only="types")
     finally:

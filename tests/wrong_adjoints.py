@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+import sdeadjoint as sa
+from sdeadjoint import nests
 from sdeadjoint.adjoints import Adjoint, Direct
 from sdeadjoint.discretization import Discretization
 from sdeadjoint.integrate import Observer
@@ -55,3 +59,86 @@ class NotANumber(Adjoint):
         (y,) = Direct().solve(recursion, x_T, keep=False, observe=observe)
         y.register_hook(lambda a: torch.full_like(a, torch.nan))
         return (y,)
+
+
+@dataclass(frozen=True)
+class Forgets(Adjoint):
+    """The right sample, without the gradient of what its name says."""
+
+    what: str
+
+    def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
+        cond, denoiser = recursion.cond, recursion.denoiser
+        if self.what == "all conditioning":
+            cond = nests.map_tensors(Tensor.detach, cond)
+        if self.what == "the second tensor":
+            cond = nests.map_tensors(_all_but_first(), cond)
+        if self.what == "scheduled tensors":
+            cond = _without_schedules(cond)
+        if self.what.startswith("guidance") and denoiser.guidance is not None:
+            name = self.what.split(".")[1]
+            held = nests.map_tensors(Tensor.detach, denoiser.guidance.tensors[name])
+            denoiser = denoiser.guided_by(replace(denoiser.guidance, **{name: held}))
+        return Direct().solve(replace(recursion, cond=cond, denoiser=denoiser), x_T, keep=keep, observe=observe)
+
+
+def _all_but_first() -> Callable[[Tensor], Tensor]:
+    seen: list[Tensor] = []
+
+    def held(value: Tensor) -> Tensor:
+        seen.append(value)
+        return value if len(seen) == 1 else value.detach()
+
+    return held
+
+
+def _without_schedules(nest: Any) -> Any:
+    if isinstance(nest, sa.Scheduled):
+        return nests.map_tensors(Tensor.detach, nest)
+    return nests.map_items(_without_schedules, nest) if isinstance(nest, dict | list) else nest
+
+
+@dataclass(frozen=True)
+class Sometimes(Adjoint):
+    """The right sample; its gradient is 10 % off in narrow dtypes, or in long solves."""
+
+    when: str
+
+    def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
+        out = Direct().solve(recursion, x_T, keep=keep, observe=observe)
+        off = x_T.dtype != torch.float64 if self.when == "float32" else recursion.steps > 6
+        return tuple(y.detach() + 0.9 * (y - y.detach()) for y in out) if off else out
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        ctx.passes = 0
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx: Any, a: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.passes += 1
+        return a * ctx.passes
+
+
+@dataclass(frozen=True)
+class OnlyOnce(Adjoint):
+    """The right sample and gradient; a second pass over the retained graph doubles it, or is ``refused``."""
+
+    refused: bool = False
+
+    def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
+        out = Direct().solve(recursion, x_T, keep=keep, observe=observe)
+        if not self.refused:
+            return tuple(_Once.apply(y) if y.requires_grad else y for y in out)
+        passes: list[Tensor] = []
+
+        def refuse(a: Tensor) -> None:
+            passes.append(a)
+            if len(passes) > 1:
+                raise RuntimeError("backward: a second time; pass adjoint=Checkpoint()")
+
+        if out[-1].requires_grad:
+            out[-1].register_hook(refuse)
+        return out

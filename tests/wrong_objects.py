@@ -32,6 +32,17 @@ class Odd(sa.Heun):
 
     def step(self, drift: Drift, interval: sa.Interval, y: Tensor, state: State) -> tuple[Tensor, State]:
         s0, s1, dB, ds = interval.s0, interval.s1, interval.dB, interval.ds
+        if self.fault == "Euler under no_grad" and not torch.is_grad_enabled():
+            return y + ds * drift(s0, y) + dB, state
+        if self.fault == "draws":
+            torch.rand(1)
+        if self.fault == "reads the seed":
+            y = y + 1e-14 * (torch.initial_seed() % 1000)
+        if self.fault == "through bfloat16" and y.dtype == torch.float32:
+            y = y.bfloat16().float()
+        if self.fault == "default dtype":
+            F, c = drift(s0, y), torch.tensor(2 / 3)  # Ralston's method
+            return y + ds * (F + 3 * drift(interval.at(float(c)), y + c * (ds * F + dB))) / 4 + dB, state
         if self.fault == "edits y":
             y.add_(0.0).mul_(1.0 + 1e-9)
         if self.fault == "edits dB" and isinstance(dB, Tensor):
@@ -95,9 +106,9 @@ class Counting(sa.Solver):
 
 @dataclass(frozen=True)
 class TwoStep(sa.Solver):
-    """The two-step Adams-Bashforth method, as if all steps were equal (``uniform``), its past ``detached``."""
+    """The two-step Adams-Bashforth method, as if steps of a ratio above ``uniform`` were equal; its past detached."""
 
-    uniform: bool = False
+    uniform: float = math.inf
     detached: bool = False
 
     @property
@@ -108,7 +119,8 @@ class TwoStep(sa.Solver):
         F = D = drift(interval.s0, y)
         if state:
             ds, past = state
-            D = F + (0.5 if self.uniform else 0.5 * interval.ds / ds) * (F - past)
+            ratio = interval.ds / ds
+            D = F + 0.5 * (1.0 if ratio > self.uniform else ratio) * (F - past)
         return y + interval.ds * D + interval.dB, (interval.ds, F.detach() if self.detached else F)
 
 
@@ -222,6 +234,10 @@ class _Odd(BoundNoise):
         if self.fault == "clamps n":
             n = min(n, len(self.clock) - 2)
         dB, H = self.path.increment(n)
+        if self.fault == "repeats from the eighth step on" and n > 7:
+            h = self.clock.diff().sqrt().tolist()
+            dB, H = (part if part is None else part * (h[n] / h[7]) for part in self.path.increment(7))
+            assert dB is not None
         narrow, still = dB.dtype, not 0 < float(self.clock[n + 1] - self.clock[n]) < math.inf
         dB, H = dB.double(), None if H is None else H.double()
         if still and self.fault != "never still":

@@ -17,6 +17,7 @@ from .contract import Case, require
 Array = NDArray[np.float64]
 
 CLOCKS = ((0.3, 0.7, 0.9, 1.0, 1.3, 1.3001, 5.0, 17.0), (-17.0, -5.0, -4.0, -0.9, -0.1, -0.001, 0.0))
+LONG = tuple(n * (n + 10) / 100 for n in range(25))
 LAGS = (1, 2, 16)
 
 
@@ -56,6 +57,10 @@ class Sample(Case):
                 "for name, row in zip(names, rows): print(name, row.mean(), row.var())",
             ]
         )
+
+
+SAMPLES = (*(Sample(clock) for clock in CLOCKS), Sample(LONG, 2**11))
+"""Two short clocks with many entries; a long one with few, for what comes back only after many steps."""
 
 
 def check(noise: Noise, make: Callable[[int], Noise] | None, case: Sample, alarm: float) -> None:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 
 class Network(nn.Module):
-    """``network(x, t, style)``: two layers of tanh on flattened states, float64 by default.
+    """``network(x, t, style, tone)``: two layers of tanh on flattened states, float64 by default.
 
     Parameters: ``inward`` and ``outward`` (linear layers), ``shared`` (used twice), ``frozen`` (requires no gradient)
-    and ``unused``. ``style`` is (batch, width), alone or in a nest ``{"style": [style]}``; nothing adds nothing.
+    and ``unused``. ``style`` is (batch, width), alone or in a nest ``{"style": [style]}``, and ``tone`` (batch, width);
+    without them nothing is added, nor multiplied.
 
     Args:
         shape: of one sample, (*event).
@@ -33,11 +34,15 @@ class Network(nn.Module):
         self.shared, self.unused = drawn(width), drawn(3)
         self.frozen = drawn(width).requires_grad_(False)
 
-    def forward(self, x: Tensor, t: Tensor, style: Tensor | dict[str, list[Tensor]] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, style: Tensor | dict[str, list[Tensor]] | None = None, tone: Tensor | None = None
+    ) -> Tensor:
         h = torch.tanh(x.flatten(1) @ self.inward + t[:, None] * self.frozen)
         h = torch.tanh(h * self.shared + self.shared)
         if style is not None:
             h = h + torch.sin(style if isinstance(style, Tensor) else style["style"][0])
+        if tone is not None:
+            h = h * torch.cos(tone)
         return (h @ self.outward).reshape(x.shape)
 
     def __repr__(self) -> str:

@@ -40,7 +40,10 @@ def check_noise(
         only: check this item alone.
         skip: items left out.
 
-    Cost: 2^14 increments and areas on each of 14 steps, twice given ``make``, and some hundred small queries.
+    Power of the item ``"law"`` at the default alarm, over ten seeds: a correlation of 0.05 between a step's increment
+    and area is found in ten of ten, a variance that is 3 % off on every step in nine, one that is 2 % off in one.
+    The steps are 13 of 2^14 entries, and 24 of 2^11 for noise that repeats itself; what comes back later is not seen.
+    Cost: these draws of increments and areas, twice given ``make``, and some hundred small queries.
     Not for ``FixedNoise``, which is the caller's tensors and fits one grid only.
     Errors: ``TypeError`` for something else, ``ValueError`` for unknown items.
     """
@@ -64,10 +67,10 @@ def _items(noise: Noise, make: Make | None, refinable: bool, alarm: float) -> li
     standing = "a step over which the clock stands still, or that ends at inf, injects no noise"
     law = f"increments N(0, h), areas N(0, h/12), all independent (false alarms: {alarm:g})"
     parted = replay.bindings(shapes=((2,), (3, 2)), least=3)
-    samples = st.sampled_from([laws.Sample(clock) for clock in laws.CLOCKS])
+    samples = st.sampled_from(laws.SAMPLES)
 
     def check_law(_: object, case: Any) -> None:
-        laws.check(noise, make, case, alarm / len(laws.CLOCKS))
+        laws.check(noise, make, case, alarm / len(laws.SAMPLES))
 
     items = [
         Item("kind", "increments are like the state, with H where it is asked for", any_dtype, on(replay.check_kind)),
@@ -77,7 +80,7 @@ def _items(noise: Noise, make: Make | None, refinable: bool, alarm: float) -> li
         Item("standing still", standing, still, on(replay.check_still)),
         Item("cast", "the path does not depend on the state's dtype", narrow, on(replay.check_cast), 10),
         Item("generators", "no global generator is read or changed", plain, on(replay.check_generators), 5),
-        Item("law", law, samples, check_law, 2),
+        Item("law", law, samples, check_law, len(laws.SAMPLES)),
     ]
     nested = Item("nested grids", "nested grids see the same path", parted, on(replay.check_nested), 20)
     return [*items, nested] if refinable else items

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ..adjoints import Adjoint
+from ..conditioning import Scheduled
 from ..denoiser import Denoiser
 from ..frames import KINDS, Frame
 from ..grids import uniform_logsnr
+from ..guidance import Guidance
 from ..noise import BrownianPath, FixedNoise, Noise, ShiftedNoise
 from ..predictions import PREDICTIONS
 from ..sample import sample
@@ -23,6 +25,9 @@ from .contract import Case, numbers
 from .networks import Network
 
 NOISES = ("fixed", "shifted", "replayed")
+GUIDED = ("none", "batched", "two calls")
+STEPS = (1, 2, 3, 4, 5, 6, 2, 3, 5, 13, 20)
+"""Mostly few; some faults are those of long solves."""
 
 
 class Gradients(NamedTuple):
@@ -41,7 +46,9 @@ class Built(NamedTuple):
 
 @dataclass(frozen=True)
 class Solve(Case):
-    """A call of ``sample`` whose gradients reach x_T, conditioning, weights, the noise and what nobody declared.
+    """A call of ``sample`` whose gradients reach x_T, conditioning, guidance, weights, noise and what nobody declared.
+
+    The conditioning is two tensors, ``style`` in a nest and ``tone``.
 
     Args:
         solver, steps, eta, kind, prediction, schedule: of the sampler; the grid is uniform in lambda from -2 to 2.
@@ -51,6 +58,9 @@ class Solve(Case):
         latent: x_T requires a gradient.
         trajectory: all states are returned.
         batch: number of samples, of shape (3,).
+        scheduled: the conditioning, and the guidance with it, changes from step to step: a tensor or a list per step.
+        guided: ``"none"``, or guidance whose scale and unconditional tensors are leaves, in one call or two.
+        dtype: of everything.
     """
 
     solver: Solver = field(default_factory=Euler)
@@ -64,35 +74,70 @@ class Solve(Case):
     latent: bool = True
     trajectory: bool = False
     batch: int = 2
+    scheduled: bool = False
+    guided: str = "none"
+    dtype: torch.dtype = torch.float64
 
     def build(self) -> Built:
         """Fresh tensors, equal for equal cases."""
         frame = Frame(self.schedule, self.eta, self.kind)
         t_max, t_min = (float(self.schedule.time(lam)) for lam in (-2.0, 2.0))
         grid = uniform_logsnr(self.schedule, self.steps, t_max=t_max, t_min=t_min)
-        network, x_T = Network((3,)), numbers(self.batch, 3, seed=1).requires_grad_(self.latent)
-        style = numbers(self.batch, network.width, seed=2).requires_grad_()
+        x_T = self._numbers(self.batch, 3, seed=1).requires_grad_(self.latent)
         leaves = {"x_T": x_T} if self.latent else {}
-        leaves |= {"cond": style} | {n: p for n, p in network.named_parameters() if p.requires_grad}
-        module: Any = network
-        if self.hidden:
-            leaves["hidden"] = scale = torch.tensor(0.8, dtype=torch.float64, device="cpu").requires_grad_()
-
-            def module(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-                return network(x, t, **cond) * scale
-
+        cond, guidance = self._conditioning(leaves)
+        module = self._network(leaves)
         noise = self._noise(frame, grid, x_T, leaves) if self.eta > 0 else None
         arguments = {
-            "denoiser": Denoiser(module, self.schedule, self.prediction),
+            "denoiser": Denoiser(module, self.schedule, self.prediction, guidance=guidance),
             "x_T": x_T,
             "frame": frame,
             "grid": grid,
             "solver": self.solver,
             "noise": noise,
-            "cond": {"style": {"style": [style]}},
+            "cond": cond,
             "trajectory": self.trajectory,
         }
         return Built(arguments, leaves)
+
+    def _network(self, leaves: dict[str, Tensor]) -> Any:
+        network = Network((3,)).to(self.dtype)
+        leaves |= {n: p for n, p in network.named_parameters() if p.requires_grad}
+        if not self.hidden:
+            return network
+        leaves["hidden"] = scale = torch.tensor(0.8, dtype=self.dtype, device="cpu").requires_grad_()
+
+        def module(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+            return network(x, t, **cond) * scale
+
+        return module
+
+    def _conditioning(self, leaves: dict[str, Tensor]) -> tuple[dict[str, Any], Guidance | None]:
+        """``cond`` and the guidance; their tensors are added to the leaves."""
+
+        def values(name: str, batch: int, seed: int) -> dict[str, Any]:
+            style: Any
+            times = (self.steps,) if self.scheduled else ()
+            style, tone = (self._numbers(*times, batch, 4, seed=seed + k) for k in range(2))
+            leaves[f"{name}.tone"] = tone.requires_grad_()
+            if not self.scheduled:
+                leaves[f"{name}.style"] = style.requires_grad_()
+                return {"style": {"style": [style]}, "tone": tone}
+            style = [value.clone().requires_grad_() for value in style]
+            leaves.update({f"{name}.style of step {n}": value for n, value in enumerate(style)})
+            return {"style": {"style": [Scheduled(style)]}, "tone": Scheduled(tone)}
+
+        cond = values("cond", self.batch, 10)
+        if self.guided == "none":
+            return cond, None
+        scale = 1.5 + 0.1 * self._numbers(*((self.steps,) if self.scheduled else ()), seed=20)
+        leaves["guidance.scale"] = scale.requires_grad_()
+        unconditional = values("guidance", 1 if self.guided == "batched" else self.batch, 30)
+        given = Scheduled(scale) if self.scheduled else scale
+        return cond, Guidance(given, unconditional, batched=self.guided == "batched")  # type: ignore[arg-type]
+
+    def _numbers(self, *shape: int, seed: int) -> Tensor:
+        return numbers(*shape, seed=seed, dtype=self.dtype)
 
     def _noise(self, frame: Frame, grid: Tensor, x_T: Tensor, leaves: dict[str, Tensor]) -> Noise:
         path, levy = BrownianPath(seed=3), self.solver.claims.levy != "none"
@@ -113,6 +158,7 @@ class Solve(Case):
 
     def code(self, name: str) -> str:
         lines = [
+            *(["import torch"] if self.dtype != torch.float64 else []),
             "from sdeadjoint import *",
             "from sdeadjoint.testing.problems import Solve",
             f"case = {self!r}",
@@ -151,7 +197,7 @@ def solves(solvers: Sequence[Solver], *, trajectory: bool = False) -> st.SearchS
     return st.builds(
         Solve,
         solver=st.sampled_from(list(solvers)),
-        steps=st.integers(1, 6),
+        steps=st.sampled_from(STEPS),
         eta=st.sampled_from([0.0, 1.0, 0.3]),
         kind=st.sampled_from(KINDS),
         noise=st.sampled_from(NOISES),
@@ -161,4 +207,7 @@ def solves(solvers: Sequence[Solver], *, trajectory: bool = False) -> st.SearchS
         latent=st.sampled_from([True, False]),
         trajectory=st.booleans() if trajectory else st.just(False),
         batch=st.integers(1, 3),
+        scheduled=st.booleans(),
+        guided=st.sampled_from(GUIDED),
+        dtype=st.sampled_from([torch.float64, torch.float64, torch.float32]),
     )

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,6 +14,7 @@ from torch import Tensor
 from ..convergence.paths import Paths
 from ..noise import BoundNoise, Increment, Noise
 from .contract import Case, require
+from .surroundings import global_generators, reseed
 
 
 @dataclass(frozen=True)
@@ -170,26 +169,14 @@ def check_generators(noise: Noise, case: Binding) -> None:
         bound = case.bind(noise)
         return [_bits(bound.increment(n)) for n in range(case.steps)]
 
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    try:
+    with global_generators() as moved:
         kept = answers()
-        used = []
-        if not torch.equal(torch.get_rng_state(), states[0]):
-            used.append("torch")
-        if not np.array_equal(np.random.get_state()[1], states[1][1]) or np.random.get_state()[2] != states[1][2]:  # type: ignore[index]
-            used.append("numpy")
-        if random.getstate() != states[2]:
-            used.append("random")
-        require(not used, f"drawing changed the global generator of {' and '.join(used)}")
-        torch.manual_seed(12345), np.random.seed(12345), random.seed(12345)
+        require(not moved(), f"drawing changed the global generator of {moved()}")
+        reseed()
         for n, (a, b) in enumerate(zip(kept, answers(), strict=True)):
             require(
                 _same(a, b), f"increment({n}) is {_shown(a)}, and {_shown(b)} after the global generators were seeded"
             )
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
 
 
 def check_nested(noise: Noise, case: Binding) -> None:

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from ..adjoints import Checkpoint
 from ..solvers import Solver
-from . import orders, steps
+from . import orders, steps, surroundings
 from .adjoint import check_recomputed
 from .contract import Item, Itself, Subject, hold
 from .problems import Recomputed
-from .walks import CONSTANT, NONE, walks
+from .walks import CONSTANT, NONE, TANGLED, Walk, even_clocks, walks
 from .weak import Triangular, check_weak_order
 
 _SHAPES = ((1,), (3,), (2, 3), (2, 1, 2, 2), (0, 2))
@@ -22,7 +22,19 @@ _DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 _ITEMS = (
     Item("claims", "claims are well-formed", st.just(Itself("print({0}.claims)")), steps.check_claims),
-    Item("purity", "the same arguments give the same bits, and nothing is changed", walks(), steps.check_purity),
+    Item(
+        "purity",
+        "the same arguments give the same bits, and nothing is changed",
+        walks(shapes=((1,), (3,), (2, 3))),
+        steps.check_purity,
+    ),
+    Item(
+        "surroundings",
+        "the gradient mode, torch's default dtype and global generators are neither seen nor changed",
+        walks(shapes=((1,), (3,), (2, 3)), dtypes=(torch.float64, torch.float32)),
+        surroundings.check_surroundings,
+        10,
+    ),
     Item(
         "kind",
         "shape, dtype and device of the state are kept, whatever its memory layout",
@@ -44,6 +56,13 @@ _ITEMS = (
         steps.check_exact,
         40,
     ),
+    Item(
+        "precision",
+        "float32 states are rounded to float32, and not further",
+        st.builds(Walk, even_clocks(), st.just(TANGLED), st.booleans(), st.just((3,)), st.just(torch.float32)),
+        surroundings.check_precision,
+        8,
+    ),
     Item("batch", "samples of a batch do not see each other", walks(shapes=((2,), (3, 2))), steps.check_batch),
     Item(
         "differentiability",
@@ -57,14 +76,14 @@ _ITEMS = (
         "the order without noise is at least the claimed one",
         orders.refinements(),
         orders.check_ode_order,
-        4,
+        6,
     ),
     Item(
         "straight path",
         "along a straight path, dB = v ds, a step is one of y' = F + v and keeps the claimed order",
         orders.refinements(velocity=0.7),
         orders.check_ode_order,
-        2,
+        3,
     ),
     Item(
         "levy area",
@@ -100,9 +119,11 @@ _ITEMS = (
 def check_solver(solver: Solver, *, only: str | None = None, skip: Collection[str] = ()) -> None:
     """Hold a solver against the contract of ``Solver``; None, or ``ContractError`` with the smallest counterexample.
 
-    Items, in this order: ``"claims"``, ``"purity"``, ``"kind"``, ``"state"``, ``"evaluations"``, ``"clocks"``,
-    ``"exactness"``, ``"batch"``, ``"differentiability"``, ``"ode order"`` (a coupled, nonlinear, non-autonomous problem
-    on rising and falling, uniform and non-uniform grids against DOP853: 0.15 below the claim fails),
+    Items, in this order: ``"claims"``, ``"purity"``, ``"surroundings"`` (the same bits with, without and outside of
+    gradients, under other default dtypes and seeds), ``"kind"``, ``"state"``, ``"evaluations"``, ``"clocks"``,
+    ``"exactness"``, ``"precision"`` (float32 against float64: 256 eps), ``"batch"``, ``"differentiability"``,
+    ``"ode order"`` (a coupled, nonlinear, non-autonomous problem on rising and falling grids, uniform and with steps
+    that grow up to tenfold, against DOP853: 0.15 below the claim fails),
     ``"straight path"``, ``"levy area"`` (for claims above 1), ``"strong order"`` (400 paths on 16 and 64 steps: 0.25
     below the claim fails), ``"weak order"`` (two exact moments on 16 to 64 steps: 0.15 below the claim fails) and
     ``"checkpoints"``.
@@ -113,8 +134,8 @@ def check_solver(solver: Solver, *, only: str | None = None, skip: Collection[st
         skip: items left out. ``"straight path"`` asks for more than the claims say: that stages see the part of the
             increment that belongs to their clock. Skip it for methods that let them see none.
 
-    A wrong coefficient of 1 % shows in some item. Deterministic, no global generator is read or changed. A second or
-    two for a method of one call per step. Not checked: stability, and orders in frames where they need more than
+    A wrong coefficient of 1 % shows in some item. Deterministic, no global generator is read or left changed. A second
+    or two for a method of one call per step. Not checked: stability, and orders in frames where they need more than
     smoothness. Errors: ``TypeError`` for something that is no ``Solver``, ``ValueError`` for unknown items.
     """
     if not isinstance(solver, Solver):

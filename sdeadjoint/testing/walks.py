@@ -111,6 +111,12 @@ def clocks(draw: st.DrawFn, *, steps: tuple[int, int] = (1, 6)) -> tuple[float, 
     return tuple(node / 20 for node in (reversed(nodes) if falls else nodes))
 
 
+def even_clocks() -> st.SearchStrategy[tuple[float, ...]]:
+    """Rising and falling clocks of equal steps, on which the weights of multistep methods are small."""
+    rising = st.sampled_from([(0.5, 0.75, 1.0, 1.25, 1.5), (1.0, 1.125)])
+    return st.builds(lambda nodes, falls: nodes[::-1] if falls else nodes, rising, st.booleans())
+
+
 def walks(
     *drifts: Formula,
     steps: tuple[int, int] = (1, 6),
