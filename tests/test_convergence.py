@@ -36,6 +36,7 @@ from sdeadjoint.convergence.result import dumps
 from sdeadjoint.convergence.slope import Slope
 from sdeadjoint.convergence.verdict import judge
 from sdeadjoint.noise.refinable import Piece, combine
+from tests.wrong_adjoints import Scaled
 from theory.guarantees import GUARANTEES
 
 F64 = torch.float64
@@ -238,6 +239,65 @@ def test_a_users_own_solver_is_checked_by_one_line() -> None:
     assert measure(Study(Ralston(), settings.line(), steps=STEPS, paths=60)).verdict.holds
     wrong = measure(Study(Ralston(0.75), settings.line(), steps=STEPS, paths=60))
     assert wrong.verdict.outcome == "violated", wrong
+
+
+@dataclass(frozen=True)
+class Biased(sa.Solver):
+    """Heun with weights that add up to 1 + d: it converges, with order 2, to the solution of another equation."""
+
+    d: float
+    claims: ClassVar[sa.Claims] = sa.Claims(ode=2, strong=1.0, evaluations=2)
+
+    def step(
+        self, drift: Callable[[float, Tensor], Tensor], interval: sa.Interval, y: Tensor, state: tuple[object, ...]
+    ) -> tuple[Tensor, tuple[object, ...]]:
+        F = drift(interval.s0, y)
+        G = drift(interval.s1, y + interval.ds * F + interval.dB)
+        return y + (1 + self.d) * interval.ds * (F + G) / 2 + interval.dB, state
+
+
+@dataclass(frozen=True)
+class OffMidpoint(sa.Solver):
+    """The midpoint rule with its node off by d: of order 1, with a small constant."""
+
+    d: float
+    claims: ClassVar[sa.Claims] = sa.Claims(ode=2, strong=1.0, evaluations=2)
+
+    def step(
+        self, drift: Callable[[float, Tensor], Tensor], interval: sa.Interval, y: Tensor, state: tuple[object, ...]
+    ) -> tuple[Tensor, tuple[object, ...]]:
+        at = 0.5 + self.d
+        Y = y + at * interval.ds * drift(interval.s0, y)
+        return y + interval.ds * drift(interval.at(at), Y) + interval.dB, state
+
+
+LONG = (16, 32, 64, 128, 256, 512)
+
+
+@pytest.mark.parametrize(
+    ("solver", "eta", "steps", "outcome", "reason"),
+    [
+        (Biased(1e-4), 0.0, LONG, "violated", "stand still"),
+        (Biased(1e-2), 1.0, LONG[:-1], "violated", "claimed 1"),
+        (Biased(1e-5), 0.0, LONG, "inconclusive", "stand still"),
+        (OffMidpoint(1e-4), 0.0, LONG, "inconclusive", "stand still"),
+        (OffMidpoint(3e-4), 0.0, LONG, "violated", "stand still"),
+        (OffMidpoint(-1e-3), 0.0, (8, 16, 32, 64), "inconclusive", "from 32 to 64 steps"),
+    ],
+)
+def test_errors_of_a_wrong_solver_that_stand_still_never_hold(
+    solver: sa.Solver, eta: float, steps: tuple[int, ...], outcome: str, reason: str
+) -> None:
+    verdict = measure(Study(solver, settings.mild() if eta else settings.line(), steps=steps, paths=100)).verdict
+    assert verdict.outcome == outcome
+    assert reason in verdict.reason
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_wrong_adjoint_does_not_judge_itself(eta: float) -> None:
+    quantity = Gradient(adjoint=Scaled(0.9))
+    verdict = measure(Study(sa.Heun(), settings.mild(eta), quantity, steps=STEPS, paths=60)).verdict
+    assert verdict.outcome == "violated"
 
 
 def test_the_reference_is_never_the_method_under_test() -> None:

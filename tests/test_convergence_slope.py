@@ -7,7 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from sdeadjoint.convergence import TooFewLevelsError, fit
-from sdeadjoint.convergence.slope import Floors
+from sdeadjoint.convergence.slope import Floors, local_order
+from sdeadjoint.convergence.verdict import judge
 
 TRIALS = 2000
 # 95 % of 2000 trials has a standard deviation of 0.5 %; the promise is 93 to 97 %.
@@ -100,6 +101,46 @@ def test_one_bad_level_bends_the_line_little() -> None:
     law = fit(steps, errors, window=steps)
     # Plain least squares moves by 2 (levels) * 2 (log2 4) / 60 (sum of squares) = 0.067.
     assert law.slope == pytest.approx(1.0, abs=0.03)
+
+
+def test_a_floor_above_the_known_ones_is_no_floor() -> None:
+    steps, errors = synthetic(np.random.default_rng(0), 2.0, 10, 400, "gaussian", floor=1e-5)
+    low, high = (fit(steps, errors, floors=Floors(("the floor",), ((size,) * 10,))) for size in (1e-8, 1.1e-5))
+    assert low.steps == tuple(steps)
+    assert low.standstill == pytest.approx(1e-5, rel=0.1)  # as in the test of floors that are found
+    assert low.interval[1] < 1.85  # half of the levels stand still
+    assert high.standstill == 0
+    assert high.interval[0] <= 2.0 <= high.interval[1]
+
+
+def test_intervals_of_the_order_between_two_levels_cover_it() -> None:
+    rng = np.random.default_rng(7)
+    hits = []
+    for _ in range(600):
+        order, (low, high) = local_order((16, 32), synthetic(rng, 1.5, 2, 100, "lognormal")[1])
+        assert order == pytest.approx((low + high) / 2)
+        hits.append(low <= 1.5 <= high)
+    assert 0.92 <= np.mean(hits) <= 0.98  # 600 trials: 95 % to three standard deviations of 0.9 %
+
+
+def test_errors_of_no_size_at_all_give_no_warning() -> None:
+    # Residuals of equal logarithms are rounding, and no scale to weigh them by; warnings are errors here.
+    law = fit([8, 16, 32, 64, 128], np.zeros((5, 50)))
+    assert law.slope == pytest.approx(0.0, abs=1e-9)
+    assert law.interval == (-np.inf, np.inf)
+    few = np.zeros((5, 50))
+    few[:, 0] = 1.0  # absent from many a resample
+    assert fit([8, 16, 32, 64, 128], few).interval[0] <= 0.0
+
+
+def test_an_interval_that_says_nothing_is_not_printed() -> None:
+    steps = np.array([8, 16, 32, 64])
+    errors = (1.0 / steps)[:, None] * (0.02 + np.random.default_rng(17).standard_t(2, size=(4, 10)))
+    law = fit(steps.tolist(), errors, statistic="mean")
+    assert law.interval == (-np.inf, np.inf)
+    verdict = judge(law.slope, law.interval, 1.0, paths=10)
+    assert verdict.outcome == "inconclusive"
+    assert "no interval can be told" in verdict.reason
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+import torchsde
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -453,3 +454,16 @@ def test_steps_and_states_refused(noise: BrownianPath | FixedNoise) -> None:
 def test_errors_say_what_to_do(make: Callable[[], object], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         make()
+
+
+def test_the_levy_area_is_the_mean_of_the_path_above_its_chord() -> None:
+    """``H = U / h - dB / 2`` with ``U = int (B - B_0) dr``: that of torchsde, in its bits, on a single step."""
+    start, h, shape = 0.5, 2.5, (4, 4)
+    clock = torch.tensor([start, start + h], dtype=torch.float64)
+    got = BrownianPath(seed=3).bind(clock, torch.zeros(shape, dtype=torch.float64), levy=True).increment(0)
+    path = torchsde.BrownianInterval(
+        start, start + h, (16,), torch.float64, "cpu", 3, dt=h, levy_area_approximation="space-time"
+    )
+    W, U = path(start, start + h, return_U=True)
+    assert torch.equal(got.dB, W.reshape(shape))
+    assert torch.equal(got.H, (U / h - W / 2).reshape(shape))

@@ -37,7 +37,11 @@ def studentized(z: Array, power: float, a: Array, confidence: float) -> float:
     counts = _counts(n)
     b = a * power / np.log(2)
     mean = z.mean(axis=1)
+    if (mean == 0).any():
+        return np.inf  # no logarithm
     resampled = counts @ z.T / n  # (resamples, levels)
+    lost = (resampled == 0).any(axis=1)  # only paths without any error were drawn
+    resampled[lost] = mean
     first, second = np.triu_indices(len(z))
     products = counts @ (z[first] * z[second]).T / n
     g, G = b / mean, b / resampled
@@ -51,6 +55,7 @@ def studentized(z: Array, power: float, a: Array, confidence: float) -> float:
     shift = np.abs(np.log(np.abs(resampled / mean)) @ b)
     # A resample of one path over and over has no spread: as far off as can be, unless it is not off at all.
     ratio = np.divide(shift, errors, out=np.where(shift > least, np.inf, 0.0), where=errors > least)
+    ratio[lost] = np.inf
     quantile: float = np.sort(ratio)[int(np.ceil(confidence * (RESAMPLES + 1))) - 1]
     return quantile * se
 

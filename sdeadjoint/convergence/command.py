@@ -16,6 +16,7 @@ from ..command_line import Command, count, directory, seed
 from ..problems import Problem
 from ..solvers import Solver
 from . import settings
+from .fingerprint import NoDigestError
 from .measure import measure
 from .naming import named
 from .plots import draw_orders, draw_work_precision
@@ -127,7 +128,14 @@ def _quantity(arguments: argparse.Namespace) -> Quantity:
 
 
 def _resume(study: Study, out: Path | None) -> Path | None:
-    return None if out is None else out / f"study-{study.fingerprint()[:12]}.json"
+    """Where the study is kept; nowhere, with a sentence, if another one could be taken for it."""
+    if out is None:
+        return None
+    try:
+        return out / f"study-{study.fingerprint()[:12]}.json"
+    except NoDigestError as error:
+        print(f"the study holds {error}: it runs afresh and cannot be continued", file=sys.stderr)
+        return None
 
 
 def _progress(study: Study) -> Callable[[int, int], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..grids import coarsen
 from ..solvers import Solver
+from .fingerprint import NoDigestError
 from .level import Level
 from .paths import Paths
 from .record import Record
@@ -55,10 +57,14 @@ class _Task:
     solver: Solver | None
     is_pilot: bool = False
 
+    @property
+    def is_reference(self) -> bool:
+        return self.name in ("reference", "pilot")
+
 
 def measure_errors(study: Study, resume: Path | None, progress: Progress | None) -> Errors:
     """Do what is not in the record at ``resume`` yet, and put the pieces together."""
-    record = Record.open(resume, study.fingerprint() if resume is not None else "")
+    record = _record(study, resume)
     tasks, parts = _tasks(study), _parts(study)
     done, total = 0, sum(task.steps for task in tasks) * len(parts)
     for part, paths in enumerate(parts):
@@ -68,12 +74,25 @@ def measure_errors(study: Study, resume: Path | None, progress: Progress | None)
             if names[task.name] not in record:
                 assert level is not None
                 start = time.perf_counter()
-                values = study.quantity.evaluate(level)
+                quantity = study.quantity.exactly if task.is_reference else study.quantity
+                values = quantity.evaluate(level)
                 record.add(names[task.name], values, time.perf_counter() - start)
             done += task.steps
             if progress is not None:
                 progress(done, total)
     return _assembled(study, record, len(parts))
+
+
+def _record(study: Study, resume: Path | None) -> Record:
+    """What is done already; nothing, with a warning, where it cannot be known whether it is of the same study."""
+    if resume is None:
+        return Record("")
+    try:
+        return Record.open(resume, study.fingerprint())
+    except NoDigestError as error:
+        message = f"resume: the study holds {error}, so it may not be the one in {resume}; it runs afresh, unrecorded"
+        warnings.warn(message, stacklevel=4)
+        return Record("")
 
 
 def _tasks(study: Study) -> list[_Task]:
@@ -110,8 +129,7 @@ def _levels(study: Study, tasks: list[_Task], part: int, paths: int) -> Iterator
             at = at if at.steps % task.steps == 0 else fine
             at = at.coarsened(at.steps // task.steps)
         driving = at.standardised_onto(setting.frame.noise_clock(own)) if at and setting.clock else at
-        exact = task.name in ("reference", "pilot")
-        start = x_T.double() if exact else x_T
+        start = x_T.double() if task.is_reference else x_T
         level = Level(setting, task.solver, own, driving, start, cond, study.steps[0])
         yield task, level.part(slice(0, PILOT)) if task.is_pilot else level
 

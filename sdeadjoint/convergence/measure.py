@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from ..solvers import ReversibleSolver, Solver
 from .errors import Errors, Progress, measure_errors
 from .quantities import RoundTrip
 from .result import Convergence
-from .slope import Floors, Slope, TooFewLevelsError, fit
+from .slope import Floors, Slope, TooFewLevelsError, fit, local_order
 from .study import Study
-from .verdict import MARGIN, Verdict, judge, paths_to_decide
+from .verdict import MARGIN, Verdict, interval_text, judge, paths_to_decide
 from .window import Dropped
 
 ROUNDING = 100.0  # multiples of eps times the scale below which an error may be rounding
@@ -35,7 +36,8 @@ def measure(
     Args:
         study: what to measure; a solver alone is ``Study(solver)``.
         resume: a JSON file in which each finished solve is kept: an interrupted study continues there, and gives
-            the same numbers as one that was not. A file of another study is refused.
+            the same numbers as one that was not. A file of another study, also of another version of its code, is
+            refused; a study in which something cannot be compared runs afresh, with a warning: see ``fingerprint``.
         progress: called as ``progress(done, total)`` after each solve.
 
     Returns a ``Convergence``; ``print`` shows its table and verdict. A study of ShARK with 1000 paths and 7
@@ -111,8 +113,14 @@ def _eps(study: Study) -> float:
 
 
 def _verdict(study: Study, errors: Errors, law: Slope, median: Slope) -> Verdict:
-    """By the interval; but a rms that few paths carry, or errors that still fall faster, leave it open."""
+    """By the interval; but errors that come to a standstill leave it open, and so do a rms that few paths carry and
+    errors that still fall faster."""
     found = judge(law.slope, law.interval, study.order, errors.signed.shape[1])
+    stands = _standstill(study, errors, law)
+    if found.outcome == "holds" and (slow := _slow_end(study, errors, law)):
+        return replace(
+            found, outcome="inconclusive", reason=f"{found.reason}; but {stands or slow}; take smaller steps"
+        )
     if found.outcome != "violated":
         return found
     bar = study.order - MARGIN
@@ -124,11 +132,39 @@ def _verdict(study: Study, errors: Errors, law: Slope, median: Slope) -> Verdict
             "squared error: the target is too hard for these steps, take smaller ones or a milder target"
         )
         return Verdict("inconclusive", study.order, reason)
+    if stands:
+        return replace(found, reason=f"{found.reason}; {stands}")
     rising = 0.0 if law.floor else _rising(study, errors, law)
     if law.interval[1] + rising >= bar:
         reason = f"{found.reason}; but it still rises from level to level, by {rising:.3f} more: take smaller steps"
         return Verdict("inconclusive", study.order, reason)
     return found
+
+
+def _standstill(study: Study, errors: Errors, law: Slope) -> str:
+    """That errors stand on a floor of the solver's own, and how far it is above those that are known."""
+    if law.standstill == 0:
+        return ""
+    known = max(sizes[study.steps.index(law.steps[-1])] for sizes in _floors(study, errors).sizes)
+    causes = (
+        "rounding, the reference and sampling" if study.quantity.statistic == "mean" else "rounding and the reference"
+    )
+    return f"the errors stand still at {law.standstill:.2g}, {law.standstill / known:.2g} times what {causes} explain"
+
+
+def _slow_end(study: Study, errors: Errors, law: Slope) -> str:
+    """That the last two levels show less than is claimed, whatever the others do; floors that are known apart.
+
+    By their interval, or where a standstill shows beside by their order alone.
+    """
+    if law.floor:
+        return ""
+    last = law.steps[-2:]
+    levels = errors.signed[[study.steps.index(n) for n in last]]
+    order, interval = local_order(last, levels, statistic=study.quantity.statistic)
+    if (order if law.standstill else interval[1]) >= study.order - MARGIN:
+        return ""
+    return f"from {last[0]} to {last[1]} steps it is {order:.3f}, {interval_text(interval)}"
 
 
 def _rising(study: Study, errors: Errors, law: Slope) -> float:

@@ -75,12 +75,15 @@ def _draw_result(axis: Any, result: Convergence, colour: str, marker: str, is_si
     label = textwrap.fill(result.solver, 34)
     if result.fit is not None:
         fit = result.fit
-        label += f"\n{result.statistic}: {fit.slope:.2f} \N{PLUS-MINUS SIGN} {fit.half_width:.2f}"
+        is_told = np.isfinite(fit.half_width)
+        label += (
+            f"\n{result.statistic}: {fit.slope:.2f} \N{PLUS-MINUS SIGN} {f'{fit.half_width:.2f}' if is_told else '?'}"
+        )
         kept = np.array(fit.steps, dtype=float)
         middle = np.exp(np.log(kept).mean())
         centre = fit.constant * middle**-fit.slope
         axis.plot(kept, fit.constant * kept**-fit.slope, color=colour, linewidth=1.3, zorder=2)
-        low, high = (centre * (kept / middle) ** -slope for slope in fit.interval)
+        low, high = (centre * (kept / middle) ** -slope for slope in (fit.interval if is_told else (fit.slope,) * 2))
         axis.fill_between(kept, np.minimum(low, high), np.maximum(low, high), color=colour, alpha=0.3, linewidth=0)
     if is_single and not result.mean:
         edges = np.quantile(np.abs(result.errors), [0.1, 0.9], axis=1)

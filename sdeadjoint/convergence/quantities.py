@@ -52,6 +52,11 @@ class Quantity(ABC):
     def evaluate(self, level: Level) -> Tensor:
         """(units, numbers): detached values of independent units."""
 
+    @property
+    def exactly(self) -> Quantity:
+        """The same of the reference, which nothing under test may compute."""
+        return self
+
     def check(self, setting: Setting, steps: tuple[int, ...]) -> None:  # noqa: B027 (nothing to refuse by default)
         """``ValueError`` where the quantity does not exist."""
 
@@ -107,7 +112,8 @@ class Gradient(Quantity):
             linear on one cell of the study's coarsest grid and constant elsewhere, of unit Cameron-Martin norm:
             ``sum_n dL/d(dB_n) dnu_n / sqrt(cell)`` over the cell's steps, which all grids have in common.
         loss: (paths, *event) to (paths,).
-        adjoint: what computes it. ``Direct()`` with ``"weights"`` solves once for all blocks, the others once a block.
+        adjoint: what computes it, except for the reference, whose gradient is by ``Direct()`` or ``Checkpoint()``.
+            ``Direct()`` with ``"weights"`` solves once for all blocks, the others once a block.
         block: paths per gradient in the weights.
     """
 
@@ -123,6 +129,11 @@ class Gradient(Quantity):
     @property
     def name(self) -> str:
         return f"gradients in {self.of}"
+
+    @property
+    def exactly(self) -> Gradient:
+        """By ``Direct()`` or ``Checkpoint()``, the exact gradients of a solve: else an adjoint would judge itself."""
+        return self if type(self.adjoint) in (Direct, Checkpoint) else replace(self, adjoint=Checkpoint())
 
     def check(self, setting: Setting, steps: tuple[int, ...]) -> None:
         if self.of == "cond" and not setting.cond:

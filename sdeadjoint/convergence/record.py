@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -38,8 +37,8 @@ class Record:
             raise ValueError(f"resume: {path} holds no study ({error}); pass another file, or delete it") from None
         if known != fingerprint:
             raise ValueError(
-                f"resume: {path} holds another study (another solver, setting, steps, seed or version of torch); "
-                "pass another file, or delete it"
+                f"resume: {path} holds another study (another solver, setting, steps, seed, or version of "
+                "their code or of torch); pass another file, or delete it"
             )
         return cls(fingerprint, path, found["pieces"])
 
@@ -60,16 +59,3 @@ class Record:
             content = {"format": FORMAT, "fingerprint": self.fingerprint, "pieces": self.pieces}
             partial.write_text(json.dumps(content))
             os.replace(partial, self.path)  # an interruption leaves the old file or the new one, never half of one
-
-
-def fingerprint(description: str, tensors: list[Tensor]) -> str:
-    """A digest of what determines a study's numbers, but for the machine."""
-    if " at 0x" in description:
-        raise ValueError(
-            f"resume: {description} names an object by its address, which is another one in the next run; "
-            "give it a repr that says what it is (a frozen dataclass does), or pass resume=None"
-        )
-    digest = hashlib.sha256(f"{torch.__version__} {description}".encode())
-    for tensor in tensors:
-        digest.update(tensor.detach().double().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .slope import Slope
-from .verdict import Verdict
+from .verdict import Verdict, interval_text
 from .window import Dropped
 
 
@@ -98,8 +98,8 @@ class Convergence:
         lines = []
         for name, fit in zip((self.statistic, "median"), (self.fit, self.median_fit), strict=True):
             if fit is not None:
-                low, high = fit.interval
-                lines.append(f"order of the {name}: {fit.slope:.3f}, 95 % interval [{low:.3f}, {high:.3f}]")
+                told = interval_text(fit.interval).replace("interval [", "95 % interval [")
+                lines.append(f"order of the {name}: {fit.slope:.3f}, {told}")
         return [*lines, str(self.verdict)]
 
     def _local(self, i: int) -> float:

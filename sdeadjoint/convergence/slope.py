@@ -18,6 +18,8 @@ Array = NDArray[np.float64]
 
 STATISTICS = ("rms", "mean", "median")
 HUBER = 2.5
+EXACT = 1e-9  # residuals in log2 that are rounding
+WIDEST = 10.0  # half-width of an interval of orders that says nothing
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,13 @@ class Slope:
     Args:
         slope: the order; +1 means that the error halves where the steps double.
         interval: its confidence interval, of the noise of the paths alone. What is left of higher-order terms
-            in the levels kept is not in it.
+            in the levels kept is not in it. The whole line where it would be wider than ``WIDEST`` to either side.
         constant: the line's value at one step.
         steps: the levels kept.
         dropped: the others, each with a reason.
         floor: the floor found below the errors, 0.0 where none shows.
+        standstill: a floor that shows but lies above the known ones: the levels on it are kept, as the solver's own
+            errors. 0.0 where there is none, or where no floors are known.
     """
 
     slope: float
@@ -40,6 +44,7 @@ class Slope:
     steps: tuple[int, ...]
     dropped: tuple[Dropped, ...] = ()
     floor: float = 0.0
+    standstill: float = 0.0
 
     @property
     def half_width(self) -> float:
@@ -81,7 +86,7 @@ def fit(
         statistic: ``"rms"`` (root mean square), ``"mean"`` (modulus of the mean: weak errors), ``"median"``.
         confidence: of the interval, which is symmetric for rms and mean (see ``bootstrap.studentized``) and made of
             quantiles for the median.
-        floors: known floors, below which levels are dropped.
+        floors: known floors, below which levels are dropped. If given, levels stand on a floor only below these.
         window: the levels to use, by their steps; found from the errors unless given.
 
     Levels on a floor and in the pre-asymptotic range are dropped (see ``window``); the line through the others is
@@ -102,14 +107,28 @@ def fit(
     z, power = (errors**2, 0.5) if statistic == "rms" else (errors, 1.0)
     y, covariance = log_means(z, power)
     kept = _window(steps, y, covariance, floors, window)
-    line = _law(kept, steps, x, y, covariance)
+    line, standstill = _law(kept, steps, x, y, covariance), 0.0
+    if floors.sizes and line.floor > max(sizes[kept.last] for sizes in floors.sizes):
+        kept, standstill = replace(kept, has_floor=False, may_have_floor=False), line.floor
+        line = _law(kept, steps, x, y, covariance)
     laws = [line]
     if kept.may_have_floor and not kept.has_floor:
         laws.append(_law(replace(kept, has_floor=True), steps, x, y, covariance))
     halves = [studentized(z[kept.slice], power, law.contrast, confidence) for law in laws]
     low = min(law.slope - half for law, half in zip(laws, halves, strict=True))
     high = max(law.slope + half for law, half in zip(laws, halves, strict=True))
-    return line.with_interval(low, high)
+    return replace(line.with_interval(low, high), standstill=standstill)
+
+
+def local_order(
+    steps: Sequence[int], errors: Array, *, statistic: str = "rms", confidence: float = 0.95
+) -> tuple[float, tuple[float, float]]:
+    """The order between two levels and its interval, paired over paths; ``statistic`` is ``"rms"`` or ``"mean"``."""
+    z, power = (errors**2, 0.5) if statistic == "rms" else (errors, 1.0)
+    y, _ = log_means(z, power)
+    a = np.array([1.0, -1.0]) / np.log2(steps[1] / steps[0])
+    half = studentized(z, power, a, confidence)
+    return float(a @ y), (float(a @ y) - half, float(a @ y) + half)
 
 
 class _Law(NamedTuple):
@@ -123,6 +142,8 @@ class _Law(NamedTuple):
     floor: float
 
     def with_interval(self, low: float, high: float) -> Slope:
+        if not max(self.slope - low, high - self.slope) <= WIDEST:
+            low, high = -np.inf, np.inf
         return Slope(self.slope, (float(low), float(high)), self.constant, self.steps, self.dropped, self.floor)
 
 
@@ -176,7 +197,7 @@ def _line(x: Array, y: Array, covariance: Array) -> tuple[Array, Array]:
     for _ in range(20):
         residuals = y - (a @ y) * x - offset @ y
         noise = np.sqrt(np.maximum(np.diag(covariance), 0.0))
-        scale = np.maximum(noise, 1.4826 * np.median(np.abs(residuals)))
+        scale = np.maximum(np.maximum(noise, 1.4826 * np.median(np.abs(residuals))), EXACT)
         size = np.abs(residuals)
         update = np.where(size > HUBER * scale, HUBER * scale / np.maximum(size, 1e-300), 1.0)
         if np.allclose(update, weights, rtol=1e-3):

@@ -8,8 +8,8 @@ from itertools import pairwise
 import torch
 
 from ..solvers import RK4, SRA1, Heun, ShARK, Solver
+from .fingerprint import fingerprint
 from .quantities import Quantity, State
-from .record import fingerprint
 from .settings import Setting, mild
 
 
@@ -90,5 +90,8 @@ class Study:
         return f"{self.quantity.name}, eta = {frame.eta:g}, {frame.kind} kind, {self.paths} paths"
 
     def fingerprint(self) -> str:
-        tensors = [*self.setting.denoiser.parameters(), *self.setting.denoiser.buffers(), *self.setting.cond.values()]
-        return fingerprint(repr(self), tensors)
+        """A digest of all that determines the numbers, but for the machine: values and code, see ``fingerprint``.
+
+        ``NoDigestError`` (a ``ValueError``) if something in it cannot be seen, such as a ``torch.Generator``.
+        """
+        return fingerprint(self)

@@ -1,0 +1,200 @@
+"""Fingerprints: what differs in what it does or holds is another study, and what cannot be seen is not continued."""
+
+from __future__ import annotations
+
+import functools
+import random
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sdeadjoint as sa
+from sdeadjoint.convergence import Gradient, Power, Setting, Study, Weak, measure, settings
+from sdeadjoint.convergence.fingerprint import NoDigestError
+from sdeadjoint.convergence.fingerprint import fingerprint as digest
+
+SOURCE = """
+import sdeadjoint as sa
+import {helper}
+SCALE = 1.0
+class Mine(sa.Solver):
+    claims = sa.Claims(ode=2, strong=1.0, evaluations=2)
+    def step(self, drift, interval, y, state):
+        F = drift(interval.s0, y)
+        G = drift(interval.s1, y + interval.ds * F + interval.dB)
+        return y + SCALE * {helper}.mean(F, G) * interval.ds + interval.dB, state
+"""
+HELPER = """
+def mean(F, G):
+    return (F + G) / 2
+"""
+
+
+def loaded(name: str, source: str, folder: Path) -> ModuleType:
+    """A module of this name, as if it had been imported from a file."""
+    path = folder / f"{name}.py"
+    path.write_text(source)
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    exec(compile(source, str(path), "exec"), vars(module))
+    return module
+
+
+def mine(folder: Path, monkeypatch: pytest.MonkeyPatch, edit: tuple[str, str] = ("", ""), name: str = "mine") -> Study:
+    """A study of a user's solver after an edit of its file or of the one that it imports."""
+    helper, source = HELPER.replace(*edit), SOURCE.format(helper="helper_of_mine").replace(*edit)
+    monkeypatch.setitem(sys.modules, "helper_of_mine", loaded("helper_of_mine", helper, folder))
+    module = loaded(name, source, folder)
+    monkeypatch.setitem(sys.modules, name, module)
+    return Study(module.Mine(), settings.line(), steps=(8, 16, 32), paths=30)
+
+
+EDITS = [
+    ("helper_of_mine.mean(F, G)", "F"),  # Heun to Euler
+    ("SCALE = 1.0", "SCALE = 1.1"),
+    ("ode=2", "ode=1"),
+    ("(F + G) / 2", "F"),
+]
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=[new for _, new in EDITS])
+def test_an_edited_solver_is_another_study(
+    edit: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = mine(tmp_path, monkeypatch)
+    first = before.fingerprint()
+    measure(before, resume=tmp_path / "study.json")
+    assert mine(tmp_path, monkeypatch).fingerprint() == first  # not edited: continued
+    edited = mine(tmp_path, monkeypatch, edit)
+    assert edited.fingerprint() != first
+    with pytest.raises(ValueError, match="another study"):
+        measure(edited, resume=tmp_path / "study.json")
+
+
+def test_solvers_of_one_name_in_two_modules_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (mine(tmp_path, monkeypatch, name=name) for name in ("mine", "other"))
+    assert repr(one.solver).split()[0].split(".")[-1] == repr(other.solver).split()[0].split(".")[-1]
+    assert one.fingerprint() != other.fingerprint()
+
+
+class Scale(nn.Module):
+    """A network with a plain attribute."""
+
+    def __init__(self, c: float) -> None:
+        super().__init__()
+        self.c = c
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.c * x
+
+
+def around(network: Callable[..., Tensor], schedule: sa.Schedule | None = None, scale: float | None = None) -> Setting:
+    schedule = schedule or sa.VPLinear()
+    guidance = None if scale is None else sa.Guidance(torch.tensor(scale, dtype=torch.float64))
+    denoiser = sa.Denoiser(network, schedule, "sample", guidance=guidance)
+    return Setting(denoiser, sa.Frame(schedule, 0.0), (2,), 0.9, 0.1)
+
+
+def tabulated(factor: float) -> sa.Tabulated:
+    betas = factor * torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)
+    return sa.Tabulated((1 - betas).cumprod(0))
+
+
+def wide(last: float) -> Setting:
+    return settings.of_problem(sa.problems.Mixture([0.5, 0.5], [[0.0] * 64, [1.0] * 63 + [last]], 0.2))
+
+
+def scaled_by(factor: float) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, t: factor * x
+
+
+PAIRS: dict[str, tuple[Setting, Setting]] = {
+    "lambdas": (around(lambda x, t: 0.1 * x), around(lambda x, t: 0.9 * torch.tanh(x))),
+    "constants": (around(lambda x, t: 0.1 * x), around(lambda x, t: 0.2 * x)),
+    "closures": (around(scaled_by(0.1)), around(scaled_by(0.2))),
+    "partials": tuple(around(functools.partial(torch.clamp, min=m)) for m in (0.0, 0.1)),  # type: ignore[dict-item]
+    "attributes": (around(Scale(0.1)), around(Scale(0.9))),
+    "guidance": (around(Scale(0.1), scale=3.00001), around(Scale(0.1), scale=3.00002)),
+    "tables": (around(Scale(0.1), tabulated(1.0)), around(Scale(0.1), tabulated(1.0001))),
+    "problems": (wide(1.0), wide(1.5)),
+    "weights": (settings.steered(), settings.steered()),
+}
+
+
+@pytest.mark.parametrize("what", PAIRS)
+def test_settings_that_differ_are_told_apart(what: str) -> None:
+    one, other = PAIRS[what]
+    if what == "weights":
+        with torch.no_grad():
+            other.denoiser.network.matrix[0, 0] += 1e-12  # type: ignore[attr-defined]
+    assert Study(sa.Heun(), one).fingerprint() == Study(sa.Heun(), one).fingerprint()
+    assert Study(sa.Heun(), one).fingerprint() != Study(sa.Heun(), other).fingerprint()
+
+
+def test_everything_else_of_a_study_counts() -> None:
+    study = Study(sa.Heun(), settings.line(), steps=(8, 16, 32), paths=50)
+    changes: list[dict[str, object]] = [
+        {"solver": sa.Midpoint()},
+        {"setting": settings.line(1.0)},
+        {"quantity": Weak()},
+        {"quantity": Weak(Power(3))},
+        {"quantity": Weak(lambda x: x)},
+        {"quantity": Weak(lambda x: 2 * x)},
+        {"quantity": Gradient()},
+        {"quantity": Gradient(adjoint=sa.Direct())},
+        {"steps": (8, 16, 64)},
+        {"paths": 60},
+        {"seed": 1},
+        {"finer": 8},
+        {"reference": sa.RK4()},
+        {"dtype": torch.float32},
+    ]
+    found = {study.fingerprint(), *(replace(study, **change).fingerprint() for change in changes)}  # type: ignore[arg-type]
+    assert len(found) == 1 + len(changes)
+
+
+def test_the_source_of_the_library_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Study(sa.Heun()).fingerprint()
+    monkeypatch.setattr("sdeadjoint.convergence.fingerprint.library", lambda: "edited")
+    assert Study(sa.Heun()).fingerprint() != before
+
+
+def test_tensors_count_by_dtype_shape_and_bytes() -> None:
+    ones = torch.ones(4)
+    values = [ones, ones.double(), ones.reshape(2, 2), ones.bfloat16(), -ones, torch.zeros(0), torch.zeros(0, 2)]
+    assert len({digest(value) for value in values}) == len(values)
+    assert digest(torch.arange(4.0)[::2]) == digest(torch.tensor([0.0, 2.0]))
+    assert digest(np.arange(3)) != digest(np.arange(3.0))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [torch.Generator(), random.Random(0), threading.Lock(), iter([1]), np.array([object()]), torch.eye(2).to_sparse()],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_cannot_be_seen_is_refused(value: object) -> None:
+    with pytest.raises(NoDigestError):
+        digest([value])
+
+
+@dataclass(frozen=True)
+class Hidden(sa.Euler):
+    """Euler with something in it that has no digest."""
+
+    generator: torch.Generator
+
+
+def test_a_study_that_cannot_be_told_from_another_runs_afresh(tmp_path: Path) -> None:
+    study = Study(Hidden(torch.Generator()), settings.line(), steps=(8, 16, 32), paths=30)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="runs afresh"):
+            measure(study, resume=tmp_path / "study.json")
+    assert not (tmp_path / "study.json").exists()
