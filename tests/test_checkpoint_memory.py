@@ -166,7 +166,15 @@ def test_dropout_and_networks_that_differentiate_themselves() -> None:
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("2GiB", 2 * 1024**3), ("500 MB", 500_000_000), ("1.5kB", 1500), ("3KiB", 3072), ("7", 7), ("12B", 12), (64, 64)],
+    [
+        ("2GiB", 2 * 1024**3),
+        ("500 MB", 500_000_000),
+        ("1.5kB", 1500),
+        ("3KiB", 3072),
+        ("7", 7),
+        ("1200B", 1200),
+        (6400, 6400),
+    ],
 )
 def test_sizes(text: int | str, count: int) -> None:
     assert parse_bytes(text) == count
@@ -181,3 +189,23 @@ def test_bad_sizes(text: object) -> None:
 def test_snapshots_and_memory_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="snapshots, memory: got both"):
         sa.Checkpoint(3, memory="1MiB")
+
+
+def test_the_callback_hears_of_each_step_once() -> None:
+    def heard(adjoint: sa.Adjoint) -> list[int]:
+        steps: list[int] = []
+        solve = Solve(sa.Heun(), 5, 0.0, options={"callback": lambda n, t, x: steps.append(n)})
+        solve.gradients(adjoint)
+        return steps
+
+    assert heard(sa.Checkpoint(memory="1GiB")) == heard(sa.Checkpoint(memory=3 * STATE)) == heard(sa.Direct())
+
+
+def test_a_budget_below_one_state_is_refused_for_a_single_step_to_clean_data() -> None:
+    x_T = torch.ones(4, dtype=DOUBLE, requires_grad=True)
+    frame = sa.Frame(sa.VE())
+    with pytest.raises(ValueError, match="got 31 bytes, but one stored state takes 32"):
+        sa.sample(
+            sa.Denoiser(lambda x, t: x, sa.VE(), "sample"), x_T, frame=frame, grid=[1.0, 0.0], solver=sa.Euler(),
+            adjoint=sa.Checkpoint(memory=31),
+        )  # fmt: skip

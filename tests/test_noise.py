@@ -24,7 +24,8 @@ from scipy import stats
 from torch import Tensor
 
 from sdeadjoint.noise import BrownianPath, FixedNoise
-from sdeadjoint.noise.refinable import DEPTH, Piece, combine, locate, remainder
+from sdeadjoint.noise.base import Draws
+from sdeadjoint.noise.refinable import DEPTH, LinePath, Piece, combine, locate, remainder
 
 F64 = torch.float64
 EPS = torch.finfo(F64).eps
@@ -467,3 +468,11 @@ def test_the_levy_area_is_the_mean_of_the_path_above_its_chord() -> None:
     W, U = path(start, start + h, return_U=True)
     assert torch.equal(got.dB, W.reshape(shape))
     assert torch.equal(got.H, (U / h - W / 2).reshape(shape))
+
+
+@pytest.mark.parametrize("ends", [(0.3, 0.4), (0.1, 5.0), (0.0, 2.0**-70), (1e-30, 1e30)])
+def test_pieces_of_cells_fill_the_step(ends: tuple[float, float]) -> None:
+    """The scale of a cell is that of its numbers: lengths add up to the step's, and variances with them."""
+    draws = Draws.holding(1, torch.float64, "cpu")
+    piece = LinePath(0, ends, draws)._over(*ends)
+    assert piece.h == pytest.approx(ends[1] - ends[0], rel=1e-12)

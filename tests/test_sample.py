@@ -277,3 +277,20 @@ def test_objects_copy_pickle_and_print_as_the_call_that_makes_them() -> None:
         assert copy.deepcopy(thing) == thing
         assert pickle.loads(pickle.dumps(thing)) == thing
     assert repr(sa.Denoiser(nn.Identity(), SCHEDULE)).startswith("Denoiser(Identity, VPLinear(beta_min=0.1")
+
+
+def test_the_ode_has_neither_increments_nor_levy_areas() -> None:
+    seen: list[tuple[object, object]] = []
+
+    class Looking(sa.Solver):
+        claims = sa.Claims(ode=1, strong=1.0, evaluations=1)
+
+        def step(self, drift: Any, interval: sa.Interval, y: Tensor, state: Any) -> tuple[Tensor, Any]:
+            seen.append((interval.dB, interval.H))
+            return y + interval.ds * drift(interval.s0, y), state
+
+    schedule = sa.VPLinear()
+    grid = sa.uniform_logsnr(schedule, 3)
+    denoiser = sa.Denoiser(lambda x, t: x, schedule, "sample")
+    sa.sample(denoiser, torch.ones(1, dtype=torch.float64), frame=sa.Frame(schedule), grid=grid, solver=Looking())
+    assert seen == [(0.0, 0.0)] * 3
