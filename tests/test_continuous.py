@@ -985,3 +985,8 @@ def test_printed_copied_and_compared() -> None:
         assert pickle.loads(pickle.dumps(thing)) == thing
         assert hash(copy.deepcopy(thing)) == hash(thing)
     assert sa.adjoint_deis(2) == replace(sa.adjoint_deis(1), solver=sa.DPMSolverPP2M())
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    assert repr(sa.ContinuousAdjoint(sa.Adaptive())).startswith("ContinuousAdjoint(solver=Adaptive(")
+    assert (sa.Adaptive().rtol, sa.Adaptive().atol) == (1e-6, 1e-9)
