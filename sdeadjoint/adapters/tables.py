@@ -36,11 +36,7 @@ class SchedulerGrid:
         levels, timesteps = self.nodes(self._set(steps))
         levels, timesteps = levels.double().cpu(), timesteps.double().cpu()
         # A last step of no length changes nothing. Its ends may differ by what their float32 tables round.
-        if (
-            len(levels) > 2
-            and levels[-1] > 0
-            and abs(levels[-2] / levels[-1] - 1) <= 8 * torch.finfo(torch.float32).eps
-        ):
+        if len(levels) > 2 and levels[-2] - levels[-1] <= 8 * torch.finfo(torch.float32).eps * levels[-1]:
             levels, timesteps = levels[:-1], timesteps[:-1]
         self._refuse_repeated(levels)
         inner = settled(levels[:-1], timesteps, self.mapping)
