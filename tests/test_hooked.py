@@ -94,3 +94,11 @@ def test_bad_hooks() -> None:
     for make in (sa.clip_norm, sa.normalize):
         with pytest.raises(ValueError, match="pass a positive number"):
             make(0.0)
+
+
+def test_norms_are_of_whole_samples_of_any_shape() -> None:
+    a = torch.arange(1.0, 25.0, dtype=torch.float64).reshape(2, 3, 2, 2)
+    norms, seen = a.reshape(2, 12).square().sum(1).sqrt(), []
+    sa.adjoints.record_norms(seen)(0, 1.0, a)
+    assert torch.allclose(seen[0][2], norms, rtol=1e-14)
+    assert torch.allclose(sa.adjoints.normalize(2.0)(0, 1.0, a), 2 * a / norms.reshape(2, 1, 1, 1), rtol=1e-14)
