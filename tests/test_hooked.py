@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -96,9 +98,11 @@ def test_bad_hooks() -> None:
             make(0.0)
 
 
-def test_norms_are_of_whole_samples_of_any_shape() -> None:
-    a = torch.arange(1.0, 25.0, dtype=torch.float64).reshape(2, 3, 2, 2)
-    norms, seen = a.reshape(2, 12).square().sum(1).sqrt(), []
+@pytest.mark.parametrize("shape", [(2,), (2, 12), (2, 3, 2, 2)])
+def test_norms_are_of_whole_samples_of_any_shape(shape: tuple[int, ...]) -> None:
+    a = torch.arange(1.0, 1 + math.prod(shape), dtype=torch.float64).reshape(shape)
+    norms, seen = a.reshape(2, -1).square().sum(1).sqrt(), []
     sa.adjoints.record_norms(seen)(0, 1.0, a)
     assert torch.allclose(seen[0][2], norms, rtol=1e-14)
-    assert torch.allclose(sa.adjoints.normalize(2.0)(0, 1.0, a), 2 * a / norms.reshape(2, 1, 1, 1), rtol=1e-14)
+    per_sample = norms.reshape(2, *[1] * (a.ndim - 1))
+    assert torch.allclose(sa.adjoints.normalize(2.0)(0, 1.0, a), 2 * a / per_sample, rtol=1e-14)

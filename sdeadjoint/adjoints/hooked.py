@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ..discretization import Discretization, Hook
@@ -80,7 +81,8 @@ def record_norms(into: list[tuple[int, float, Tensor]]) -> Hook:
 def _norms(a: Tensor) -> Tensor:
     """One norm per sample, in float32 at least, of shape (batch, 1, ..., 1)."""
     wide = a.detach() if a.dtype.itemsize >= 4 else a.detach().float()
-    return wide.flatten(1).norm(dim=1).reshape(-1, *[1] * (a.ndim - 1))
+    # One dimension more than a has: over no dimension at all, of a state of shape (batch,), there is no norm.
+    return torch.linalg.vector_norm(wide[..., None], dim=tuple(range(1, a.ndim + 1)), keepdim=True)[..., 0]
 
 
 def _check_positive(name: str, value: float) -> None:
