@@ -71,8 +71,9 @@ class Denoiser(nn.Module):
         """The prediction of the asked kind at ``x`` (batch, ...) and time ``t`` (a number or a tensor (batch,))."""
         times = t.double() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")
         alpha, sigma = _coefficients(self.schedule, t) if isinstance(t, float) else self._broadcast(times, x)
-        given = x if self.network_dtype is None else x.to(self.network_dtype)
-        t_given = times.to(x.device, self.time_dtype or given.dtype).expand(x.shape[0]).contiguous()
+        # The network may change its arguments in place.
+        given = x.to(self.network_dtype or x.dtype, copy=True)
+        t_given = times.to(x.device, self.time_dtype or given.dtype, copy=True).expand(x.shape[0]).contiguous()
         out = self._call(given, t_given, cond or {})
         return convert(out, x, alpha, sigma, self.prediction, prediction)
 

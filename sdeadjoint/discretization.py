@@ -18,6 +18,8 @@ from .grids import validate_grid
 from .noise import BoundNoise, Increment, Noise
 from .solvers import Drift, Interval, ReversibleSolver, Solver, State
 
+_SQRT_EPS = math.sqrt(torch.finfo(torch.float64).eps)
+
 Hook = Callable[[int, float, Tensor], Tensor | None]
 """``hook(n, t, a)`` in the backward pass, for n = N .. 1: ``a = dL/dx_n`` of the state at time t; what it returns, if
 anything, goes on in its place."""
@@ -69,6 +71,13 @@ class Discretization:
             raise ValueError(
                 f"grid: {frame!r} has clock values from {clocks[0].item()} to {clocks[-1].item()} on it, which float64 "
                 "cannot tell apart or hold; pass a grid with larger steps or less extreme ends, or a smaller eta"
+            )
+        # The rounding of s moves x by w s eps, which the flow kind's weight alone makes large (theory/frames.md).
+        size = (frame.schedule.log_alpha(times).exp() + frame.schedule.log_sigma(times).exp()).nan_to_num(posinf=0)
+        if (weights.isfinite() & (weights * clocks.abs() > size / _SQRT_EPS)).any():
+            raise ValueError(
+                f"grid: {frame!r} loses more than half of float64's digits at its noisy end; "
+                "pass Frame(..., kind='data'), which loses none, a smaller eta, or a grid that starts later"
             )
         check_schedules(cond, len(times) - 1, "cond")
         check_schedules(denoiser.guidance and denoiser.guidance.tensors, len(times) - 1, "guidance")

@@ -67,7 +67,8 @@ class Guidance:
                 return out
             positive, negative = out.chunk(2)
         else:
-            positive, negative = network(x, t, **cond), network(x, t, **self.unconditional)
+            # The network may change its arguments in place.
+            positive, negative = network(x.clone(), t.clone(), **cond), network(x, t, **self.unconditional)
         for out in (positive, negative):
             if not isinstance(out, Tensor) or out.shape != x.shape or not out.is_floating_point():
                 return out  # the denoiser says what is wrong with it

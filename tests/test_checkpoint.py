@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import sdeadjoint as sa
 from sdeadjoint.adjoints.replay import binomial
+from sdeadjoint.adjoints.replay.backward import round_off
 
 from .networks import LowRank, Mlp
 
@@ -107,6 +108,7 @@ def test_binomial_schedule_is_optimal_and_is_followed(length: int, snapshots: in
         return min(m + fewest(l - m, c - 1) + fewest(m, c) for m in range(1, l))
 
     assert binomial.advances(length, snapshots) == fewest(length, snapshots)
+    assert len(binomial.positions(length, snapshots)) == min(length, snapshots)
     calls = 0
 
     def network(x: Tensor, t: Tensor) -> Tensor:
@@ -624,3 +626,18 @@ def test_trajectory_carries_gradients_from_every_state(x_T: Tensor) -> None:
 def test_snapshots_are_validated(bad: object) -> None:
     with pytest.raises(ValueError, match="snapshots: got"):
         sa.Checkpoint(bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "narrow", "bound"),
+    [
+        (torch.float64, "cpu", False, 2.0**-46),
+        (torch.float32, "cpu", True, 2.0**-17),
+        (torch.bfloat16, "cpu", True, 2.0**-17),
+        (torch.float32, "cuda", False, 2.0**-17),
+        (torch.float32, "cuda", True, 2.0**-10),
+        (torch.bfloat16, "cuda", True, 2.0**-10),
+    ],
+)
+def test_how_far_a_recomputation_may_be_off(dtype: torch.dtype, device: str, narrow: bool, bound: float) -> None:
+    assert round_off(dtype, device, narrow) == bound

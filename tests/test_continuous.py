@@ -19,6 +19,7 @@ import sdeadjoint as sa
 from sdeadjoint.adjoints.continuous.quadrature import quadrature_weights, slot_weights
 from sdeadjoint.adjoints.continuous.recorded import Recorded
 from sdeadjoint.discretization import Discretization
+from sdeadjoint.noise import BoundNoise, Increment
 
 from .networks import Mlp
 
@@ -566,6 +567,40 @@ def test_gradients_of_the_noise_are_ramps_and_parabolas(levy: bool) -> None:
         assert errors[1][1] <= min(0.75 * errors[0][1], 0.2)
 
 
+class Amplified(sa.Noise):
+    """One tensor multiplies both the increments and the Levy areas of a path."""
+
+    def __init__(self, amplitude: Tensor) -> None:
+        self.amplitude = amplitude
+
+    def bind(self, clock: Tensor, like: Tensor, levy: bool) -> BoundNoise:
+        path, amplitude = sa.BrownianPath(seed=1).bind(clock, like, levy), self.amplitude
+
+        class Bound(BoundNoise):
+            @property
+            def tensors(self) -> tuple[Tensor, ...]:
+                return (amplitude,)
+
+            def increment(self, n: int) -> Increment:
+                dB, H = path.increment(n)
+                assert H is not None
+                return Increment(amplitude * dB, amplitude * H)
+
+        return Bound()
+
+
+def test_a_tensor_behind_increments_and_areas_gets_the_gradients_of_both() -> None:
+    problem, adjoint = Problem(12, 1.0), sa.ContinuousAdjoint(sa.Heun())
+    path, amplitude = sa.BrownianPath(seed=1), torch.tensor(1.0, dtype=DOUBLE, requires_grad=True)
+    parts = [f(problem.frame, problem.grid, problem.x_T) for f in (path.increments, path.levy_areas)]
+    dB, H = (part.requires_grad_() for part in parts)
+    problem.noise = sa.FixedNoise(dB, H)
+    by_dB, by_H = problem.gradients(adjoint, [dB, H], solver=sa.ShARK())
+    problem.noise = Amplified(amplitude)  # type: ignore[assignment]
+    (got,) = problem.gradients(adjoint, [amplitude], solver=sa.ShARK())
+    assert relative(got, (by_dB * dB.detach()).sum() + (by_H * H.detach()).sum()) <= 1e-12
+
+
 def test_noise_gradients_in_another_frame_and_on_a_finer_grid() -> None:
     problem = Problem(40, 1.0, "data")
     increments = sa.BrownianPath(seed=1).increments(problem.frame, problem.grid, problem.x_T).requires_grad_()
@@ -704,6 +739,33 @@ def test_trajectories_and_hooks() -> None:
     problem.gradients(sa.Hooked(sa.adjoint_deis(2), lambda n, t, a: 1.0 * a))  # changes nothing
     with pytest.raises(RuntimeError, match=r"changed the adjoint at node 30, but DPMSolverPP2M\(\).*Heun\(\)"):
         problem.gradients(sa.Hooked(sa.adjoint_deis(2), lambda n, t, a: 2 * a if n == 30 else None))
+
+
+@pytest.mark.parametrize("states", ["recorded", "reconstructed"])
+def test_hooks_change_small_adjoints_too(states: str) -> None:
+    problem = Problem()
+    problem.cotangent = 1e-6 * problem.cotangent
+    adjoint = sa.ContinuousAdjoint(sa.Heun(), states)
+    doubled = problem.gradients(sa.Hooked(adjoint, lambda n, t, a: 2 * a if n == 12 else None))
+    plain = problem.gradients(adjoint)
+    assert max(relative(got, 2 * want) for got, want in zip(doubled, plain, strict=True)) <= 1e-12
+
+
+@pytest.mark.parametrize("adjoint", [sa.ContinuousAdjoint(sa.Heun()), sa.Checkpoint(), sa.Direct()], ids=repr)
+def test_a_loss_that_drops_the_gradient_gives_none(adjoint: sa.Adjoint) -> None:
+    class Dropped(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> None:
+            return None
+
+    problem = Problem()
+    assert torch.autograd.grad(
+        Dropped.apply(problem.sample(adjoint)).sum(), problem.leaves, allow_unused=True
+    ) == (None,) * len(problem.leaves)  # fmt: skip
 
 
 def test_hooks_on_tensors_see_the_total_once() -> None:
@@ -990,3 +1052,4 @@ def test_printed_copied_and_compared() -> None:
 def test_defaults_are_the_documented_ones() -> None:
     assert repr(sa.ContinuousAdjoint(sa.Adaptive())).startswith("ContinuousAdjoint(solver=Adaptive(")
     assert (sa.Adaptive().rtol, sa.Adaptive().atol) == (1e-6, 1e-9)
+    assert sa.adjoint_dpm("adaptive").solver == sa.Adaptive()

@@ -119,11 +119,36 @@ def test_time_and_its_dtype(dtype: torch.dtype, time_dtype: torch.dtype | None, 
     out = sa.Denoiser(network, SCHEDULE, time_dtype=time_dtype)(x, t)
     assert (out.dtype, out.shape) == (dtype, x.shape)
     (given_x, given_t, cond) = network.calls[0]
-    assert given_x is x
+    assert torch.equal(given_x, x)
     assert (given_t.shape, given_t.dtype) == ((5,), time_dtype or dtype)
     exact = torch.as_tensor(t, dtype=torch.float64).expand(5)
     assert torch.equal(given_t, exact.to(time_dtype or dtype))
     assert cond == {}
+
+
+@pytest.mark.parametrize("guided", [None, True, False], ids=["plain", "one batch", "two calls"])
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.float64])
+def test_a_network_that_works_in_place_changes_its_own_output_only(
+    guided: bool | None, dtype: torch.dtype | None
+) -> None:
+    cond = {"shift": randn(5, 1)}
+    guidance = None if guided is None else sa.Guidance(3.0, {"shift": randn(5, 1)}, batched=guided)
+
+    def pure(x: Tensor, t: Tensor, shift: Tensor) -> Tensor:
+        return torch.relu(x) + t[:, None] * shift
+
+    def in_place(x: Tensor, t: Tensor, shift: Tensor) -> Tensor:
+        return torch.relu_(x) + 2 * t.div_(2)[:, None] * shift
+
+    before, time = randn(5, 2), torch.full((5,), 0.5, dtype=torch.float64)
+    x, t = before.clone(), time.clone()
+    got, want = (
+        sa.Denoiser(network, SCHEDULE, guidance=guidance, network_dtype=dtype)(x, t, cond)
+        for network in (in_place, pure)
+    )
+    assert torch.equal(x, before)
+    assert torch.equal(t, time)
+    assert torch.equal(got, want)
 
 
 class Pair(NamedTuple):

@@ -294,3 +294,23 @@ def test_the_ode_has_neither_increments_nor_levy_areas() -> None:
     denoiser = sa.Denoiser(lambda x, t: x, schedule, "sample")
     sa.sample(denoiser, torch.ones(1, dtype=torch.float64), frame=sa.Frame(schedule), grid=grid, solver=Looking())
     assert seen == [(0.0, 0.0)] * 3
+
+
+@pytest.mark.parametrize("kind", ["data", "noise", "flow"])
+@pytest.mark.parametrize(
+    "adjoint", [sa.Direct(), sa.Checkpoint(1), *(sa.ContinuousAdjoint(sa.Heun(), s) for s in ("recorded", "reconstructed"))],
+    ids=repr,
+)  # fmt: skip
+def test_the_network_sees_the_times_of_the_grid_bit_by_bit(kind: str, adjoint: sa.Adjoint) -> None:
+    # Models with a table of times look them up: a time that went through a clock and back may be another entry.
+    seen: set[float] = set()
+
+    def recording(x: Tensor, t: Tensor) -> Tensor:
+        seen.update(t.tolist())
+        return torch.tanh(x)
+
+    grid = sa.uniform_time(SCHEDULE, 37)
+    x_T = torch.linspace(-1, 1, 8, dtype=DOUBLE).reshape(2, 4).requires_grad_()
+    denoiser, frame = sa.Denoiser(recording, SCHEDULE, time_dtype=DOUBLE), sa.Frame(SCHEDULE, kind=kind)
+    sa.sample(denoiser, x_T, frame=frame, grid=grid, solver=sa.Heun(), adjoint=adjoint).sum().backward()
+    assert seen == set(grid.tolist())

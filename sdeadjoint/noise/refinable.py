@@ -10,8 +10,8 @@ Inside a cell torchsde's ``halfway_tree`` is queried at integers only, on a latt
 between two lattice points is not snapped to one: the leaf is split there exactly, by the Brownian bridge with
 two further normals of its own, made of (seed, sign, cell, leaf). They do not depend on where the leaf is
 split, so each point of the path has the exact law, and the path is a continuous function of ``nu``. The price
-is that *two* nodes in one leaf, closer than ``2^-DEPTH`` of their own size, see a smooth curve between them
-instead of fresh Brownian detail.
+is that *two* nodes inside one leaf, closer than ``2^-DEPTH`` of their own size, would see a smooth curve between
+them instead of fresh Brownian detail: such steps are refused.
 
 Negative clocks (the noise kind runs from below up to 0) are mirrored, ``B(nu) = -X(-nu)`` with X another such
 path: an increment of B is the increment of X over the mirrored interval, and the Levy area changes sign.
@@ -23,12 +23,13 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from functools import reduce
+from itertools import pairwise
 from typing import NamedTuple
 
 from torch import Tensor
 from torchsde import BrownianInterval
 
-from .base import Draws, release, release_with
+from .base import Draws, advances, release, release_with
 
 DEPTH = 16  # levels of the tree in a cell. Measured: 20 costs a quarter more time; 2^-16 tells 2 million steps apart
 LEAVES = 2**DEPTH
@@ -54,13 +55,6 @@ def combine(left: Piece, right: Piece) -> Piece:
     h = left.h + right.h
     H = (right.h * (right.H + left.W / 2) + left.h * (left.H - right.W / 2)) / h
     return Piece(h, left.W + right.W, H)
-
-
-def remainder(whole: Piece, left: Piece) -> Piece:
-    """The right piece that :func:`combine` joined to ``left`` to make ``whole``."""
-    h = whole.h - left.h
-    W = whole.W - left.W
-    return Piece(h, W, (whole.h * whole.H - left.h * (left.H - W / 2)) / h - left.W / 2)
 
 
 def query(path: BrownianInterval, a: float, b: float) -> Piece:
@@ -98,12 +92,8 @@ class _Cell:
         release_with(self, self._lattice)
 
     def pieces(self, x0: float, x1: float) -> Iterator[Piece]:
-        """Adjacent pieces that make up [x0, x1], left to right."""
+        """Adjacent pieces that make up [x0, x1], left to right; at most one end may lie inside any one leaf."""
         i0, i1 = math.floor(x0), math.floor(x1)
-        if i0 == i1:
-            until = self._split(x1)[0]
-            yield until if x0 == i0 else remainder(until, self._split(x0)[0])
-            return
         if x0 > i0:
             yield self._split(x0)[1]
             i0 += 1
@@ -181,3 +171,15 @@ def check_range(clock: tuple[float, ...]) -> None:
         raise ValueError(
             f"clock must stay below 2^{TOP} in size, but reaches {largest!r}; lower eta or shorten the grid"
         )
+    for n, (nu0, nu1) in enumerate(pairwise(clock)):
+        if advances(nu0, nu1) and _inside_one_leaf(*sorted((abs(nu0), abs(nu1)))):
+            raise ValueError(
+                f"clock: step {n} from {nu0!r} to {nu1!r} is shorter than a refinable path resolves, 2^-{DEPTH} of the "
+                f"clock's value and 2^{BOTTOM - DEPTH} near 0; pass refinable=False, larger steps, another eta, or "
+                "Frame(..., kind='data')"
+            )
+
+
+def _inside_one_leaf(m0: float, m1: float) -> bool:
+    (k0, x0), (k1, x1) = locate(m0), locate(m1)
+    return k0 == k1 and math.floor(x0) == math.floor(x1) and x0 > math.floor(x0)

@@ -25,8 +25,8 @@ class VPLevel(Level):
     sigma_max: float = 150.0
 
     def _log_alpha(self, t: Tensor) -> Tensor:
-        # Above 1 from 1/t, which can be squared.
-        return torch.where(t > 1, -t.log() - (1 / t).square().log1p() / 2, -t.square().log1p() / 2)
+        # Above 1 from 1/t^2, where t^2 may overflow.
+        return torch.where(t > 1, -t.log() - t.square().reciprocal().log1p() / 2, -t.square().log1p() / 2)
 
     def _log_sigma(self, t: Tensor) -> Tensor:
-        return torch.where(t > 1, -(1 / t).square().log1p() / 2, t.log() - t.square().log1p() / 2)
+        return torch.where(t > 1, -t.square().reciprocal().log1p() / 2, t.log() - t.square().log1p() / 2)

@@ -25,25 +25,36 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TARGETS: dict[str, tuple[str, ...]] = {
     "sdeadjoint/predictions.py": ("test_predictions",),
     "sdeadjoint/frames.py": ("test_frames", "test_samplers"),
+    "sdeadjoint/samplers.py": ("test_samplers", "test_defaults"),
+    "sdeadjoint/denoiser.py": ("test_denoiser",),
     "sdeadjoint/guidance.py": ("test_denoiser",),
-    "sdeadjoint/grids.py": ("test_grids",),
-    "sdeadjoint/schedules/*.py": ("test_schedules",),
+    "sdeadjoint/grids.py": ("test_grids", "test_defaults"),
+    "sdeadjoint/schedules/*.py": ("test_schedules", "test_defaults"),
+    "sdeadjoint/problems/*.py": ("test_problems", "test_defaults"),
     "sdeadjoint/solvers/*.py": (
-        "test_theory", "test_claims", "test_solvers", "test_reversible_solvers", "test_samplers", "test_guarantees",
+        "test_theory", "test_claims", "test_defaults", "test_solvers", "test_reversible_solvers", "test_samplers",
+        "test_guarantees",
     ),
     "sdeadjoint/noise/*.py": ("test_noise", "test_shifted_noise"),
-    "sdeadjoint/discretization.py": ("test_sample", "test_samplers", "test_hooked", "test_encode"),
-    "sdeadjoint/adjoints/continuous/*.py": ("test_continuous",),
+    "sdeadjoint/discretization.py": (
+        "test_sample", "test_frames", "test_samplers", "test_hooked", "test_reversible", "test_encode",
+    ),
+    "sdeadjoint/adjoints/continuous/*.py": ("test_defaults", "test_continuous", "test_sample"),
     "sdeadjoint/adjoints/replay/*.py": (
         "test_checkpoint", "test_checkpoint_memory", "test_truncated", "test_conditioning", "test_reversible",
         "test_leaks",
     ),
     "sdeadjoint/adjoints/checkpoint.py": ("test_checkpoint_memory", "test_checkpoint"),
-    "sdeadjoint/adjoints/reversible.py": ("test_reversible",),
+    "sdeadjoint/adjoints/reversible.py": ("test_reversible", "test_defaults"),
     "sdeadjoint/adjoints/truncated.py": ("test_truncated",),
-    "sdeadjoint/adjoints/low_variance.py": ("test_truncated",),
-    "sdeadjoint/adjoints/hooked.py": ("test_hooked",),
-    "sdeadjoint/encode.py": ("test_encode",),
+    "sdeadjoint/adjoints/low_variance.py": ("test_truncated", "test_defaults"),
+    "sdeadjoint/adjoints/hooked.py": ("test_hooked", "test_defaults"),
+    "sdeadjoint/encode.py": ("test_encode", "test_defaults"),
+    "sdeadjoint/inversion.py": ("test_encode",),
+    "sdeadjoint/fixed_point.py": ("test_encode",),
+    "sdeadjoint/adapters/*.py": (
+        "test_defaults", "test_adapters", "test_adapters_diffusers", "test_adapters_parity", "test_adapters_awkward",
+    ),
 }  # fmt: skip
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SWAPPED = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*"}
-# Where numbers are not coefficients: messages, indices, conditions, signatures.
-SKIPPED = (ast.Raise, ast.Assert, ast.Subscript, ast.Compare, ast.JoinedStr, ast.ImportFrom, ast.Import, ast.arguments)
+# Where numbers are not coefficients: messages, indices, conditions.
+SKIPPED = (ast.Raise, ast.Assert, ast.Subscript, ast.Compare, ast.JoinedStr, ast.ImportFrom, ast.Import)
 
 
 @dataclass(frozen=True)

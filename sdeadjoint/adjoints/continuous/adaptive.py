@@ -50,7 +50,7 @@ class AdaptiveMarch(March):
         self._equation, self._how, self._inputs = equation, how, inputs
         ends = np.cumsum([tensor.numel() for tensor in inputs]).tolist()
         self._places = {id(tensor): slice(end - tensor.numel(), end) for tensor, end in zip(inputs, ends, strict=True)}
-        self._size = ends[-1] if ends else 0
+        self._size = ends[-1]
 
     def restart(self) -> None:
         """One-step methods: there is nothing to forget."""

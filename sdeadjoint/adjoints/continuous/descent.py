@@ -147,8 +147,7 @@ class Descent:
 
     def _add_noise(self, totals: Totals, n: int, below: Tensor, above: Tensor) -> None:
         """The derivatives in dB_n, a ramp of the path over step n, and in H_n, a parabola: theory/continuous.md, C7."""
-        grads = ((below + above) / 2, below - above)
-        totals.add_noise(n, [grad.to(tensor.device) for grad, tensor in zip(grads, totals.noise, strict=False)])
+        totals.add_noise(n, [(below + above) / 2, below - above])
 
 
 class Descended(torch.autograd.Function):

@@ -180,17 +180,10 @@ def pull_back(
 def _refuse_mismatch(plan: Plan, n: int, recomputed: Tensor, reached: Tensor) -> None:
     """A recomputation may differ by the round-off of nondeterministic kernels, and by nothing else.
 
-    The bound is 64 ulps of the state's dtype, or of float32 if that is wider, in the Euclidean norm, or the
-    retrieval's. Accelerators sum in changing order, which may flip last bits of narrow dtypes: there 2^-10, which other
-    dropout masks still exceed.
+    The bound is in the Euclidean norm: the round-off of a recomputation, or the retrieval's.
     """
     narrow = reached.dtype == torch.bfloat16 or plan.autocast.enabled
-    bound = (
-        2**-10
-        if narrow and reached.device.type != "cpu"
-        else 64 * torch.finfo(torch.promote_types(reached.dtype, torch.float32)).eps
-    )
-    bound = max(bound, plan.retrieval.tolerance(reached))
+    bound = max(round_off(reached.dtype, reached.device.type, narrow), plan.retrieval.tolerance(reached))
     wide = torch.promote_types(reached.dtype, torch.float32)
     error = torch.linalg.vector_norm(recomputed.to(wide) - reached.to(wide))
     if not error <= bound * torch.linalg.vector_norm(reached.to(wide)):
@@ -200,3 +193,14 @@ def _refuse_mismatch(plan: Plan, n: int, recomputed: Tensor, reached: Tensor) ->
             "counter, draws from a generator of its own, or was changed in between; make it a function of "
             "(x, t, cond), or use adjoint=Direct()"
         )
+
+
+def round_off(dtype: torch.dtype, device: str, narrow: bool) -> float:
+    """How far a recomputation of a state may be off, relative to it.
+
+    64 ulps of its dtype, or of float32 if that is wider. Accelerators sum in changing order, which may flip last bits
+    where numbers are narrow: there 2^-10, which other dropout masks still exceed.
+    """
+    if narrow and device != "cpu":
+        return 2.0**-10
+    return 64 * torch.finfo(torch.promote_types(dtype, torch.float32)).eps

@@ -33,7 +33,7 @@ class Inversion(Retrieval):
     watch: Callable[[float], None] | None
 
     def stored(self, first: int, steps: int) -> frozenset[int]:
-        return frozenset({first, min(first + 1, steps - 1)})
+        return frozenset({first, first + 1})
 
     def backwards(self, plan: Plan, stack: list[tuple[int, Stage]], end: Tensor) -> Iterator[tuple[int, Stage, Tensor]]:
         known = dict(stack)
