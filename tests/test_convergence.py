@@ -29,12 +29,14 @@ from sdeadjoint.convergence import (
     settings,
     work_precision,
 )
-from sdeadjoint.convergence.errors import Errors
+from sdeadjoint.convergence.errors import Errors, _levels, _tasks
 from sdeadjoint.convergence.level import Level
 from sdeadjoint.convergence.measure import _verdict
+from sdeadjoint.convergence.quantities import Quantity
 from sdeadjoint.convergence.result import dumps
 from sdeadjoint.convergence.slope import Slope
 from sdeadjoint.convergence.verdict import judge
+from sdeadjoint.convergence.work_precision import cost_of
 from sdeadjoint.noise.refinable import Piece, combine
 from tests.wrong_adjoints import Scaled
 from theory.guarantees import GUARANTEES
@@ -129,6 +131,11 @@ def test_orders_without_noise_against_quantile_transport(solver: sa.Solver, quan
     assert result.verdict.holds, result
 
 
+def test_quantile_transport_is_no_reference_of_the_sde() -> None:
+    assert settings.line(1.0).exact is None
+    assert measure(Study(sa.Heun(), settings.line(1.0), steps=STEPS, paths=100, finer=2)).verdict.holds
+
+
 @pytest.mark.parametrize("kind", ["data", "noise"])
 def test_the_gaussians_closed_form_is_a_reference(kind: str) -> None:
     study = Study(sa.Heun(), settings.gaussian(0.5, kind), steps=STEPS, paths=200)
@@ -142,6 +149,18 @@ def test_gradients_of_everything_converge(of: str) -> None:
     setting = settings.mild() if of == "noise" else settings.steered()
     result = measure(Study(sa.Euler(), setting, quantity, steps=(8, 16, 32), paths=150, finer=2))
     assert result.slope == pytest.approx(1.0, abs=0.3)
+
+
+@pytest.mark.parametrize("block", [30, 48])
+def test_the_error_of_the_reference_is_that_of_whole_blocks(block: int) -> None:
+    def uncertainty(block: int) -> float:
+        quantity = Gradient("weights", adjoint=sa.Direct(), block=block)
+        return measure(
+            Study(sa.Euler(), settings.steered(), quantity, steps=(8, 16, 32), paths=500, finer=4)
+        ).uncertainty
+
+    # Blocks of other paths differ by six times as much as those of other steps.
+    assert 0.5 < uncertainty(block) / uncertainty(25) < 2
 
 
 def test_gradients_in_the_weights_do_not_depend_on_how_blocks_are_solved() -> None:
@@ -183,6 +202,54 @@ def test_single_precision_shows_its_floor() -> None:
     result = measure(study)
     assert {gone.steps for gone in result.dropped} >= {128, 256}
     assert result.verdict.outcome != "violated"
+
+
+def levels(study: Study) -> list[Level]:
+    return [level for _, level in _levels(study, _tasks(study), 0, study.paths)]
+
+
+@pytest.mark.parametrize(
+    "quantity", [State(), Weak(), RoundTrip(), *(Gradient(of, adjoint=sa.Direct()) for of in ("x_T", "cond", "noise"))],
+    ids=lambda quantity: quantity.name,
+)  # fmt: skip
+def test_each_row_is_of_one_path(quantity: Quantity) -> None:
+    setting = settings.steered() if quantity == Gradient("cond", adjoint=sa.Direct()) else settings.mild()
+    level = levels(Study(sa.Heun(), setting, quantity, steps=(2, 4, 8), paths=30, finer=2))[-2]
+    assert level.paths is not None
+    assert level.paths.steps == 4  # two steps in each cell
+    rows = quantity.evaluate(level)
+    for i in (0, 17, 29):  # elementwise: what is left is the rounding of vectorised kernels
+        torch.testing.assert_close(
+            rows[i : i + 1], quantity.evaluate(level.part(slice(i, i + 1))), rtol=1e-12, atol=1e-14
+        )
+
+
+def test_all_levels_see_one_path_where_steps_do_not_divide_one_another() -> None:
+    whole = [level.paths for level in levels(Study(sa.Euler(), steps=(8, 12, 24), paths=30, finer=2))]
+    assert [paths.steps for paths in whole if paths] == [48, 24, 24, 12, 8]
+    for paths in whole:
+        assert paths is not None
+        assert whole[0] is not None
+        fine, i = whole[0].dB, slice(0, paths.dB.shape[1])  # the pilot has the first paths only
+        torch.testing.assert_close(paths.dB, fine.unflatten(0, (paths.steps, -1)).sum(1)[:, i], rtol=0, atol=1e3 * EPS)
+
+
+def test_starts_have_the_size_of_the_noise_where_the_grid_begins() -> None:
+    schedule = sa.VPLinear()
+    setting = replace(settings.line(), t_max=float(schedule.time(1.0)))  # sigma is 0.35 there
+    unit = replace(setting, scale=1.0).start(30, 0)
+    assert torch.equal(setting.start(30, 0), schedule.sigma(setting.grid(4)[0]) * unit)
+    assert torch.equal(replace(setting, t_max=None).start(30, 0), schedule.sigma(schedule.t_max) * unit)
+
+
+def test_starts_and_paths_are_independent() -> None:
+    study = Study(sa.Euler(), steps=(2, 4, 8), paths=20000, finer=2)
+    coarse = levels(study)[-1]
+    assert coarse.paths is not None
+    numbers = torch.cat([coarse.x_T.T, coarse.paths.dB.mT.flatten(0, 1), coarse.paths.H.mT.flatten(0, 1)])
+    correlation = torch.corrcoef(numbers) - torch.eye(len(numbers), dtype=F64)
+    # Standard deviations of a correlation over 20000 draws are 0.7 %; five of them.
+    assert correlation.abs().max() < 0.035
 
 
 @dataclass(frozen=True)
@@ -302,8 +369,16 @@ def test_a_wrong_adjoint_does_not_judge_itself(eta: float) -> None:
 
 def test_the_reference_is_never_the_method_under_test() -> None:
     for solver in (sa.Euler(), sa.Heun(), sa.SRA1(), sa.ShARK()):
-        for setting in (settings.mild(), settings.mild(0.5), settings.mild(1.0, "noise")):
+        for setting in (settings.mild(), settings.mild(0.5), settings.mild(1.0, "noise"), settings.standardised()):
             assert Study(solver, setting).judge not in (None, solver)
+
+
+def test_what_is_known_of_the_reference_does_not_depend_on_the_method_under_test() -> None:
+    found = [
+        measure(Study(solver, settings.mild(0.0), steps=(8, 16, 32), paths=30, reference=sa.Heun())).uncertainty
+        for solver in (sa.Euler(), sa.RK4())
+    ]
+    assert found[0] == found[1] > 0
 
 
 class InterruptedStudyError(Exception):
@@ -371,6 +446,11 @@ def test_tables_json_and_plots(tmp_path: Path) -> None:
             assert path.read_bytes().startswith(magic)
 
 
+def solved() -> Setting:
+    """With conditioning, weights, and an exact solution of something."""
+    return replace(settings.steered(), exact=settings.gaussian().exact)
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -381,12 +461,31 @@ def test_tables_json_and_plots(tmp_path: Path) -> None:
         (lambda: Study(sa.Euler(), quantity=Gradient("cond")), "the setting has none"),
         (lambda: Study(sa.Euler(), quantity=Gradient("weights")), "no parameters"),
         (lambda: Study(sa.Euler(), settings.line(), Gradient("noise")), "eta > 0"),
+        (lambda: Study(sa.Euler(), solved(), Gradient("cond")), "knows nothing"),
+        (lambda: Study(sa.Euler(), solved(), Gradient("weights")), "knows nothing"),
         (lambda: Gradient("x_0"), "of: got 'x_0'"),
     ],
 )
 def test_refusals(make: Callable[[], object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+def test_costs_are_read_off_between_the_levels() -> None:
+    found = measure(Study(sa.Euler(), steps=(8, 16, 32), paths=30))
+    # Errors of order 2 for the calls, of order 1 for the seconds, exactly.
+    law = replace(found, rms=(1.0, 0.25, 0.0625), calls=(8, 16, 32), seconds=(1.0, 4.0, 16.0), mean=())
+    for error in (1.0, 0.7, 0.25, 0.2, 0.0625):
+        assert cost_of(law, error) == pytest.approx(8 * error**-0.5)
+        assert cost_of(law, error, "seconds") == pytest.approx(1 / error)
+    assert math.isnan(cost_of(law, 1.1))
+    assert math.isnan(cost_of(law, 0.06))
+
+
+def test_local_orders_of_a_table_are_by_its_own_steps() -> None:
+    found = measure(Study(sa.Euler(), steps=(8, 16, 64), paths=30))
+    rows = replace(found, rms=(1.0, 0.25, 0.25 / 16), mean=()).table().splitlines()[2:5]
+    assert [row.split()[4] for row in rows[1:]] == ["2.00", "2.00"]
 
 
 def test_a_setting_of_the_users_own() -> None:

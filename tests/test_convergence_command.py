@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,9 @@ def test_names_and_calls() -> None:
     assert named("Heun", NAMES) is sa.Heun
     assert named("AdamsBashforth(order=3, variable='clock')", NAMES) == sa.AdamsBashforth(3, "clock")
     assert named("Coupled(Heun(), zeta=0.99)", NAMES) == sa.Coupled(sa.Heun(), zeta=0.99)
+    assert named("sdeadjoint:AdamsBashforth(2, variable='log')", {}) == sa.AdamsBashforth(2)
+    with pytest.raises(ValueError, match="variable: got 'a:b'"):
+        named("sdeadjoint:AdamsBashforth(2, variable='a:b')", {})
 
 
 @pytest.mark.parametrize(
@@ -44,8 +48,10 @@ def test_names_and_calls() -> None:
     ],
 )
 def test_nothing_else_is_evaluated(text: str) -> None:
+    before = list(sys.path)
     with pytest.raises(ValueError, match="got"):
         named(text, NAMES)
+    assert sys.path == before
 
 
 def test_the_files_and_a_claim_that_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,6 +76,7 @@ class Wrong(sa.Euler):
     claims: ClassVar[sa.Claims] = sa.Claims(ode=2, strong=1.0, evaluations=1)
 def problem(eta, kind):
     return sa.problems.Gaussian(0.0, 0.5)
+setting = sa.convergence.settings.line()
 """
 
 
@@ -80,6 +87,9 @@ def test_a_solver_and_a_problem_of_the_users_own(tmp_path: Path, monkeypatch: py
     assert study(*own, "--problem", "line") == VIOLATED
     assert study(*own, "--problem", "own_solver_for_study:problem") == VIOLATED
     assert study("--solver", "RK4", "--eta", "0", "--problem", "line", "--quantity", "gradient") == HOLDS
+    assert study("--solver", "Euler", *own, "--problem", "line") == VIOLATED  # one claim of two
+    # A setting of the ODE, whose exact solution is not that of the SDE which is asked for.
+    assert study("--solver", "Euler", "--eta", "1", "--problem", "own_solver_for_study:setting") == HOLDS
 
 
 def test_what_cannot_be_decided_has_a_status_of_its_own() -> None:

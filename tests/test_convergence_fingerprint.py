@@ -116,11 +116,45 @@ def scaled_by(factor: float) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda x, t: factor * x
 
 
+def times(c: float, x: Tensor, t: Tensor) -> Tensor:
+    return c * x
+
+
+def with_an_attribute(c: float) -> Callable[[Tensor, Tensor], Tensor]:
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        return network.c * x  # type: ignore[attr-defined, no-any-return]
+
+    network.c = c  # type: ignore[attr-defined]
+    return network
+
+
+def heir_of(c: float) -> nn.Module:
+    class Base(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return c * x
+
+    class Heir(Base):
+        pass
+
+    return Heir()
+
+
+def frozen(setting: Setting) -> Setting:
+    setting.denoiser.requires_grad_(False)
+    return setting
+
+
 PAIRS: dict[str, tuple[Setting, Setting]] = {
     "lambdas": (around(lambda x, t: 0.1 * x), around(lambda x, t: 0.9 * torch.tanh(x))),
     "constants": (around(lambda x, t: 0.1 * x), around(lambda x, t: 0.2 * x)),
     "closures": (around(scaled_by(0.1)), around(scaled_by(0.2))),
     "partials": tuple(around(functools.partial(torch.clamp, min=m)) for m in (0.0, 0.1)),  # type: ignore[dict-item]
+    "positional partials": tuple(around(functools.partial(times, c)) for c in (0.1, 0.2)),  # type: ignore[dict-item]
+    "defaults": tuple(around(lambda x, t, c=c: c * x) for c in (0.1, 0.2)),  # type: ignore[dict-item, misc]
+    "keyword defaults": tuple(around(lambda x, t, *, c=c: c * x) for c in (0.1, 0.2)),  # type: ignore[dict-item, misc]
+    "attributes of functions": (around(with_an_attribute(0.1)), around(with_an_attribute(0.2))),
+    "base classes": (around(heir_of(0.1)), around(heir_of(0.2))),
+    "frozen weights": (settings.steered(), frozen(settings.steered())),
     "attributes": (around(Scale(0.1)), around(Scale(0.9))),
     "guidance": (around(Scale(0.1), scale=3.00001), around(Scale(0.1), scale=3.00002)),
     "tables": (around(Scale(0.1), tabulated(1.0)), around(Scale(0.1), tabulated(1.0001))),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mpmath as mp
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -313,9 +314,18 @@ def test_bad_arguments_are_refused(arguments: dict[str, object], error: type[Exc
         sa.Frame(**{"schedule": sa.VPLinear(), **arguments})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("eta", [1, Fraction(1, 2), np.float32(0.5)])
+def test_eta_is_a_float_whatever_number_was_given(eta: Any) -> None:
+    frame = sa.Frame(sa.VPLinear(), eta)
+    assert type(frame.eta) is float
+    assert repr(frame) == repr(sa.Frame(sa.VPLinear(), float(eta)))
+
+
 def test_times_outside_the_schedule_are_refused() -> None:
     for function in ("weight", "clock", "noise_clock"):
         with pytest.raises(ValueError, match=r"t must lie in \[0.0, 1.0\]"):
             getattr(sa.Frame(sa.VPLinear()), function)(1.5)
-    with pytest.raises(ValueError, match="lam must lie in"):
-        sa.Frame(sa.VPLinear()).time(1e-9)
+    # Clocks far beyond the noisy end, where r = sigma / alpha is 150.
+    for kind, s in (("data", 1e-9), ("noise", 1e9), ("flow", 1 - 1e-9)):
+        with pytest.raises(ValueError, match="lam must lie in"):
+            sa.Frame(sa.VPLinear(), kind=kind).time(s)

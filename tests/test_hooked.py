@@ -84,6 +84,21 @@ def test_hooks_compose_from_the_outside_in() -> None:
     assert order == ["outer", "inner"]
 
 
+@pytest.mark.parametrize("adjoint", ADJOINTS[:-1], ids=repr)
+def test_a_hook_may_answer_in_a_wider_dtype(adjoint: sa.Adjoint) -> None:
+    x_T = torch.linspace(-1, 1, 12).reshape(3, 4).requires_grad_()
+    schedule = sa.VPLinear()
+
+    def gradient(hook: sa.adjoints.Hook) -> Tensor:
+        x = sa.sample(
+            sa.Denoiser(lambda x, t: torch.tanh(x), schedule), x_T, frame=sa.Frame(schedule), solver=sa.Heun(),
+            grid=sa.uniform_logsnr(schedule, 5), adjoint=sa.Hooked(adjoint, hook),
+        )  # fmt: skip
+        return torch.autograd.grad(x.square().sum(), x_T)[0]
+
+    assert torch.equal(gradient(lambda n, t, a: 2 * a.double()), gradient(lambda n, t, a: 2 * a))
+
+
 def test_bad_hooks() -> None:
     with pytest.raises(TypeError, match="adjoint: got "):
         sa.Hooked(sa.Direct, sa.normalize())  # type: ignore[arg-type]

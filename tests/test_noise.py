@@ -35,6 +35,7 @@ POSITIVE = [0.3, 0.7, 0.9, 1.0, 1.3, 1.3001, 5.0, 17.0]  # several cells, edges 
 NEGATIVE = [-17.0, -5.0, -4.0, -0.9, 0.0]
 ORIGIN = [0.0, 1e-20, 5e-20, 2e-19, 1e-18]  # the cell at the bottom and its neighbours
 LEAVES = [1 + (k + 0.4) * 2.0**-DEPTH for k in range(5)]  # every step ends inside two neighbouring leaves
+FIRST = [1.0, 1 + 0.4 * 2.0**-DEPTH, 1.5, 2.0]  # inside the first leaf of a cell, and at the cell's own middle
 both_modes = pytest.mark.parametrize("refinable", [False, True], ids=["default", "refinable"])
 
 
@@ -84,7 +85,7 @@ def joined(nodes: Sequence[float], dB: Tensor, H: Tensor) -> Piece:
 
 @both_modes
 @pytest.mark.parametrize(
-    "nodes", [POSITIVE, NEGATIVE, ORIGIN, LEAVES], ids=["positive", "negative", "origin", "leaves"]
+    "nodes", [POSITIVE, NEGATIVE, ORIGIN, LEAVES, FIRST], ids=["positive", "negative", "origin", "leaves", "first"]
 )
 def test_increments_and_areas_are_independent_normals(nodes: list[float], refinable: bool) -> None:
     count = 20_000
@@ -214,7 +215,7 @@ def test_tensors_held_do_not_grow_with_the_steps(refinable: bool) -> None:
 def test_batch_composition(refinable: bool, event: tuple[int, ...], dtype: torch.dtype) -> None:
     nodes = [0.4, 1.1, 3.0]
     one, seven = (drawn(BrownianPath(5, refinable, dtype=dtype), nodes, zeros(n, *event)) for n in (1, 7))
-    listed = drawn(BrownianPath([9, 5, 2], refinable, dtype=dtype), nodes, zeros(3, *event))
+    listed = drawn(BrownianPath([9, 5, 2, 4], refinable, dtype=dtype), nodes, zeros(4, *event))  # in no order
     alone = drawn(BrownianPath([5], refinable, dtype=dtype), nodes, zeros(1, *event))
     for i in range(2):
         assert torch.equal(seven[i][:, :1], one[i])
@@ -272,6 +273,20 @@ def test_seeds_modes_and_signs_are_unrelated() -> None:
     correlations = torch.corrcoef(first).fill_diagonal_(0)
     pairs = len(first) * (len(first) - 1) / 2
     assert correlations.abs().max() * math.sqrt(64) < stats.norm.isf(ALARM / (2 * pairs))
+
+
+def test_no_two_cells_of_a_refinable_path_are_one() -> None:
+    # Whole cells on both sides of 0, each scaled to the length 1: one that repeats another is equal to it.
+    up, count = [2.0**k for k in range(-4, 5)], 64
+    down = [-nu for nu in reversed(up)]
+    unit = []
+    for nodes in (up, down):
+        dB, H = drawn(BrownianPath(0, refinable=True), nodes, zeros(count))
+        h = tensor(nodes).diff()[:, None]
+        unit += [dB / h.sqrt(), H / (h / 12).sqrt()]
+    correlations = torch.corrcoef(torch.cat(unit)).fill_diagonal_(0)
+    pairs = len(correlations) * (len(correlations) - 1) / 2
+    assert correlations.abs().max() * math.sqrt(count) < stats.norm.isf(ALARM / (2 * pairs))
 
 
 # ---------------------------------------------------------------------------------------------------- refinable
@@ -381,9 +396,13 @@ def test_gradients_reach_fixed_noise_through_the_cast() -> None:
 def test_fixed_noise_where_none_is_injected_must_be_zero() -> None:
     noise = FixedNoise(tensor([[1.0], [0.0]]))
     assert noise.bind(tensor([1, 2, math.inf]), zeros(1), False).increment(1).dB == 0
+    areas = FixedNoise(zeros(2, 1), tensor([[1.0], [0.0]]))
     for nodes, words in (([1, 1, 1], "eta = 0"), ([1, 1, 2], r"steps \[0\]")):
         with pytest.raises(ValueError, match=words):
             noise.bind(tensor(nodes), zeros(1), False)
+        with pytest.raises(ValueError, match=f"levy_areas must be .*{words}"):
+            areas.bind(tensor(nodes), zeros(1), True)
+        assert not areas.bind(tensor(nodes), zeros(1), False).increment(0).dB.any()  # nobody asks for areas
     assert not FixedNoise(zeros(2, 1)).bind(tensor([1, 1, 1]), zeros(1), False).increment(0).dB.any()
 
 
@@ -401,6 +420,7 @@ ANY = [BrownianPath(0), BrownianPath(0, refinable=True), FixedNoise(zeros(2, 3))
         (tensor([1.0]), ValueError, "at least one step"),
         (tensor([1.0, math.nan, 3.0]), ValueError, "NaN"),
         (tensor([1.0, 3.0, 2.0]), ValueError, "must not decrease.* step 1"),
+        (tensor([-3.0, -1.0, -2.0]), ValueError, "must not decrease.* step 1"),
         (tensor([-math.inf, 1.0, 2.0]), ValueError, "finite"),
         (tensor([1.0, math.inf, math.inf]), ValueError, "finite"),
         (tensor([math.inf, math.inf, math.inf]), ValueError, "finite"),
@@ -440,6 +460,7 @@ def test_steps_and_states_refused(noise: BrownianPath | FixedNoise) -> None:
         (lambda: BrownianPath(0, True, device="cuda").bind(UP, zeros(3), False), ValueError, "list of 3 seeds"),
         (lambda: BrownianPath(0, True).bind(tensor([-1, 1]), zeros(1), False), ValueError, "cross zero"),
         (lambda: BrownianPath(0, True).bind(tensor([1, 1e40]), zeros(1), False), ValueError, "eta"),
+        (lambda: BrownianPath(0, True).bind(tensor([-1e40, -1]), zeros(1), False), ValueError, "eta"),
         (lambda: BrownianPath(0).bind(tensor([1, 1e101]), zeros(1), False), ValueError, "eta"),
         (lambda: BrownianPath(0).bind(tensor([0, 1e-101]), zeros(1), False), ValueError, "eta"),
         (lambda: BrownianPath(0, dtype=torch.float32).bind(tensor([1, 1e26]), zeros(1), False), ValueError, "eta"),

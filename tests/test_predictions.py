@@ -201,8 +201,9 @@ def test_shapes_and_dtypes_that_do_not_fit_are_refused() -> None:
         convert(value[:, 0], x, 0.6, 0.8, "epsilon", "epsilon")
     with pytest.raises(ValueError, match=r"broadcast to the shape of x, \(3, 4\).*\(2, 3, 4\); reshape"):
         convert(value, x, torch.full((2, 1, 1), 0.6), 0.8, "epsilon", "sample")
-    with pytest.raises(TypeError, match=r"floating point, got torch\.int64"):
-        convert(value.long(), x, 0.6, 0.8, "epsilon", "sample")
+    for pair in ((value.long(), x), (value, x.long())):
+        with pytest.raises(TypeError, match=r"floating point, got .*torch\.int64"):
+            convert(*pair, 0.6, 0.8, "epsilon", "sample")
 
 
 def test_both_coefficients_zero() -> None:

@@ -341,6 +341,16 @@ def _transport(x: float, guess: float, t_max: float, t_min: float) -> tuple[floa
         return float(y), float(pdf(x, t_max) / pdf(y, t_min))
 
 
+@pytest.mark.parametrize("shift", [-64.0, 64.0])
+def test_quantile_transport_moves_with_the_data_tails_and_all(shift: float) -> None:
+    # Under VE the means do not shrink: the tails of data that are far from 0 lie on one side of it.
+    schedule, x = VE(), torch.tensor([-12.0, -5.0, -1.0, 0.0, 0.3, 2.0, 12.0], dtype=torch.float64)
+    moved = Mixture(SCALAR.weights, SCALAR.means + shift, SCALAR.variances)
+    # Roundings of numbers of up to 76, where the map's derivative is 1 at most.
+    got, want = moved.ode_map(x + shift, schedule, 1.0, 0.0), SCALAR.ode_map(x, schedule, 1.0, 0.0) + shift
+    torch.testing.assert_close(got, want, rtol=0, atol=16 * 76 * EPS)
+
+
 def test_quantile_transport_crosses_an_empty_gap() -> None:
     # Modes of width 1e-3 two apart: 1 - 1e-12 of the latents land within 7.2 widths of a mode, in order.
     problem, schedule = Mixture([0.5, 0.5], [-1.0, 1.0], 1e-6), RectifiedFlow()
@@ -457,6 +467,21 @@ def test_pathwise_against_the_explicit_formula(steps: int) -> None:
     close(Gaussian(0.0, v).pathwise(x, frame, grid, noise), float(frame.weight(grid[-1])) * y, 1e-11)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_narrow_states_get_the_rounded_solution_on_the_noise_that_they_see(dtype: torch.dtype) -> None:
+    schedule, x = VPLinear(), randn(5, 2).to(dtype)
+    grid, frame, noise = uniform_logsnr(schedule, 4), Frame(schedule, eta=1.0), BrownianPath(seed=5)
+    bound = noise.bind(frame.noise_clock(grid), x, levy=True)
+    rounded = [torch.stack([getattr(bound.increment(n), part).double() for n in range(4)]) for part in ("dB", "H")]
+    problem = Gaussian([0.3, -1.0], [0.5, 2.0])
+    for known in (problem, Gaussian(0.3, 0.5)):  # numbers do not widen what they multiply
+        want = known.pathwise(x.double(), frame, grid, FixedNoise(*rounded))
+        assert torch.equal(known.pathwise(x, frame, grid, noise), want.to(dtype))
+    for known, at in ((problem, x), (SCALAR, x[:, 0])):
+        for method in (known.ode_map, known.ode_gradient):
+            assert torch.equal(method(at, schedule), method(at.double(), schedule).to(dtype))
+
+
 def test_pathwise_on_a_refinable_path() -> None:
     problem, schedule = Gaussian([0.3, -1.0], [0.5, 2.0]), VPLinear()
     frame, noise, x = Frame(schedule, eta=1.0), BrownianPath(seed=5, refinable=True), randn(50, 2)
@@ -533,6 +558,12 @@ def test_the_logits_weigh_classes_not_images() -> None:
     expected = torch.einsum("bc,cdij->bdij", logits.softmax(1), means)
     got = CLASSES.denoiser(RectifiedFlow())(randn(3, 1, 8, 8), 1.0, {"label": logits})
     close(got, expected, 64 * EPS)
+
+
+def test_narrow_logits_are_widened_before_they_are_used() -> None:
+    logits, x = randn(2, 10).float(), DIGITS.sample(2, 1)
+    got, want = (CLASSES.log_prob(x, 0.4, VPLinear(), {"label": label}) for label in (logits, logits.double()))
+    assert torch.equal(got, want)
 
 
 def test_the_gradient_in_the_logits_is_the_finite_difference() -> None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import sdeadjoint as sa
+from sdeadjoint.adjoints.replay.inversion import _distance
+from sdeadjoint.discretization import Carry
 from sdeadjoint.memory import PeakMemory
 
 from .networks import Mlp
@@ -216,3 +218,11 @@ def test_bad_watch_and_repr() -> None:
     with pytest.raises(TypeError, match="watch: got list"):
         sa.Reversible(watch=[])  # type: ignore[arg-type]
     assert repr(sa.Reversible()) == "Reversible(tolerance=0.0001, watch=None)"
+
+
+def test_how_far_the_way_back_strayed_is_relative_to_all_that_is_carried() -> None:
+    y, memory = torch.tensor([[3.0, 0.0]], dtype=DOUBLE), torch.tensor([[0.0, 4.0]], dtype=DOUBLE)
+    known = Carry(y, (memory,))
+    assert _distance(known, known) == 0
+    assert _distance(Carry(y + 0.03, (memory,)), known) == pytest.approx(0.03 * 2**0.5 / 5, rel=1e-12)
+    assert _distance(Carry(y, (memory - 0.03,)), known) == pytest.approx(0.03 * 2**0.5 / 5, rel=1e-12)

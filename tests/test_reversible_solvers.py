@@ -425,6 +425,16 @@ def test_in_the_flow_kind_a_thousand_steps_over_all_noise_levels_are_undone(
 # ---------------------------------------------------------------- refusals
 
 
+class Counting(sa.Euler):
+    """A method that starts with something to remember."""
+
+    initial_state = (0,)  # type: ignore[assignment]
+
+    def step(self, drift: Drift, interval: sa.Interval, y: Tensor, state: State) -> tuple[Tensor, State]:
+        (count,) = state
+        return super().step(drift, interval, y, ())[0], (count + 1,)
+
+
 @pytest.mark.parametrize(
     ("base", "error", "message"),
     [
@@ -438,6 +448,7 @@ def test_in_the_flow_kind_a_thousand_steps_over_all_noise_levels_are_undone(
             r"base: got DPMSolverPP2M\(\), which remembers earlier steps; pass a one-step",
         ),
         (sa.AdamsBashforth(2), ValueError, r"base: got AdamsBashforth\(order=2, .*which remembers earlier steps"),
+        (Counting(), ValueError, r"base: got Counting\(\), which remembers earlier steps"),
     ],
 )
 def test_coupled_refuses_other_bases(base: Any, error: type[Exception], message: str) -> None:

@@ -208,6 +208,21 @@ def test_from_alpha_zero_with_noise_x_T_enters_through_the_first_evaluation_only
 
 
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)
+@pytest.mark.parametrize("grid", [[1.0, 0.5, 0.2], [1.0, 0.0]], ids=["from alpha = 0", "one step"])
+def test_networks_that_change_their_argument_leave_x_T_alone(adjoint: sa.Adjoint, grid: list[float]) -> None:
+    """Where the weight is infinite, and where the only step is the projection, the network is given x_T itself."""
+    schedule, x_T = sa.RectifiedFlow(), torch.linspace(-1, 1, 8, dtype=DOUBLE).reshape(2, 4)
+    common: dict[str, Any] = {
+        "x_T": x_T, "frame": sa.Frame(schedule, eta=1.0), "grid": grid, "noise": sa.BrownianPath(seed=2), "adjoint": adjoint,
+    }  # fmt: skip
+    want = call(denoiser=sa.Denoiser(lambda x, t: torch.sin(0.5 * x), schedule, "sample"), **common)
+    before = x_T.clone()
+    got = call(denoiser=sa.Denoiser(lambda x, t: x.mul_(0.5).sin_(), schedule, "sample"), **common)
+    assert torch.equal(x_T, before)
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)
 @pytest.mark.parametrize(
     "grid", [GRID.tolist(), [1.0, 0.5, 0.0], [1.0, 0.0]], ids=["plain", "to sigma = 0", "one step"]
 )
@@ -220,6 +235,13 @@ def test_the_sample_may_be_changed_in_place(adjoint: sa.Adjoint, grid: list[floa
     assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("solver", [sa.Heun(), sa.SRA1()], ids=repr)
+def test_an_ode_may_be_given_increments_that_are_all_zero(solver: sa.Solver) -> None:
+    """And no Levy areas, whatever the solver: there is no noise to have any."""
+    assert torch.equal(call(solver=solver, noise=sa.FixedNoise(STILL)), call(solver=solver))
+    assert torch.equal(call(solver=solver, noise=sa.BrownianPath(0)), call(solver=solver))
+
+
 def test_noise_that_is_not_finite_is_named() -> None:
     with pytest.raises(ValueError, match="increments must be finite"):
         sa.FixedNoise(STILL * float("nan"))
@@ -228,8 +250,8 @@ def test_noise_that_is_not_finite_is_named() -> None:
 def test_seed_lists_make_samples_independent_of_their_batch_mates() -> None:
     x_T = torch.linspace(-1, 1, 12, dtype=DOUBLE).reshape(3, 4)
     for refinable in (False, True):
-        together = call(x_T=x_T, frame=SDE, noise=sa.BrownianPath([4, 7, 9], refinable=refinable))
-        for i, seed in enumerate((4, 7, 9)):
+        together = call(x_T=x_T, frame=SDE, noise=sa.BrownianPath([9, 4, 7], refinable=refinable))
+        for i, seed in enumerate((9, 4, 7)):
             alone = call(x_T=x_T[i : i + 1], frame=SDE, noise=sa.BrownianPath([seed], refinable=refinable))
             # Elementwise networks: the batch changes nothing but vectorised kernels' last bits.
             assert torch.allclose(together[i], alone[0], rtol=1e-14, atol=1e-14)

@@ -390,6 +390,7 @@ def test_tables_come_from_lists_arrays_and_tensors() -> None:
         (torch.full((2, 2), 0.5), r"shape \(2, 2\)"),
         (torch.tensor(0.5), r"shape \(\)"),
         (torch.tensor([0.5j, 0.2]), "complex64"),
+        (torch.tensor([0.9, 0.5, 0.1], requires_grad=True), r"requires a gradient, .*; pass its \.detach\(\)"),
     ],
 )
 def test_bad_tables_are_refused(table: object, message: str) -> None:

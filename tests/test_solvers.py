@@ -273,6 +273,17 @@ def test_adams_bashforth_weights_are_integrals_of_lagrange_polynomials(
     torch.testing.assert_close(got[-len(known) :], expected, rtol=0, atol=2000 * EPS * float(expected.abs().sum()))
 
 
+@pytest.mark.parametrize("step", [8.0, 32.0])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_adams_bashforth_weights_are_exact_on_steps_of_many_units(order: int, sign: int, step: float) -> None:
+    nodes = [math.exp(sign * u) for u in [*[0.0, 1.0, 3.0, 4.0][-order:], 4.0 + step]]
+    expected = f64(lagrange_integrals(nodes[:-1], *nodes[-2:], "log"))
+    got = weights(sa.AdamsBashforth(order, "log"), nodes)
+    # Logarithms of up to 36 are rounded, taken apart and raised to a power: four times 36 ulps, and as many again.
+    torch.testing.assert_close(got, expected, rtol=0, atol=300 * EPS * float(expected.abs().sum()))
+
+
 @pytest.mark.parametrize(
     ("order", "textbook"),
     [(1, [1.0]), (2, [-1 / 2, 3 / 2]), (3, [5 / 12, -16 / 12, 23 / 12]), (4, [-9 / 24, 37 / 24, -59 / 24, 55 / 24])],

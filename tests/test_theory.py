@@ -25,6 +25,7 @@ from theory.order_conditions import Coefficients
 ROOT = Path(__file__).parent.parent
 TEXTS = {path.name: path.read_text() for path in sorted((ROOT / "theory").glob("*.md"))}
 STATEMENT = re.compile(r"^\*\*([A-Z]\d+)\b", re.MULTILINE)
+TITLES = {n: title for text in TEXTS.values() for n, title in re.findall(r"^\*\*([A-Z]\d+) \(([^()]*)\)", text, re.M)}
 RUNGE_KUTTA = {repr(solver): solver for solver in SOLVERS if isinstance(solver, RungeKutta)}
 COMPUTED = {
     "ode": oc.ode_order,
@@ -135,6 +136,15 @@ def test_methods_of_known_order() -> None:
     assert (oc.strong_order(replace(shark, b=(F(1), F(1)))), oc.weak_order(replace(shark, b=(F(1), F(1))))) == (0.0, 0)
 
 
+def test_levy_areas_alone_do_not_make_three_halves() -> None:
+    shark = coefficients(sa.ShARK())
+    # The stages see the areas as they must, and another part of the increment than they must.
+    method = replace(shark, noise=(F(0), F(1, 2)))
+    assert (oc.ode_order(method), oc.strong_order(method), oc.weak_order(method)) == (2, 1.0, 1)
+    assert oc.inconsistencies(method) == []  # with Levy areas that part is free
+    assert oc.inconsistencies(replace(method, levy=(F(0), F(0)))) != []
+
+
 def test_floats_that_are_no_small_fraction_are_refused() -> None:
     assert [oc.rational(x) for x in (1 / 3, 5 / 6, -0.4, 0.0)] == [F(1, 3), F(5, 6), F(-2, 5), F(0)]
     with pytest.raises(ValueError, match="rounding of no fraction"):
@@ -205,6 +215,30 @@ def test_every_guarantee_has_its_statement(source: str) -> None:
     assert found, f"{source!r} does not name a file and a numbered statement"
     assert found[1] in TEXTS
     assert found[2] in STATEMENT.findall(TEXTS[found[1]])
+
+
+@pytest.mark.parametrize("guarantee", GUARANTEES, ids=lambda g: f"{g.subject}-{g.quantity}")
+def test_every_guarantee_is_proved_by_a_statement_on_such_methods(guarantee: Guarantee) -> None:
+    """By the titles: the kind of method and of order, and the hypotheses, are those of the statement that is named."""
+    subject, quantity, sources = guarantee.subject, guarantee.quantity, guarantee.source.split("; ")
+    file, number = sources[0].split(", ")
+    own = found[0] if (found := re.match("Coupled|ReversibleHeun", subject)) else ""  # with statements of its own
+    kind = own or ("one-step methods" if subject in RUNGE_KUTTA else "multistep methods")
+    (strong,) = (g for g in GUARANTEES if (g.subject, g.quantity) == (subject, "strong"))
+    beside = strong.source.split("; ")[:1] if own else []
+    if quantity == "ode":
+        assert TITLES[number] == f"{kind}, no noise"
+    elif quantity == "strong":
+        assert TITLES[number].removeprefix(f"{own}, ").startswith(f"strong order {guarantee.order}")
+        assert TITLES[number].startswith(own)
+        assert ("any noise clock" in TITLES[number]) == ("any noise clock" in guarantee.hypotheses)
+    elif quantity == "gradient":
+        assert (TITLES[number], sources[1:]) == ("gradients, pathwise", beside)
+        assert guarantee.hypotheses == f"{strong.hypotheses}; second derivatives of F in y bounded"
+    else:
+        assert (file, sources[1:]) == ("weak.md", beside)
+        assert TITLES[number] == ("a strong order is a weak order" if own else kind)
+    assert ("Euler start" in guarantee.hypotheses) == (kind == "multistep methods" and quantity in ("ode", "weak"))
 
 
 def test_statements_are_numbered_once_and_mentioned_only_if_they_exist() -> None:

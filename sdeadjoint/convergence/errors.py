@@ -23,7 +23,7 @@ from .record import Record
 from .study import Study
 
 BUDGET = 2**24  # float64 numbers of dB held at once, and as many of H: more paths are done in parts
-PILOT = 200  # paths on which the error of the reference is estimated
+PILOT = 200  # paths on which the error of the reference is estimated: as many whole units as fit in, at least one
 
 Progress = Callable[[int, int], None]
 """``progress(done, total)`` in steps of solvers."""
@@ -131,7 +131,8 @@ def _levels(study: Study, tasks: list[_Task], part: int, paths: int) -> Iterator
         driving = at.standardised_onto(setting.frame.noise_clock(own)) if at and setting.clock else at
         start = x_T.double() if task.is_reference else x_T
         level = Level(setting, task.solver, own, driving, start, cond, study.steps[0])
-        yield task, level.part(slice(0, PILOT)) if task.is_pilot else level
+        unit = study.quantity.unit
+        yield task, level.part(slice(0, max(1, PILOT // unit) * unit)) if task.is_pilot else level
 
 
 def _assembled(study: Study, record: Record, parts: int) -> Errors:

@@ -17,7 +17,7 @@ def named(text: str, names: Mapping[str, Any]) -> Any:
     ``Coupled(Heun(), zeta=0.99)``. Nothing is evaluated but these calls. ``module`` is looked for in the current
     directory too. ``ValueError`` with a sentence for anything else.
     """
-    module, colon, expression = text.rpartition(":") if ":" in text.split("(")[0] else ("", "", text)
+    module, colon, expression = text.partition(":") if ":" in text.split("(")[0] else ("", "", text)
     scope = dict(names)
     if colon:
         scope.update(vars(_module(module, text)))

@@ -57,6 +57,11 @@ class Quantity(ABC):
         """The same of the reference, which nothing under test may compute."""
         return self
 
+    @property
+    def unit(self) -> int:
+        """How many paths one row of ``evaluate`` is of."""
+        return 1
+
     def check(self, setting: Setting, steps: tuple[int, ...]) -> None:  # noqa: B027 (nothing to refuse by default)
         """``ValueError`` where the quantity does not exist."""
 
@@ -125,6 +130,12 @@ class Gradient(Quantity):
     def __post_init__(self) -> None:
         if self.of not in SOURCES:
             raise ValueError(f"of: got {self.of!r}; pass one of {SOURCES}")
+        if isinstance(self.block, bool) or not isinstance(self.block, int) or self.block < 1:
+            raise ValueError(f"block: got {self.block!r}; pass the number of paths per gradient in the weights")
+
+    @property
+    def unit(self) -> int:
+        return self.block if self.of == "weights" else 1
 
     @property
     def name(self) -> str:

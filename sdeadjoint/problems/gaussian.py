@@ -138,7 +138,7 @@ class Gaussian(Problem):
         z = (_log_phi(frame, v, grid[-1]) - _log_phi(frame, v, grid[0])).exp() * (x - alpha * m)
         for n, (mean, slope) in enumerate(_regression(frame, grid, v)):
             dB, H = bound.increment(n)
-            z = z + mean * dB - slope * (0.0 if H is None else H)
+            z = z + mean * dB.to(z) - slope * (0.0 if H is None else H.to(z))
         return (schedule.alpha(grid[-1]).to(x.device) * m + z).to(x_T.dtype)
 
     @property
