@@ -195,6 +195,14 @@ def test_the_parts_are_the_adapter() -> None:
     assert torch.equal(path[-1], whole)
 
 
+def test_an_adapter_s_sample_is_watched_as_any_other(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[tuple[int, float]] = []
+    adapter = from_denoiser(Denoiser())
+    adapter.sample(randn(*SHAPE), steps=STEPS, callback=lambda n, t, x: seen.append((n, t)), progress=True)
+    assert seen == list(enumerate(adapter.grid(STEPS)[1:].tolist(), start=1))
+    assert f"{STEPS}/{STEPS}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("model_dtype", "x_dtype"),
     [
@@ -231,6 +239,43 @@ def test_models_of_another_precision(model_dtype: torch.dtype, x_dtype: torch.dt
     assert x_T.grad.isfinite().all()
     assert model.weight.grad is not None
     assert model.weight.grad.count_nonzero() > 0
+
+
+def test_a_velocity_in_half_precision_gets_its_time_in_float32() -> None:
+    seen: list[Tensor] = []
+
+    class Recording(Velocity):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, *, x: Tensor, t: Tensor, shift: float = 0.0) -> Tensor:
+            seen.append(t)
+            return self.scale * x
+
+    adapter = from_velocity(Recording().bfloat16(), sampler=sa.samplers.flow_euler)
+    adapter.sample(randn(*SHAPE).float(), steps=STEPS, adjoint=sa.Direct())
+    assert {t.dtype for t in seen} == {torch.float32}
+    assert torch.equal(torch.stack([t[0] for t in seen]), (1 - adapter.grid(STEPS)[:-1]).float())
+
+
+def test_a_model_that_says_its_dtype_is_believed() -> None:
+    """Some parameters are kept in float32 for their precision, and may come first."""
+    seen: list[torch.dtype] = []
+
+    class Mixed(nn.Module):
+        dtype = torch.bfloat16
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.weight = nn.Parameter(torch.ones(3)), nn.Parameter(torch.eye(3).bfloat16())
+
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+            seen.append(x.dtype)
+            return (x @ self.weight) * self.norm
+
+    from_denoiser(Mixed(), sigma_min=0.1, sigma_max=1.0).sample(randn(*SHAPE).float(), steps=2)
+    assert set(seen) == {torch.bfloat16}
 
 
 def test_half_precision_latents_are_refused_with_a_way_out() -> None:

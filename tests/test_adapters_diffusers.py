@@ -176,6 +176,25 @@ def test_a_model_that_compiles() -> None:
         torch.testing.assert_close(plain, compiled, rtol=1e-5, atol=1e-5)
 
 
+def test_a_compiled_model_is_called_by_its_own_names() -> None:
+    class Late(nn.Module):
+        """Its time is not its second argument."""
+
+        def forward(
+            self, hidden_states: Tensor, style: float = 0.5, timestep: Tensor | None = None, return_dict: bool = True
+        ) -> tuple[Tensor]:
+            assert timestep is not None
+            return (torch.tanh(style * hidden_states + torch.sin(timestep)[:, None, None, None]),)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        plain, compiled = (
+            from_diffusers(model, plain_ddim()).sample(randn(*SHAPE), steps=3, cond={"style": 0.8})
+            for model in (Late(), torch.compile(Late(), backend="eager"))
+        )
+    torch.testing.assert_close(plain, compiled, rtol=1e-12, atol=1e-12)
+
+
 def test_a_model_with_gradient_checkpointing_of_its_own() -> None:
     model, results = made(unet).train(), []
     for enabled in (False, True):
@@ -272,6 +291,11 @@ def test_the_scheduler_is_read_and_not_changed() -> None:
     flow.set_shift(4.0)
     flow.set_timesteps(sigmas=[1.0, 0.6, 0.3])
     torch.testing.assert_close(from_diffusers(model, flow).grid(None), flow.sigmas.double(), rtol=1e-6, atol=0)
+    shifting = diffusers.DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", use_dynamic_shifting=True
+    )
+    from_diffusers(model, shifting, mu=1.3).grid(4)
+    assert shifting.config.flow_shift == 1.0
     with pytest.raises(ValueError, match="steps: got None, but the DDIMScheduler has not been set"):
         from_diffusers(model, plain_ddim()).grid(None)
 
@@ -344,6 +368,13 @@ NO_GRID: list[tuple[Callable[[], Any], int, str]] = [
         8,
         "its last step has order 1",
     ),
+    (
+        lambda: diffusers.DPMSolverMultistepScheduler(
+            final_sigmas_type="sigma_min", euler_at_final=True, timestep_spacing="leading"
+        ),
+        20,
+        "its last step has order 1 .*or euler_at_final",
+    ),
     (lambda: diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), 8, "mu: the FlowMatchEulerDiscrete"),
     (plain_ddim, 0, "steps: got 0; pass an integer >= 1"),
 ]
@@ -355,12 +386,23 @@ def test_grids_that_cannot_be_matched(make: Callable[[], Any], steps: int, messa
         from_diffusers(SmallModel(), make()).grid(steps)
 
 
+def test_a_last_step_of_order_one_is_that_of_fewer_than_fifteen_steps() -> None:
+    model, scheduler = SmallModel(), diffusers.DPMSolverMultistepScheduler(final_sigmas_type="sigma_min")
+    adapter, x_T = from_diffusers(model, scheduler), randn(*SHAPE)
+    with pytest.raises(ValueError, match="its last step has order 1"):
+        adapter.grid(14)
+    scheduler.set_timesteps(15)
+    got, want = adapter.sample(x_T, steps=15), loop(scheduler, model, x_T, ())
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)  # its tables are float32
+
+
 def test_models_with_another_time_must_say_which() -> None:
     class FluxTransformer2DModel(SmallModel):
         pass
 
-    with pytest.raises(ValueError, match="timestep: FluxTransformer2DModel is not given the scheduler's timestep"):
-        from_diffusers(FluxTransformer2DModel(), diffusers.FlowMatchEulerDiscreteScheduler())
+    for model in (FluxTransformer2DModel(), torch.compile(FluxTransformer2DModel(), backend="eager")):
+        with pytest.raises(ValueError, match="timestep: FluxTransformer2DModel is not given the scheduler's timestep"):
+            from_diffusers(model, diffusers.FlowMatchEulerDiscreteScheduler())
     from_diffusers(
         FluxTransformer2DModel(), diffusers.FlowMatchEulerDiscreteScheduler(), timestep=lambda t: t / 1000
     ).sample(randn(*SHAPE), steps=2)

@@ -160,6 +160,21 @@ def test_undeclared_leaves(checkpoint: sa.Checkpoint, x_T: Tensor) -> None:
         assert relative(got, want) <= 1e-12
 
 
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=repr)
+def test_a_tensor_computed_outside_that_early_steps_alone_read(checkpoint: sa.Checkpoint, x_T: Tensor) -> None:
+    hyper = weight(4)
+
+    def results(adjoint: sa.Adjoint) -> tuple[Tensor, ...]:
+        computed = torch.tanh(hyper).exp()
+
+        def network(x: Tensor, t: Tensor) -> Tensor:
+            return torch.tanh(x * computed if t[0] > 0.5 else x)
+
+        return torch.autograd.grad(run(network, adjoint, x_T).square().sum(), [x_T, hyper])
+
+    assert max(map(relative, results(checkpoint), results(sa.Direct()))) <= 1e-12
+
+
 def test_arguments_read_through_a_closure_too(x_T: Tensor) -> None:
     """Leaves in two roles get the sum; for other tensors the part read behind the library's back cannot be told."""
     token = weight(4)
@@ -555,6 +570,24 @@ def test_autocast_is_replayed(inside: bool, x_T: Tensor) -> None:
         assert torch.equal(other[1], results[0][1])
         # With its weight cache autocast sums weight gradients in bfloat16 (eps = 2^-7), we sum them in float32.
         assert max(map(relative, other[2:], results[0][2:])) <= 2**-7
+
+
+@pytest.mark.parametrize("adjoint", [sa.Checkpoint(), sa.Checkpoint(2), sa.Reversible()], ids=repr)
+@pytest.mark.parametrize("forward", [None, torch.float16])
+def test_autocast_is_that_of_the_forward_pass(forward: torch.dtype | None, adjoint: sa.Adjoint, x_T: Tensor) -> None:
+    network = nn.Sequential(nn.Linear(4, 32), nn.SiLU(), nn.Linear(32, 4))
+    x_T = x_T.detach().float().requires_grad_()
+
+    def gradients(adjoint: sa.Adjoint, backward: torch.dtype | None) -> tuple[Tensor, ...]:
+        with torch.autocast("cpu", dtype=forward, enabled=forward is not None):
+            loss = run(lambda x, t: network(x), adjoint, x_T, solver=sa.Coupled(sa.Euler())).square().sum()
+        with torch.autocast("cpu", dtype=backward, enabled=backward is not None):
+            return torch.autograd.grad(loss, [x_T, *network.parameters()])
+
+    for other in (None, torch.bfloat16):
+        got, want = gradients(adjoint, other), gradients(sa.Direct(), other)
+        # The products of the backward pass itself are bfloat16's there: eps = 2^-7.
+        assert max(map(relative, got, want)) <= 2**-7
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -77,6 +77,13 @@ def test_calls_and_bytes_over_the_whole_range_of_budgets() -> None:
         assert spent(sa.Checkpoint(memory=steps * kept * state), steps, solver) == (floor_calls, floor_peak)
 
 
+@pytest.mark.parametrize("count", [2, 5, 10, 20])
+def test_no_states_but_the_snapshots_are_held(count: int) -> None:
+    """In the backward pass too, which replaces those of the forward pass by later ones."""
+    bare, peak = (spent(sa.Checkpoint(snapshots), 40, sa.Euler())[1] for snapshots in (1, count))
+    assert peak <= bare + (count - 1) * 4 * 64 * 8
+
+
 def test_a_budget_below_all_states_buys_that_many_snapshots() -> None:
     state = 4 * 64 * 8
     for count in (1, 3, 7):
@@ -84,6 +91,31 @@ def test_a_budget_below_all_states_buys_that_many_snapshots() -> None:
         assert spent(sa.Checkpoint(memory=count * state + state // 2), 20, sa.Euler()) == want
     with pytest.raises(ValueError, match=rf"memory: got {state - 1} bytes, but one stored state takes {state}"):
         spent(sa.Checkpoint(memory=state - 1), 20, sa.Euler())
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_a_stored_state_is_counted_with_all_that_the_solver_remembers(order: int) -> None:
+    with pytest.raises(ValueError, match=f"but one stored state takes {order * STATE}; pass at least that"):
+        Solve(sa.AdamsBashforth(order), 9).gradients(sa.Checkpoint(memory=order * STATE - 1))
+
+
+def test_the_budget_holds_between_the_passes_where_the_last_step_keeps_the_most() -> None:
+    x_T, grid, state = torch.ones(4, 64, dtype=DOUBLE, requires_grad=True), sa.uniform_logsnr(SCHEDULE, 8), 4 * 64 * 8
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        for _ in range(20 if float(t[0]) <= float(grid[-2]) else 2):
+            x = torch.tanh(x)
+        return x
+
+    budget = (8 + 30) * state  # the states, and graphs
+    with PeakMemory() as memory:
+        out = sa.sample(
+            sa.Denoiser(network, SCHEDULE, "sample"), x_T, frame=sa.Frame(SCHEDULE), grid=grid, solver=sa.Euler(),
+            adjoint=sa.Checkpoint(memory=budget),
+        )  # fmt: skip
+        kept = memory.live
+    assert 20 * state <= kept <= budget + 2 * state  # y_N and x_N, which the caller has
+    out.sum().backward()
 
 
 def test_graphs_are_freed_with_the_result_and_a_retained_graph_is_walked_twice() -> None:

@@ -42,6 +42,8 @@ from .wrong_objects import (
     OddNoise,
     OddSchedule,
     Owned,
+    Remembering,
+    Tallying,
     TwoStep,
     WrongInverse,
     with_tableau,
@@ -172,6 +174,12 @@ def broken(check: Callable[..., None], subject: Any, item: str, **options: Any) 
     return message
 
 
+# It sees int B ds, and no more of the noise: the stage is at dB/2 + H.
+LINEAR = with_tableau(
+    sa.Midpoint(),
+    Tableau(a=((), (0.5,)), b=(0.0, 1.0), c=(0.0, 0.5), noise=(0.0, 0.5), levy=(0.0, 1.0)),
+    sa.Claims(2, 1.5, 2, "space-time"),
+)
 SOLVER_FAULTS = [
     (Odd(fault="edits y"), "purity", "step 0 changed y in place"),
     (Odd(fault="edits dB"), "purity", "step 0 changed dB in place"),
@@ -204,6 +212,17 @@ SOLVER_FAULTS = [
     (Odd(claimed=sa.Claims(2.0, 1.0, 2)), "claims", "claims.ode is 2.0; it is an integer"),  # type: ignore[arg-type]
     (Odd(claimed=sa.Claims(2, 1.0, 2, "area")), "claims", "claims.levy is 'area'"),
     (Odd(fault="scales dB"), "straight path", "order 2 is claimed along dB"),
+    (Tallying(), "purity", "changed the solver's own attributes"),
+    (Remembering(), "purity", "done twice with the same arguments"),
+    (Odd(fault="Euler in inference mode"), "surroundings", r"under torch\.inference_mode\(\) the steps end at"),
+    (Odd(fault="Euler with a graph"), "surroundings", "where y requires a gradient the steps end at"),
+    (Odd(fault="flattens"), "kind", r"made shape torch\.Size"),
+    (
+        Odd(fault="Euler on falling clocks", claimed=sa.Claims(1, 1.0, 2, weak=2.0)),
+        "weak order",
+        "weak order 2 is claimed",
+    ),
+    (LINEAR, "levy area", r"with F = y\^2"),
     (Odd(fault="raises"), "purity", "it raised ZeroDivisionError: no step from s = 2 on"),
 ]
 
@@ -300,6 +319,10 @@ def test_faults_of_inverses_are_found(fault: str, item: str) -> None:
         ("clamps", "ends"),
         ("singular t_max", "domain"),
         ("repr", "value"),
+        ("falling sigma", "monotone"),
+        ("of the mean time", "pure"),
+        ("edits t", "types"),
+        ("takes NaN", "ends"),
     ],
 )
 def test_faults_of_schedules_are_found(fault: str, item: str) -> None:
@@ -321,15 +344,21 @@ def test_faults_of_schedules_are_found(fault: str, item: str) -> None:
         ("uniform", "law"),
         ("one seed", "law"),
         ("entries alike", "law"),
+        ("samples alike", "law"),
         ("in the order of questions", "replay"),
         ("reads the global generator", "generators"),
         ("uses the global generator", "generators"),
+        ("uses numpy's generator", "generators"),
+        ("uses random", "generators"),
+        ("another path each time", "replay"),
         ("float64", "kind"),
         ("H always", "kind"),
         ("hands out its own", "edits"),
         ("counts from the end", "index"),
         ("clamps n", "index"),
         ("never still", "standing still"),
+        ("never moves", "standing still"),
+        ("moves to infinity", "standing still"),
         ("seed of the dtype", "cast"),
     ],
 )
@@ -346,6 +375,26 @@ def test_paths_that_differ_on_nested_grids_are_found(fault: str) -> None:
     assert "its parts on the finer one" in broken(
         check_noise, wrong, "nested grids", only="nested grids", refinable=True
     )
+
+
+WHENS = (
+    "long",
+    "one step",
+    "one sample",
+    "undeclared weights",
+    "v_prediction",
+    "the noise kind",
+    "other eta",
+    "a flow",
+    "two calls",
+    "constant x_T",
+    "replayed noise",
+)
+
+
+def _double_what_backward_fills(x: Tensor) -> None:
+    if not x._post_accumulate_grad_hooks:
+        x.register_post_accumulate_grad_hook(lambda x: setattr(x, "grad", 2 * x.grad))
 
 
 @dataclass(frozen=True)
@@ -374,6 +423,15 @@ class Faulty(Adjoint):
         if self.fault == "edits x_T":
             with torch.no_grad():
                 x_T.add_(1.0)
+        if self.fault == "doubles .grad" and torch.is_grad_enabled() and x_T.requires_grad:
+            out[-1].register_hook(lambda a: _double_what_backward_fills(x_T))
+        if self.fault == "edits x_T in the backward pass" and out[-1].requires_grad:
+            out[-1].register_hook(lambda a: setattr(x_T, "data", x_T.data + 1.0))
+        if self.fault == "keeps a graph":
+            with torch.enable_grad():
+                return tuple(y + torch.zeros((), dtype=y.dtype, requires_grad=True) for y in out)
+        if self.fault == "rounds without gradients" and not out[-1].requires_grad:
+            return tuple(y * (1 + 1e-15) for y in out)
         if self.fault == "detaches" and recursion.steps > 3:
             return tuple(y.detach().requires_grad_() for y in out)
         return out
@@ -392,7 +450,7 @@ class Faulty(Adjoint):
         (Forgets("guidance.scale"), "gradients"),
         (Forgets("guidance.unconditional"), "gradients"),
         (Sometimes("float32"), "gradients"),
-        (Sometimes("long"), "gradients"),
+        *((Sometimes(when), "gradients") for when in WHENS),
         (OnlyOnce(), "hygiene"),
         (Faulty("rounds"), "basic"),
         (Faulty("rounds the trajectory"), "trajectory"),
@@ -400,6 +458,10 @@ class Faulty(Adjoint):
         (Faulty("random"), "hygiene"),
         (Faulty("fills .grad"), "hygiene"),
         (Faulty("edits x_T"), "trajectory"),
+        (Faulty("edits x_T in the backward pass"), "hygiene"),
+        (Faulty("doubles .grad"), "hygiene"),
+        (Faulty("keeps a graph"), "without gradients"),
+        (Faulty("rounds without gradients"), "without gradients"),
         (Faulty("refuses"), "basic"),
         (Faulty("fails"), "gradients"),
         (sa.Truncated(last=1), "basic"),

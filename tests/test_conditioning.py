@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import UserDict
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -58,6 +61,46 @@ def test_gradients_are_those_of_direct(adjoint: sa.Adjoint, solver: sa.Solver) -
     deep = sa.Denoiser(lambda x, t, nest: network(x, t, nest["z"][0]), SCHEDULE, "sample")
     out = sampled(None, adjoint, solver, denoiser=deep, cond={"nest": sa.Scheduled([{"z": [v]} for v in leaves])})
     assert worst((torch.stack(torch.autograd.grad(out.square().sum(), leaves)),), want) <= 1e-12
+
+
+class Named(NamedTuple):
+    value: Any
+
+
+class Labelled(list[Any]):
+    """A list that may have attributes."""
+
+
+NESTS: dict[str, Callable[[Any], Any]] = {
+    "dict": lambda value: {"a": value},
+    "other mapping": lambda value: UserDict(a=value),
+    "read-only mapping": lambda value: MappingProxyType({"a": value}),
+    "list": lambda value: [value],
+    "other list": lambda value: Labelled([value]),
+    "tuple": lambda value: (value,),
+    "named tuple": Named,
+}
+
+
+def only(nest: Any) -> Any:
+    (value,) = nest.values() if isinstance(nest, Mapping) else nest
+    return value
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+@pytest.mark.parametrize("kind", NESTS)
+def test_every_kind_of_nest_is_searched_and_left_alone(kind: str, scheduled: bool) -> None:
+    z = slots().sin() if scheduled else slots()[0].sin()  # no leaf: an argument that is overlooked has no gradient
+    value, denoiser = sa.Scheduled(z) if scheduled else z, sa.Denoiser(network, SCHEDULE, "sample")
+    want = torch.autograd.grad(sampled(value, sa.Direct(), sa.Heun(), denoiser=denoiser).sum(), z)
+    nest = NESTS[kind](value)
+    denoiser = sa.Denoiser(lambda x, t, z: network(x, t, only(z)), SCHEDULE, "sample")
+    for adjoint in (sa.Direct(), *ADJOINTS):
+        out = sampled(nest, adjoint, sa.Heun(), denoiser=denoiser)
+        assert worst(torch.autograd.grad(out.sum(), z, retain_graph=True), want) <= 1e-12
+        assert only(nest) is value
+    with torch.no_grad(), pytest.raises(RuntimeError, match="cond requires a gradient"):
+        sampled(nest, sa.Checkpoint(), sa.Heun(), denoiser=denoiser)
 
 
 def test_truncation_reaches_the_last_slots_only() -> None:

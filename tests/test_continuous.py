@@ -16,6 +16,7 @@ from scipy.interpolate import BarycentricInterpolator
 from torch import Tensor, nn
 
 import sdeadjoint as sa
+from sdeadjoint.adjoints.continuous.course import Course
 from sdeadjoint.adjoints.continuous.quadrature import quadrature_weights, slot_weights
 from sdeadjoint.adjoints.continuous.recorded import Recorded
 from sdeadjoint.discretization import Discretization
@@ -365,10 +366,13 @@ class Seen(nn.Module):
 
 
 class Forgetful(sa.Noise):
-    """Noise that is not replayed: after the forward pass it is another path, from the step ``after`` on."""
+    """Noise that is not replayed: after the forward pass it is another path, from the step ``after`` on.
 
-    def __init__(self, after: int = 1) -> None:
-        self.asked, self.after = 0, after
+    With ``areas`` only its Levy areas are another's.
+    """
+
+    def __init__(self, after: int = 1, areas: bool = False) -> None:
+        self.asked, self.after, self.areas = 0, after, areas
 
     def bind(self, clock: Tensor, like: Tensor, levy: bool) -> Any:
         paths = [sa.BrownianPath(seed).bind(clock, like, levy) for seed in (5, 6)]
@@ -384,7 +388,8 @@ class Forgetful(sa.Noise):
             def increment(self, n: int) -> Any:
                 outer.asked += 1
                 # Forwards step 0 and then each is asked for, backwards steps 0 and N - 1 first.
-                return paths[outer.asked > steps + 3 and n >= outer.after].increment(n)
+                found = paths[outer.asked > steps + 3 and n >= outer.after].increment(n)
+                return Increment(paths[0].increment(n).dB, found.H) if outer.areas else found
 
         return Bound()
 
@@ -410,10 +415,11 @@ def test_reconstructed_states_converge_with_the_solver(solver: sa.Solver, order:
     assert low > order - 0.3
 
 
-def test_noise_that_is_not_replayed_is_refused() -> None:
-    problem = Problem(10, 1.0)
-    forgetful = Forgetful(after=0)
-    out = problem.sample(sa.ContinuousAdjoint(sa.Euler(), "reconstructed"), noise=forgetful)
+@pytest.mark.parametrize("areas", [False, True])
+def test_noise_that_is_not_replayed_is_refused(areas: bool) -> None:
+    problem, solver = Problem(10, 1.0), sa.SRA1() if areas else sa.Euler()
+    forgetful = Forgetful(after=0, areas=areas)
+    out = problem.sample(sa.ContinuousAdjoint(solver, "reconstructed"), noise=forgetful, solver=solver)
     forgetful.asked = 100
     with pytest.raises(RuntimeError, match="noise: the first step has another increment in the backward pass"):
         out.sum().backward()
@@ -436,6 +442,21 @@ def test_levy_areas_are_reversed_too() -> None:
     errors = torch.stack([reconstruction_error(n, 1.0, sa.SRA1(), sa.BrownianPath(5)) for n in steps])
     low, _ = slope(steps, errors)
     assert low > 1.4
+
+
+def test_increments_and_areas_over_several_steps_are_those_of_the_path() -> None:
+    problem, path = Problem(12, 1.0), sa.BrownianPath(seed=5, refinable=True)
+    own = problem.grid[[0, 1, 5, 9, 12]]
+    fine, coarse = (
+        Discretization.create(problem.denoiser, problem.frame, sa.SRA1(), grid, {}).driven_by(path, problem.x_T)
+        for grid in (problem.grid, own)
+    )
+    course = Course.create(fine, None, own)
+    for m in range(4):
+        got, want = course.noisy(fine, m, problem.x_T), coarse.interval(m, coarse.increment(m), problem.x_T)
+        assert (got.s0, got.s1) == (want.s0, want.s1)
+        # What a refinable path promises of nested grids.
+        assert max(relative(got.dB, want.dB), relative(got.H, want.H)) <= 1e-9  # type: ignore[arg-type]
 
 
 # C8: not the gradient of the sampler.
@@ -643,10 +664,30 @@ def test_scheduled_null_embeddings() -> None:
     null = torch.linspace(-1, 1, 40 * 8, dtype=DOUBLE).reshape(40, 1, 8).requires_grad_()
     guidance = sa.Guidance(2.0, {"embedding": {"style": [sa.Scheduled(null)]}})
     problem.denoiser = problem.denoiser.guided_by(guidance)
-    for solver in (sa.Heun(), sa.DPMSolverPP2M()):
-        adjoints = (sa.ContinuousAdjoint(solver), sa.Direct())
+    finer = torch.cat([problem.grid, (problem.grid[1:] + problem.grid[:-1]) / 2]).sort(descending=True).values
+    for solver, grid in ((sa.Heun(), None), (sa.DPMSolverPP2M(), None), (sa.Heun(), finer)):
+        adjoints = (sa.ContinuousAdjoint(solver, grid=grid), sa.Direct())
         got, want = (problem.gradients(a, [null, problem.x_T], solver=sa.Heun()) for a in adjoints)
         assert max(map(relative, got, want)) <= 0.2
+
+
+@pytest.mark.parametrize("solver", [sa.Heun(), sa.DPMSolverPP2M(), sa.AdamsBashforth(3)], ids=repr)
+def test_slots_of_the_guidance_are_those_of_the_conditioning(solver: sa.Solver) -> None:
+    """With a scale of zero the unconditional call is the network itself."""
+    problem, adjoint = Problem(scheduled=True), sa.ContinuousAdjoint(solver)
+    want = problem.gradients(adjoint, [problem.style])
+    guided = detached(problem)
+    guided.denoiser = problem.denoiser.guided_by(sa.Guidance(0.0, problem.cond))
+    assert max(map(relative, guided.gradients(adjoint, [problem.style]), want)) <= 1e-12
+
+
+@pytest.mark.parametrize("solver", [sa.Heun(), sa.Adaptive(1e-3, 1e-3)], ids=repr)
+def test_weights_that_are_not_used_have_no_gradient(solver: sa.Solver | sa.Adaptive) -> None:
+    problem = Problem(3)
+    out = problem.sample(sa.ContinuousAdjoint(solver))
+    used, unused = torch.autograd.grad(out.sum(), [problem.network.shared, problem.network.unused], allow_unused=True)
+    assert used is not None
+    assert unused is None
 
 
 def test_grids_of_its_own() -> None:
@@ -739,6 +780,15 @@ def test_trajectories_and_hooks() -> None:
     problem.gradients(sa.Hooked(sa.adjoint_deis(2), lambda n, t, a: 1.0 * a))  # changes nothing
     with pytest.raises(RuntimeError, match=r"changed the adjoint at node 30, but DPMSolverPP2M\(\).*Heun\(\)"):
         problem.gradients(sa.Hooked(sa.adjoint_deis(2), lambda n, t, a: 2 * a if n == 30 else None))
+
+
+@pytest.mark.parametrize("states", ["recorded", "reconstructed"])
+@pytest.mark.parametrize("factor", [1 + 1e-4, 1 + 1e-8])
+def test_small_changes_of_hooks_count(states: str, factor: float) -> None:
+    problem, adjoint = Problem(), sa.ContinuousAdjoint(sa.Heun(), states)
+    plain = problem.gradients(adjoint)
+    changed = problem.gradients(sa.Hooked(adjoint, lambda n, t, a: factor * a if n == 12 else None))
+    assert max(relative(got, factor * want) for got, want in zip(changed, plain, strict=True)) <= 1e-12
 
 
 @pytest.mark.parametrize("states", ["recorded", "reconstructed"])
@@ -964,7 +1014,8 @@ REFUSED: dict[str, tuple[float, dict[str, Any], dict[str, Any], str]] = {
     ),
     "adaptive on the SDE": (1.0, {"solver": sa.Adaptive()}, {}, r"adapts its steps.*Heun\(\)"),
     "AdjointDPM on the SDE": (1.0, {"ode_only": True}, {}, r"adjoint_dpm: .*adjoint_deis\(order=1\)"),
-    "other ends": (0.0, {"grid": [1.0, 0.5, 0.1]}, {}, "bitwise the same ends"),
+    "another end": (0.0, {"grid": [1.0, 0.5, 0.1]}, {}, "bitwise the same ends"),
+    "another start": (0.0, {"grid": [0.9, 0.5, 0.05]}, {}, "bitwise the same ends"),
     "rising grid": (0.0, {"grid": [0.05, 0.5, 1.0]}, {}, "must strictly decrease"),
     "trajectory": (0.0, {"grid": OTHER}, {"trajectory": True}, "pass grid=None, or trajectory=False"),
     "an inconsistent solver": (0.0, {"solver": Inconsistent()}, {}, "add up to .*, not to the clock's span"),

@@ -151,6 +151,16 @@ def test_a_network_that_works_in_place_changes_its_own_output_only(
     assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("t", [0.5, torch.tensor(0.5)], ids=["number", "tensor"])
+def test_a_network_may_scale_the_one_time_of_a_batch_in_place(t: float | Tensor) -> None:
+    x = randn(5, 2)
+    got, want = (
+        sa.Denoiser(network, SCHEDULE)(x, t)
+        for network in (lambda x, t: x * t.mul_(4)[:, None], lambda x, t: x * (4 * t)[:, None])
+    )
+    assert torch.equal(got, want)
+
+
 class Pair(NamedTuple):
     left: Tensor
     right: Any
@@ -267,6 +277,15 @@ def test_guidance_rescale(batched: bool, rescale: float) -> None:
         torch.testing.assert_close(got[i], want, rtol=1e-12, atol=1e-12)
         if rescale == 1:
             torch.testing.assert_close(got[i].std(), positive[i].std(), rtol=1e-12, atol=0)
+
+
+def test_guidance_rescale_is_differentiated_with_its_deviations() -> None:
+    def guided(x: Tensor, label: Tensor) -> Tensor:
+        guidance = sa.Guidance(4.0, {"label": torch.zeros_like(label)}, rescale=0.7)
+        denoiser = sa.Denoiser(lambda x, t, label: torch.tanh(x) + label * x, SCHEDULE, guidance=guidance)
+        return denoiser(x, 0.4, {"label": label}, prediction="epsilon")
+
+    assert torch.autograd.gradcheck(guided, (randn(2, 3).requires_grad_(), randn(2, 3, seed=1).requires_grad_()))
 
 
 def test_guidance_rescale_is_checked() -> None:

@@ -190,6 +190,25 @@ def test_batch_mates_do_not_matter(eta: float, solver: sa.Solver) -> None:
             torch.testing.assert_close(alone.noise.increments, theirs, rtol=1e-13, atol=1e-13 * float(theirs.max()))
 
 
+class Counting(sa.Solver):
+    """Heun's and Euler's method by turns; it needs the state that it says it begins with."""
+
+    claims = sa.Claims(ode=1, strong=1.0, evaluations=2)
+    initial_state = (0,)  # type: ignore[assignment]
+
+    def step(self, drift: Any, interval: sa.Interval, y: Tensor, state: Any) -> tuple[Tensor, Any]:
+        (n,) = state
+        solver = sa.Euler() if n % 2 else sa.Heun()
+        return solver.step(drift, interval, y, ())[0], (n + 1,)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_solver_that_begins_with_a_state_of_its_own(eta: float) -> None:
+    denoiser, images = digits()
+    arguments: dict[str, Any] = {"frame": sa.Frame(VP, eta=eta), "grid": sa.uniform_logsnr(VP, 15)}
+    assert round_trip(denoiser, images, solver=Counting(), seed=0 if eta else None, **arguments)[0] <= 1e-10
+
+
 def test_seeds() -> None:
     x_0, denoiser = MIXTURE.sample(3, seed=0), MIXTURE.denoiser(VP)
     arguments: dict[str, Any] = {
@@ -343,6 +362,25 @@ def test_linear_equations_where_plain_iteration_diverges() -> None:
     assert found.iterations < 40
     torch.testing.assert_close(found.x, exact, rtol=0, atol=1e-10)
     assert torch.equal(found.x[1], exact[1])  # solved at the start, never touched
+
+
+def test_a_sample_that_takes_a_wrong_turn_leaves_its_batch_mates_their_past() -> None:
+    A = torch.diag(torch.tensor([40.0, 9.0, 2.0, 0.5], dtype=DOUBLE))
+
+    def iterates(batch: int) -> Tensor:
+        seen: list[Tensor] = []
+
+        def update(x: Tensor) -> tuple[Tensor, Tensor]:
+            seen.append(x[0])
+            error = torch.ones(batch, dtype=DOUBLE)
+            error[1:] = 1.0 if len(seen) != 4 else 1e6
+            return 1 - x - x @ A, error
+
+        fixed_point(update, torch.zeros(batch, 4, dtype=DOUBLE), tol=1e-12, max_iterations=5)
+        return torch.stack(seen)
+
+    # Four differences solve four equations, but for round-off.
+    torch.testing.assert_close(iterates(2), iterates(1), rtol=1e-10, atol=1e-10)
 
 
 def test_the_best_iterate_is_returned_when_the_limit_is_reached() -> None:

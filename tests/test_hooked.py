@@ -99,6 +99,19 @@ def test_a_hook_may_answer_in_a_wider_dtype(adjoint: sa.Adjoint) -> None:
     assert torch.equal(gradient(lambda n, t, a: 2 * a.double()), gradient(lambda n, t, a: 2 * a))
 
 
+@pytest.mark.parametrize("adjoint", [*ADJOINTS, sa.Truncated(3), sa.LowVariance()], ids=repr)
+def test_without_gradients_there_is_nothing_to_hook(adjoint: sa.Adjoint) -> None:
+    solve = Solve(COUPLED, 6, x_T_requires_grad=False)
+    want = sa.sample(adjoint=sa.Direct(), **solve.arguments()).detach()
+    for leaf in solve.leaves:
+        leaf.requires_grad_(False)
+    seen: list[tuple[int, float, Tensor]] = []
+    got = sa.sample(adjoint=sa.Hooked(adjoint, sa.record_norms(seen)), **solve.arguments())
+    assert torch.equal(got, want)
+    assert not got.requires_grad
+    assert not seen
+
+
 def test_bad_hooks() -> None:
     with pytest.raises(TypeError, match="adjoint: got "):
         sa.Hooked(sa.Direct, sa.normalize())  # type: ignore[arg-type]

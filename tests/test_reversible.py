@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -176,6 +177,37 @@ def test_random_networks_are_refused() -> None:
         sa.sample(denoiser, x_T, adjoint=sa.Reversible(), **arguments)  # type: ignore[arg-type]
     dropout.eval()
     sa.sample(denoiser, x_T, adjoint=sa.Reversible(), **arguments).sum().backward()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_networks_that_draw_at_some_steps_only_are_refused(early: bool) -> None:
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        return torch.tanh(x) * float(torch.rand(())) if (float(t[0]) > 0.5) == early else torch.tanh(x)
+
+    solve = Solve(sa.Coupled(sa.Heun()), 6, options={"cond": None, "denoiser": sa.Denoiser(network, SCHEDULE)})
+    with pytest.raises(RuntimeError, match="draws from torch's global generators"):
+        solve.gradients(sa.Reversible())
+
+
+def test_a_callback_that_draws_is_not_the_network() -> None:
+    want = Solve(sa.Coupled(sa.Heun()), 6).gradients(sa.Reversible())[1]
+    solve = Solve(sa.Coupled(sa.Heun()), 6, options={"callback": lambda n, t, x: torch.rand(())})
+    assert worst(solve.gradients(sa.Reversible())[1], want) == 0
+
+
+class Drifting(sa.Coupled):
+    """The way back loses a little of what the solver remembers, and nothing of y."""
+
+    def invert(self, drift: Any, interval: sa.Interval, y: Tensor, state: Any) -> tuple[Tensor, Any]:
+        y, (yh,) = super().invert(drift, interval, y, state)
+        return y, (yh * (1 + 1e-9),)
+
+
+def test_the_way_back_is_measured_on_the_memory_too() -> None:
+    errors: list[float] = []
+    for solver in (sa.Coupled(sa.Euler()), Drifting(sa.Euler())):  # one step is undone, and y is the larger part
+        Solve(solver, 3).gradients(sa.Reversible(watch=errors.append))
+    assert errors[0] < 1e-15 < 1e-12 < errors[1] < 1e-9
 
 
 def test_networks_with_a_memory_are_refused() -> None:

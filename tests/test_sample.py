@@ -61,6 +61,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "complex x_T": ({"x_T": torch.ones(2, 4, dtype=torch.complex64)}, TypeError, "x_T: got dtype torch.complex64"),
     "half x_T": ({"x_T": torch.ones(2, 4, dtype=torch.float16)}, TypeError, "float16 network runs in its own dtype"),
     "scalar x_T": ({"x_T": torch.tensor(1.0)}, ValueError, "x_T: got shape"),
+    "no sample": ({"x_T": torch.ones(0, 4)}, ValueError, r"x_T: got shape \(0, 4\); pass a batch"),
     "infinite x_T": ({"x_T": torch.tensor([[1.0, float("inf")]])}, ValueError, "x_T: it holds NaN or infinite values"),
     "x_T no tensor": ({"x_T": [1.0]}, TypeError, "x_T: got list"),
     "network for denoiser": ({"denoiser": torch.tanh}, TypeError, "denoiser: got builtin_function_or_method"),

@@ -100,13 +100,27 @@ def _without_schedules(nest: Any) -> Any:
 
 @dataclass(frozen=True)
 class Sometimes(Adjoint):
-    """The right sample; its gradient is 10 % off in narrow dtypes, or in long solves."""
+    """The right sample; its gradient is 10 % off in the solves that its name says."""
 
     when: str
 
     def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
         out = Direct().solve(recursion, x_T, keep=keep, observe=observe)
-        off = x_T.dtype != torch.float64 if self.when == "float32" else recursion.steps > 6
+        guidance, frame = recursion.denoiser.guidance, recursion.frame
+        off = {
+            "float32": x_T.dtype != torch.float64,
+            "long": recursion.steps > 6,
+            "one step": recursion.steps == 1,
+            "one sample": len(x_T) == 1,
+            "undeclared weights": not any(True for _ in recursion.denoiser.parameters()),
+            "v_prediction": recursion.denoiser.prediction == "v_prediction",
+            "the noise kind": frame.kind == "noise",
+            "other eta": frame.eta not in (0, 1),
+            "a flow": isinstance(frame.schedule, sa.RectifiedFlow),
+            "two calls": guidance is not None and not guidance.batched,
+            "constant x_T": not x_T.requires_grad,
+            "replayed noise": recursion.noise is not None and not recursion.noise.tensors,
+        }[self.when]
         return tuple(y.detach() + 0.9 * (y - y.detach()) for y in out) if off else out
 
 

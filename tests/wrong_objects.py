@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +34,13 @@ class Odd(sa.Heun):
 
     def step(self, drift: Drift, interval: sa.Interval, y: Tensor, state: State) -> tuple[Tensor, State]:
         s0, s1, dB, ds = interval.s0, interval.s1, interval.dB, interval.ds
-        if self.fault == "Euler under no_grad" and not torch.is_grad_enabled():
+        first_order = {
+            "Euler under no_grad": not torch.is_grad_enabled(),
+            "Euler in inference mode": torch.is_inference_mode_enabled(),
+            "Euler with a graph": y.requires_grad,
+            "Euler on falling clocks": ds < 0,
+        }
+        if first_order.get(self.fault):
             return y + ds * drift(s0, y) + dB, state
         if self.fault == "draws":
             torch.rand(1)
@@ -66,6 +74,8 @@ class Odd(sa.Heun):
         if self.fault == "calls once more":
             drift(s1, Y)
         y1 = y + 0.5 * ds * (F0 + F1) + dB
+        if self.fault == "flattens":
+            y1 = y1.reshape(-1)
         if self.fault == "raises" and s0 >= 2:
             raise ZeroDivisionError("no step from s = 2 on")
         if self.fault == "returns y":
@@ -89,6 +99,34 @@ class Keeping(sa.Solver):
         D = F if self.past is None or self.past.shape != F.shape else 1.5 * F - 0.5 * self.past
         self.past = F
         return y + interval.ds * D + interval.dB, ()
+
+
+class Tallying(sa.Solver):
+    """Euler's method, with a number of its own that grows."""
+
+    claims = sa.Claims(ode=1, strong=1.0, evaluations=1)
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def step(self, drift: Drift, interval: sa.Interval, y: Tensor, state: State) -> tuple[Tensor, State]:
+        self.steps += 1
+        return y + interval.ds * drift(interval.s0, y) + interval.dB, state
+
+
+_first: list[Tensor] = []
+
+
+class Remembering(sa.Solver):
+    """Euler's method, with a hundredth of the first drift of the latest solve, wherever that was."""
+
+    claims = sa.Claims(ode=1, strong=1.0, evaluations=1)
+
+    def step(self, drift: Drift, interval: sa.Interval, y: Tensor, state: State) -> tuple[Tensor, State]:
+        F = drift(interval.s0, y)
+        if not state:
+            _first[:] = [F.detach()]
+        return y + interval.ds * (F + 0.01 * _first[0].mean()) + interval.dB, (1,)
 
 
 _calls = [0]
@@ -170,8 +208,13 @@ class OddSchedule(sa.RectifiedFlow):
             return lam.reshape(-1)
         return -lam if self.fault == "rising lam" else lam
 
+    def _log_sigma(self, t: Tensor) -> Tensor:
+        return super()._log_sigma(t) - (5 * t if self.fault == "falling sigma" else 0)
+
     def _log_alpha(self, t: Tensor) -> Tensor:
-        value = super()._log_alpha(t)
+        value = super()._log_alpha(t) - (5 * t if self.fault == "falling sigma" else 0)
+        if self.fault == "of the mean time":
+            return value + 1e-6 * (t.mean() - t)
         if self.fault == "jump":
             return value - 0.01 * (t > 0.4)
         if self.fault == "NaN at the end":
@@ -181,7 +224,8 @@ class OddSchedule(sa.RectifiedFlow):
     def _times(self, t: float | Tensor) -> Tensor:
         if self.fault == "clamps":
             return torch.as_tensor(t, dtype=torch.float64, device="cpu").clamp(0, 1)
-        return super()._times(t)
+        times = super()._times(0.5 if self.fault == "takes NaN" and torch.as_tensor(t).isnan().any() else t)
+        return times.mul_(1 - 1e-9) if self.fault == "edits t" else times
 
     @property
     def t_max(self) -> float:
@@ -209,8 +253,13 @@ class OddNoise(sa.Noise):
             seed += 1
         if self.fault == "reads the global generator":
             seed = torch.initial_seed() % 2**62
+        if self.fault == "another path each time":
+            _calls[0] += 1
+            seed += _calls[0]
         levy = True if self.fault == "H always" else levy
         one = like.new_zeros(()) if self.fault == "entries alike" else wide
+        if self.fault == "samples alike":
+            one = wide[:1]
         path = sa.BrownianPath(seed, self.refinable).bind(clock, one, levy)
         return _Odd(path, self.fault, clock, like, {}, torch.Generator().manual_seed(0))
 
@@ -240,7 +289,11 @@ class _Odd(BoundNoise):
             assert dB is not None
         narrow, still = dB.dtype, not 0 < float(self.clock[n + 1] - self.clock[n]) < math.inf
         dB, H = dB.double(), None if H is None else H.double()
-        if still and self.fault != "never still":
+        if self.fault == "never moves":
+            dB = 0 * dB
+        if self.fault == "moves to infinity" and math.isinf(self.clock[n + 1]):
+            dB = dB + 1.0
+        elif still and self.fault != "never still":
             return Increment(dB.to(narrow), None if H is None else H.to(narrow))
         if self.fault == "variance 1.05":
             dB = dB * math.sqrt(1.05)
@@ -263,7 +316,11 @@ class _Odd(BoundNoise):
             dB = dB.abs() * torch.randn(dB.shape, generator=self.generator).sign().double()
         if self.fault == "uses the global generator":
             torch.rand(())
-        if self.fault == "entries alike":
+        if self.fault == "uses numpy's generator":
+            np.random.rand()
+        if self.fault == "uses random":
+            random.random()
+        if self.fault in ("entries alike", "samples alike"):
             dB, H = dB.expand(self.like.shape) * 1.0, None if H is None else H.expand(self.like.shape) * 1.0
         if self.fault == "never still":
             dB = dB + (dB == 0) * 1e-6

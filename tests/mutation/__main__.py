@@ -76,7 +76,7 @@ def main() -> int:
     ]
     if arguments.sample is not None:
         planted = random.Random(arguments.seed).sample(planted, min(arguments.sample, len(planted)))
-    check_baseline({tests for _, tests in planted})
+    check_baseline({name for _, tests in planted for name in tests}, arguments.jobs)
     survivors, late = campaign(planted, arguments.jobs)
     excused = (Path(__file__).parent / "survivors.md").read_text()
     unexplained = [name for name in survivors if f"`{name}`" not in excused]
@@ -125,13 +125,13 @@ def outcome(mutant: Mutant, tests: tuple[str, ...], tree: Path) -> Outcome:
         shutil.copy(mutant.path, place)
 
 
-def check_baseline(tests: set[tuple[str, ...]]) -> None:
+def check_baseline(tests: set[str], jobs: int) -> None:
     """Tests that fail without a fault would catch everything."""
-    with tempfile.TemporaryDirectory() as scratch:
-        tree = _copy(Path(scratch) / "unchanged")
-        for names in sorted(tests):
-            if run(names, tree) is not Outcome.PASSED:
-                raise RuntimeError(f"without any fault {' '.join(names)} fail, or take more than {SECONDS} s")
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(jobs) as pool:
+        tree, names = _copy(Path(scratch) / "unchanged"), sorted(tests)
+        for name, result in zip(names, pool.map(lambda name: run((name,), tree), names), strict=True):
+            if result is not Outcome.PASSED:
+                raise RuntimeError(f"without any fault {name} fails, or takes more than {SECONDS} s")
 
 
 def name_of(mutant: Mutant) -> str:
