@@ -114,6 +114,8 @@ class Denoiser(nn.Module):
 
     def _broadcast(self, times: Tensor, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """alpha and sigma at one time, or at one per sample."""
+        if times.ndim == 0 and times.requires_grad:
+            times = times.expand(x.shape[:1])
         alpha, sigma = self.schedule.alpha(times), self.schedule.sigma(times)
         if times.ndim == 0:
             return float(alpha), float(sigma)

@@ -376,6 +376,7 @@ NO_GRID: list[tuple[Callable[[], Any], int, str]] = [
         "its last step has order 1 .*or euler_at_final",
     ),
     (lambda: diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), 8, "mu: the FlowMatchEulerDiscrete"),
+    (lambda: plain_ddim(set_alpha_to_one=False), 1, "DDIMScheduler: at 1 steps it has the noise level 0 twice"),
     (plain_ddim, 0, "steps: got 0; pass an integer >= 1"),
 ]
 
@@ -384,6 +385,22 @@ NO_GRID: list[tuple[Callable[[], Any], int, str]] = [
 def test_grids_that_cannot_be_matched(make: Callable[[], Any], steps: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_diffusers(SmallModel(), make()).grid(steps)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("spacing", ["use_karras_sigmas", "use_lu_lambdas", "use_exponential_sigmas"])
+def test_whole_timesteps_are_given_as_integers_and_are_the_scheduler_s(schedule: str, spacing: str) -> None:
+    given: list[Tensor] = []
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        given.append(t)
+        return 0.5 * x
+
+    scheduler = diffusers.DPMSolverMultistepScheduler(beta_schedule=schedule, **{spacing: True})
+    from_diffusers(model, scheduler).sample(randn(*SHAPE), steps=12, adjoint=sa.Direct())
+    scheduler.set_timesteps(12)
+    assert torch.equal(torch.stack(given)[:, 0], scheduler.timesteps)
+    assert {t.dtype for t in given} == {torch.int64}
 
 
 def test_a_last_step_of_order_one_is_that_of_fewer_than_fifteen_steps() -> None:

@@ -350,6 +350,17 @@ def test_adaptive_steps_reach_their_tolerance() -> None:
     assert max(map(relative, got, want)) <= 5e-2
 
 
+def test_adaptive_tolerances_are_relative_and_absolute() -> None:
+    """A cotangent of 1e-6: what is 1e-13 absolutely is 1e-7 of it; what is 1e-8 is a hundredth."""
+    problem = Problem(3)
+    problem.cotangent = 1e-6 * problem.cotangent
+    want = problem.gradients(sa.ContinuousAdjoint(sa.Adaptive(1e-9, 1e-16)))
+    got = problem.gradients(sa.ContinuousAdjoint(sa.Adaptive(1e-8, 1e-13)))
+    assert max(map(relative, got, want)) <= 1e-6
+    loose = problem.gradients(sa.ContinuousAdjoint(sa.Adaptive(1e-8, 1e-8)))
+    assert max(map(relative, loose, want)) > 1e-6
+
+
 # C6: reconstruction.
 
 

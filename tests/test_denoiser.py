@@ -279,6 +279,13 @@ def test_guidance_rescale(batched: bool, rescale: float) -> None:
             torch.testing.assert_close(got[i].std(), positive[i].std(), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_times_have_gradients_through_the_network_and_the_schedule(shape: tuple[int, ...]) -> None:
+    x, t = randn(2, 3), torch.full(shape, 0.4, dtype=torch.float64, requires_grad=True)
+    denoiser = sa.Denoiser(lambda x, t: torch.tanh(x * t[:, None]), SCHEDULE, "epsilon")
+    assert torch.autograd.gradcheck(lambda t: denoiser(x, t, prediction="sample"), t)
+
+
 def test_guidance_rescale_is_differentiated_with_its_deviations() -> None:
     def guided(x: Tensor, label: Tensor) -> Tensor:
         guidance = sa.Guidance(4.0, {"label": torch.zeros_like(label)}, rescale=0.7)

@@ -94,6 +94,16 @@ def test_what_lies_beyond_the_truncation_is_refused(adjoint: sa.Adjoint) -> None
         sa.sample(adjoint=adjoint, **Solve(sa.Euler(), x_T_requires_grad=False).arguments() | {"cond": None})
 
 
+def test_drawn_lengths_are_the_generators() -> None:
+    state = torch.get_rng_state()
+    one, two = (
+        [sa.Truncated.drawn(1, 1000, generator).last for _ in range(10)]
+        for generator in (torch.Generator().manual_seed(0), torch.Generator().manual_seed(0))
+    )
+    assert one == two
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_drawn_lengths_are_uniform() -> None:
     generator = torch.Generator().manual_seed(0)
     drawn = Counter(sa.Truncated.drawn(3, 6, generator).last for _ in range(4000))
@@ -129,6 +139,24 @@ def test_low_variance_is_the_mean_over_renoised_samples(eta: float, steps: int, 
         grads = torch.autograd.grad(out, solve.leaves, cotangent / 3, allow_unused=True)
         total = [b if a is None else a if b is None else a + b for a, b in zip(total, grads, strict=True)]
     assert worst(found, tuple(total)) <= 1e-12
+
+
+def test_low_variance_draws_alike_in_every_dtype() -> None:
+    weight = torch.linspace(-1, 1, 4, dtype=DOUBLE).requires_grad_()
+
+    def gradient(dtype: torch.dtype) -> Tensor:
+        out = sa.sample(
+            sa.Denoiser(lambda x, t: torch.tanh(weight.to(x.dtype) * x), SCHEDULE, "sample"),
+            torch.linspace(-1, 1, 40).reshape(10, 4).to(dtype),  # 16 numbers and more are drawn otherwise
+            frame=sa.Frame(SCHEDULE),
+            grid=sa.uniform_logsnr(SCHEDULE, 4, t_min=0.2),
+            solver=sa.Euler(),
+            adjoint=sa.LowVariance(copies=1),
+        )
+        return torch.autograd.grad(out.double().sum(), weight)[0]
+
+    # Some tens of roundings.
+    assert float((gradient(torch.float32) - gradient(DOUBLE)).norm() / gradient(DOUBLE).norm()) <= 1e-5
 
 
 def test_low_variance_renoises_with_the_forward_process() -> None:
