@@ -1,7 +1,7 @@
 # make demo    the library's main job on images of digits; pictures and numbers in demo-out/
 # make test    linter, types and tests
 # make bench   time and memory of gradients, cost of the noise
-# make mutants plant faults one by one and count those that the tests catch (an hour or more)
+# make mutants plant faults one by one and count those that the tests catch (about two hours)
 # Each makes the virtual environment .venv first if it is missing or older than the project's files.
 
 PYTHON ?= python3

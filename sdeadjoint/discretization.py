@@ -73,7 +73,7 @@ class Discretization:
                 "cannot tell apart or hold; pass a grid with larger steps or less extreme ends, or a smaller eta"
             )
         # The rounding of s moves x by w s eps, which the flow kind's weight alone makes large (theory/frames.md).
-        size = (frame.schedule.log_alpha(times).exp() + frame.schedule.log_sigma(times).exp()).nan_to_num(posinf=0)
+        size = frame.schedule.log_alpha(times).exp() + frame.schedule.log_sigma(times).exp()
         if (weights.isfinite() & (weights * clocks.abs() > size / _SQRT_EPS)).any():
             raise ValueError(
                 f"grid: {frame!r} loses more than half of float64's digits at its noisy end; "

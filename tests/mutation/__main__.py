@@ -1,7 +1,7 @@
 """``python -m tests.mutation``: plant every fault in turn and count those that the tests catch; ``make mutants``.
 
 Each mutant is written into a copy of the tree and the tests that answer for its file are run until the first failure.
-A whole campaign takes about an hour on two cores: ``--only frames`` runs a part, ``--sample 50`` a random one.
+A whole campaign takes some two hours on two cores: ``--only frames`` runs a part, ``--sample 50`` a random one.
 ``survivors.md`` beside this file names every mutant that may survive, with its reason; others fail the command.
 """
 
