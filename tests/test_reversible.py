@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import sdeadjoint as sa
 from sdeadjoint.adjoints.replay.inversion import _distance
-from sdeadjoint.discretization import Carry
+from sdeadjoint.discretization import Carry, Discretization
 from sdeadjoint.memory import PeakMemory
 
 from .networks import Mlp
@@ -258,3 +258,13 @@ def test_how_far_the_way_back_strayed_is_relative_to_all_that_is_carried() -> No
     assert _distance(known, known) == 0
     assert _distance(Carry(y + 0.03, (memory,)), known) == pytest.approx(0.03 * 2**0.5 / 5, rel=1e-12)
     assert _distance(Carry(y, (memory - 0.03,)), known) == pytest.approx(0.03 * 2**0.5 / 5, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["data", "noise", "flow"])
+def test_the_first_step_undone_is_x_T(kind: str) -> None:
+    x_T = torch.linspace(-1, 1, 8, dtype=DOUBLE).reshape(2, 4)
+    grid, frame = sa.uniform_logsnr(SCHEDULE, 8), sa.Frame(SCHEDULE, kind=kind)
+    denoiser = sa.Denoiser(lambda x, t: torch.tanh(x), SCHEDULE)
+    recursion = Discretization.create(denoiser, frame, sa.Coupled(sa.Heun()), grid, {})
+    back = recursion.invert(0, recursion.step(0, recursion.start(x_T), None), None)
+    torch.testing.assert_close(back.y, x_T, rtol=1e-12, atol=1e-12)
