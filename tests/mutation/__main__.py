@@ -31,7 +31,6 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "sdeadjoint/guidance.py": ("test_denoiser",),
     "sdeadjoint/grids.py": ("test_grids", "test_defaults"),
     "sdeadjoint/schedules/*.py": ("test_schedules", "test_defaults"),
-    "sdeadjoint/problems/*.py": ("test_problems", "test_defaults"),
     "sdeadjoint/solvers/*.py": (
         "test_theory", "test_claims", "test_defaults", "test_solvers", "test_reversible_solvers", "test_samplers",
         "test_guarantees",
@@ -51,9 +50,6 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "sdeadjoint/adjoints/low_variance.py": ("test_truncated", "test_defaults"),
     "sdeadjoint/adjoints/hooked.py": ("test_hooked", "test_defaults"),
     "sdeadjoint/encode.py": ("test_encode", "test_defaults"),
-    "sdeadjoint/adapters/*.py": (
-        "test_defaults", "test_adapters", "test_adapters_diffusers", "test_adapters_parity", "test_adapters_awkward",
-    ),
 }  # fmt: skip
 
 
