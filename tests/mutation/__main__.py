@@ -47,7 +47,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "sdeadjoint/adjoints/checkpoint.py": ("test_checkpoint_memory", "test_checkpoint"),
     "sdeadjoint/adjoints/reversible.py": ("test_reversible", "test_defaults"),
     "sdeadjoint/adjoints/truncated.py": ("test_truncated",),
-    "sdeadjoint/adjoints/low_variance.py": ("test_truncated", "test_defaults"),
+    "sdeadjoint/adjoints/low_variance.py": ("test_truncated", "test_hooked", "test_defaults"),
     "sdeadjoint/adjoints/hooked.py": ("test_hooked", "test_defaults"),
     "sdeadjoint/encode.py": ("test_encode", "test_defaults"),
 }  # fmt: skip
