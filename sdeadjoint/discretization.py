@@ -180,7 +180,7 @@ class Discretization:
             else:
                 time = self.frame.time(s)
                 t, weight = float(time), float(self.frame.weight(time))
-            x = start.clone() if math.isinf(weight) else weight * y  # the network may change its argument in place
+            x = start if math.isinf(weight) else weight * y
             return self._predict(n, x, t, self.frame.prediction).to(y.dtype)
 
         return drift
