@@ -19,15 +19,15 @@ from .adjoints import (
     record_norms,
 )
 from .conditioning import Scheduled
-from .denoiser import Denoiser
+from .diffusion.denoiser import Denoiser
+from .diffusion.frames import Frame
+from .diffusion.grids import coarsen, karras, uniform_logsnr, uniform_time
+from .diffusion.guidance import Guidance
+from .diffusion.schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLevel, VPLinear
 from .encode import Encoded, encode
-from .frames import Frame
 from .gradient_check import GradientCheck, check_gradient
-from .grids import coarsen, karras, uniform_logsnr, uniform_time
-from .guidance import Guidance
 from .noise import BrownianPath, FixedNoise, Noise, ShiftedNoise
 from .sample import sample
-from .schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLevel, VPLinear
 from .solvers import (
     RK4,
     SRA1,

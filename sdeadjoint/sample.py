@@ -11,11 +11,13 @@ from torch import Tensor
 
 from . import nests
 from .adjoints import Adjoint, Checkpoint
-from .arguments import check_problem, check_state, check_types, progress_bar
-from .denoiser import Denoiser
-from .discretization import Carry, Discretization
-from .frames import Frame
+from .arguments import check_state, check_types
+from .diffusion.denoiser import Denoiser
+from .diffusion.equation import Diffusion
+from .diffusion.frames import Frame
 from .noise import Noise
+from .progress import progress_bar
+from .recursion import Carry, Recursion
 from .solvers import Solver
 
 Callback = Callable[[int, float, Tensor], None]
@@ -66,16 +68,18 @@ def sample(
     Not for adaptive step sizes: the grid is data here, so that the gradient is that of what was computed.
     Source: Blasingame and Liu (2024); Griewank and Walther (2000) for ``Checkpoint(snapshots=...)``.
     """
-    cond = {} if cond is None else cond
-    check_problem(denoiser, frame, solver, cond)
+    check_types(("solver", solver, Solver, "a solver such as Heun()"))
+    equation = Diffusion.create(denoiser, frame, grid, {} if cond is None else cond)
     check_state("x_T", x_T)
     check_types(("adjoint", adjoint, Adjoint, "an adjoint such as Checkpoint()"))
     if callback is not None and not callable(callback):
         raise TypeError(f"callback: got {type(callback).__name__}; pass a function callback(n, t, x)")
     if not isinstance(trajectory, bool):
         raise TypeError(f"trajectory: got {trajectory!r}; pass True or False")
-    recursion = Discretization.create(denoiser, frame, solver, grid, cond).driven_by(noise, x_T)
-    _check_gradients_on(x_T, cond, recursion)
+    equation = equation.starting_at(x_T)
+    y = equation.enter(x_T)
+    recursion = Recursion.create(equation, solver, noise, y)
+    _check_gradients_on(recursion)
     with ExitStack() as stack:
         bar = stack.enter_context(progress_bar(recursion.steps, "sampling")) if progress else None
 
@@ -83,29 +87,23 @@ def sample(
             if bar is not None:
                 bar.update()
             if callback is not None:
-                callback(n, recursion.times[n], recursion.state(n, carry.y.detach()))
+                callback(n, equation.times[n], equation.leave(n, carry.y.detach()))
 
-        states = adjoint.solve(recursion, x_T, keep=trajectory, observe=observe)
+        states = adjoint.solve(recursion, y, keep=trajectory, observe=observe)
     if trajectory:
-        return torch.stack([x_T, *(recursion.state(n, y) for n, y in enumerate(states, start=1))])
-    return recursion.state(recursion.steps, states[-1])
+        return torch.stack([x_T, *(equation.leave(n, y) for n, y in enumerate(states, start=1))])
+    return equation.leave(recursion.steps, states[-1])
 
 
-def _check_gradients_on(x_T: Tensor, cond: Mapping[str, Any], recursion: Discretization) -> None:
+def _check_gradients_on(recursion: Recursion) -> None:
     """Tensors that were made to require gradients are a request that a disabled gradient mode would drop in silence."""
     if torch.is_grad_enabled():
         return
-    noise = () if recursion.noise is None else recursion.noise.tensors
-    guidance = recursion.denoiser.guidance
-    named = (
-        ("x_T", [x_T]),
-        ("cond", nests.tensors(cond)),
-        ("noise", noise),
-        ("guidance", nests.tensors(guidance.tensors) if guidance is not None else ()),
-    )
-    for name, tensors in named:
-        if any(tensor.requires_grad for tensor in tensors):
+    given = {**recursion.equation.tensors, "noise": () if recursion.noise is None else recursion.noise.tensors}
+    for name, nest in given.items():
+        if any(tensor.requires_grad for tensor in nests.tensors(nest)):
+            shown = "x_T" if name == "start" else name
             raise RuntimeError(
-                f"{name} requires a gradient, but gradients are globally off (torch.no_grad or torch.inference_mode); "
-                f"call sample outside of it, or pass a detached {name} to sample without gradients"
+                f"{shown} requires a gradient, but gradients are globally off (torch.no_grad or torch.inference_mode); "
+                f"call sample outside of it, or pass a detached {shown} to sample without gradients"
             )

@@ -12,15 +12,13 @@ PACKAGE = Path(__file__).parent.parent / "sdeadjoint"
 
 # From the bottom up. A module imports from lower layers, and from its own folder.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"schedules", "predictions", "nests", "command_line", "fixed_point"}),
-    frozenset({"noise", "conditioning"}),
-    frozenset({"guidance"}),
-    frozenset({"denoiser"}),
-    frozenset({"solvers", "frames", "grids", "problems", "memory"}),
-    frozenset({"discretization", "arguments"}),
-    frozenset({"integrate", "inversion"}),
-    frozenset({"adjoints"}),
-    frozenset({"sample", "samplers", "encode"}),
+    frozenset({"nests", "arguments", "progress", "command_line", "memory", "fixed_point"}),
+    frozenset({"solvers", "noise", "conditioning"}),
+    frozenset({"equation"}),
+    frozenset({"recursion"}),
+    frozenset({"adjoints", "diffusion"}),
+    frozenset({"problems", "inversion", "samplers"}),
+    frozenset({"sample", "encode"}),
     frozenset({"adapters", "gradient_check"}),
     frozenset({"comparison", "convergence"}),
     frozenset({"testing", "demo"}),
