@@ -25,9 +25,11 @@ from .diffusion.grids import coarsen, karras, uniform_logsnr, uniform_time
 from .diffusion.guidance import Guidance
 from .diffusion.schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLevel, VPLinear
 from .encode import Encoded, encode
+from .field import noise_clock
 from .gradient_check import GradientCheck, check_gradient
 from .noise import BrownianPath, FixedNoise, Noise, ShiftedNoise
 from .sample import sample
+from .solve import solve
 from .solvers import (
     RK4,
     SRA1,
@@ -97,11 +99,13 @@ __all__ = [
     "convergence",
     "encode",
     "karras",
+    "noise_clock",
     "normalize",
     "problems",
     "record_norms",
     "sample",
     "samplers",
+    "solve",
     "uniform_logsnr",
     "uniform_time",
 ]

@@ -77,7 +77,7 @@ class Equation(ABC):
 
     def enter(self, x: Any, n: int = 0) -> Tensor:
         """``y_n`` from the user's state at node n."""
-        y: Tensor = x / self.weights[n]
+        y: Tensor = x.clone() if self.is_projected(n) else x / self.weights[n]
         return y
 
     def leave(self, n: int, y: Tensor) -> Any:

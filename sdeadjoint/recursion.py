@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from . import nests
 from .equation import Equation
 from .noise import BoundNoise, Increment, Noise
 from .solvers import Interval, ReversibleSolver, Solver, State
@@ -20,6 +21,9 @@ class Carry(NamedTuple):
     y: Tensor
     state: State
 
+
+AfterStep = Callable[[int, float, Any], Any]
+"""``after_step(n, t, x)``: the user's state to go on from after step n = 1 .. N; pure, differentiable."""
 
 Observer = Callable[[int, Carry], None]
 """Called with ``(n, carry_n)`` after the forward pass has made ``carry_n``; never during recomputation."""
@@ -34,17 +38,27 @@ class Recursion:
         solver: takes each step, except a last one that the equation makes by itself (``equation.projects``).
         noise: bound to the equation's noise clock; None for an ODE.
         hook: ``hook(n, dL/dy_n)`` in the backward pass, n = N .. 1; what it returns goes on in its place.
+        after_step: changes the user's state after each step.
     """
 
     equation: Equation
     solver: Solver
     noise: BoundNoise | None = None
     hook: Callable[[int, Tensor], Tensor] | None = None
+    after_step: AfterStep | None = None
 
     @classmethod
-    def create(cls, equation: Equation, solver: Solver, noise: Noise | None, y: Tensor) -> Recursion:
+    def create(
+        cls,
+        equation: Equation,
+        solver: Solver,
+        noise: Noise | None,
+        y: Tensor,
+        after_step: AfterStep | None = None,
+    ) -> Recursion:
         """The recursion from states like ``y``, its noise bound; refuses noise that does not fit."""
-        return cls(equation, solver, equation.bind(noise, y, levy=solver.claims.levy != "none"))
+        bound = equation.bind(noise, y, levy=solver.claims.levy != "none")
+        return cls(equation, solver, bound, after_step=after_step)
 
     @property
     def steps(self) -> int:
@@ -72,12 +86,27 @@ class Recursion:
                 out = Carry(equation.project(y), carry.state)
             else:
                 out = Carry(*self.solver.step(equation.drift(n), self.interval(n, increment, y), *carry))
+            if self.after_step is not None:
+                out = Carry(self._changed(n + 1, out.y), out.state)
         except Exception as error:
             error.add_note(f"(step {n} of {self.steps}, from t={equation.times[n]} to t={equation.times[n + 1]})")
             raise
         if self.hook is not None and out.y.requires_grad:
             out.y.register_hook(partial(self.hook, n + 1))
         return out
+
+    def _changed(self, n: int, y: Tensor) -> Tensor:
+        """``y_n`` after the user's ``after_step``."""
+        assert self.after_step is not None
+        x = self.equation.leave(n, y)
+        changed = self.after_step(n, self.equation.times[n], x)
+        shapes = [[tuple(tensor.shape) for tensor in nests.tensors(nest)] for nest in (changed, x)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"after_step: returned {shapes[0] or type(changed).__name__} for a state of {shapes[1]}; "
+                "return a state like the one it is given"
+            )
+        return self.equation.enter(changed, n).to(y.dtype)
 
     def invert(self, n: int, carry: Carry, increment: Increment | None) -> Carry:
         """``carry_n`` from ``carry_{n+1}``, for a ``ReversibleSolver`` and steps that are not the final map."""

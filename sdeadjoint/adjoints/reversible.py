@@ -58,6 +58,11 @@ class Reversible(Adjoint):
                 f"solver: {solver!r} has no inverse, which Reversible() needs; pass Coupled(Euler()) or "
                 "ReversibleHeun() as the solver, or adjoint=Checkpoint(), which serves every solver"
             )
+        if recursion.after_step is not None:
+            raise ValueError(
+                "after_step: Reversible() undoes the solver's steps, and what after_step changes cannot be undone; pass "
+                "adjoint=Checkpoint()"
+            )
         if isinstance(solver, ReversibleHeun) and any(scheduled(recursion.equation.tensors)):
             raise ValueError(
                 "cond: ReversibleHeun() carries a network call from each step into the next, so a step with Scheduled "

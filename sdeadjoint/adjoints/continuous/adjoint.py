@@ -85,6 +85,11 @@ class ContinuousAdjoint(Adjoint):
     def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
         if not torch.is_grad_enabled():
             return Direct().solve(recursion, y, keep=keep, observe=observe)
+        if recursion.after_step is not None:
+            raise ValueError(
+                "after_step: it changes the state by jumps, and the adjoint equation of this method has none; pass "
+                "adjoint=Checkpoint()"
+            )
         course = Course.create(recursion.equation, self.kind, None if self.grid is None else _times(self.grid))
         self._refuse_sde(recursion, course)
         self._refuse_grid(recursion, course, keep=keep)
