@@ -60,8 +60,8 @@ class Reversible(Adjoint):
             )
         if recursion.after_step is not None:
             raise ValueError(
-                "after_step: Reversible() undoes the solver's steps, and what after_step changes cannot be undone; pass "
-                "adjoint=Checkpoint()"
+                "after_step: Reversible() undoes the solver's steps, and what after_step changes cannot be undone; "
+                "pass adjoint=Checkpoint()"
             )
         if isinstance(solver, ReversibleHeun) and any(scheduled(recursion.equation.tensors)):
             raise ValueError(
