@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from . import nests
 from .adjoints import Adjoint, Checkpoint
-from .arguments import check_problem, check_state, check_types, progress_bar
-from .denoiser import Denoiser
-from .discretization import Carry, Discretization
-from .frames import Frame
+from .arguments import check_state
+from .diffusion.denoiser import Denoiser
+from .diffusion.equation import Diffusion
+from .diffusion.frames import Frame
 from .noise import Noise
+from .recursion import AfterStep
+from .solve import Call, Callback
 from .solvers import Solver
-
-Callback = Callable[[int, float, Tensor], None]
-"""``callback(n, t, x)`` after step n = 1 .. N: the time reached and the detached state there."""
 
 
 def sample(
@@ -33,6 +29,7 @@ def sample(
     cond: Mapping[str, Any] | None = None,
     adjoint: Adjoint = Checkpoint(),  # noqa: B008 (frozen)
     trajectory: bool = False,
+    after_step: AfterStep | None = None,
     callback: Callback | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -54,6 +51,9 @@ def sample(
         cond: keyword arguments of the network, by name: tensors, nests of them, or anything else.
         adjoint: how gradients are computed; ``Checkpoint()`` stores states, ``Direct()`` every activation.
         trajectory: return all states, (N + 1, batch, ...), x_T first; gradients flow from each.
+        after_step: ``after_step(n, t, x)`` returns the state to go on from after step n = 1 .. N, at time t: inpainting
+            masks, projections, known regions. Pure and differentiable; it is replayed, and it acts after a last step to
+            sigma = 0, too.
         callback: ``callback(n, t, x)`` after each forward step, x detached; not called during recomputation.
         progress: show a progress bar (needs tqdm).
 
@@ -66,46 +66,8 @@ def sample(
     Not for adaptive step sizes: the grid is data here, so that the gradient is that of what was computed.
     Source: Blasingame and Liu (2024); Griewank and Walther (2000) for ``Checkpoint(snapshots=...)``.
     """
-    cond = {} if cond is None else cond
-    check_problem(denoiser, frame, solver, cond)
+    call = Call(solver, noise, adjoint, trajectory, after_step, callback, progress)
+    equation = Diffusion.create(denoiser, frame, grid, {} if cond is None else cond)
     check_state("x_T", x_T)
-    check_types(("adjoint", adjoint, Adjoint, "an adjoint such as Checkpoint()"))
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback: got {type(callback).__name__}; pass a function callback(n, t, x)")
-    if not isinstance(trajectory, bool):
-        raise TypeError(f"trajectory: got {trajectory!r}; pass True or False")
-    recursion = Discretization.create(denoiser, frame, solver, grid, cond).driven_by(noise, x_T)
-    _check_gradients_on(x_T, cond, recursion)
-    with ExitStack() as stack:
-        bar = stack.enter_context(progress_bar(recursion.steps, "sampling")) if progress else None
-
-        def observe(n: int, carry: Carry) -> None:
-            if bar is not None:
-                bar.update()
-            if callback is not None:
-                callback(n, recursion.times[n], recursion.state(n, carry.y.detach()))
-
-        states = adjoint.solve(recursion, x_T, keep=trajectory, observe=observe)
-    if trajectory:
-        return torch.stack([x_T, *(recursion.state(n, y) for n, y in enumerate(states, start=1))])
-    return recursion.state(recursion.steps, states[-1])
-
-
-def _check_gradients_on(x_T: Tensor, cond: Mapping[str, Any], recursion: Discretization) -> None:
-    """Tensors that were made to require gradients are a request that a disabled gradient mode would drop in silence."""
-    if torch.is_grad_enabled():
-        return
-    noise = () if recursion.noise is None else recursion.noise.tensors
-    guidance = recursion.denoiser.guidance
-    named = (
-        ("x_T", [x_T]),
-        ("cond", nests.tensors(cond)),
-        ("noise", noise),
-        ("guidance", nests.tensors(guidance.tensors) if guidance is not None else ()),
-    )
-    for name, tensors in named:
-        if any(tensor.requires_grad for tensor in tensors):
-            raise RuntimeError(
-                f"{name} requires a gradient, but gradients are globally off (torch.no_grad or torch.inference_mode); "
-                f"call sample outside of it, or pass a detached {name} to sample without gradients"
-            )
+    out: Tensor = call.run(equation, x_T, "x_T", "sampling")
+    return out

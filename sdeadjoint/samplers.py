@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .frames import Frame
-from .schedules import Schedule
+from .diffusion.frames import Frame
+from .diffusion.schedules import Schedule
 from .solvers import SRA1, AdamsBashforth, Coupled, DPMSolverPP2M, Euler, Heun, ShARK, Solver
 
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from .. import nests
 from ..adjoints import Adjoint, Checkpoint
-from ..denoiser import Denoiser
-from ..frames import Frame
-from ..guidance import Guidance
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.frames import Frame
+from ..diffusion.guidance import Guidance
+from ..diffusion.schedules import Schedule
 from ..noise import Noise
 from ..sample import Callback, sample
 from ..samplers import Sampler
-from ..schedules import Schedule
 from ..solvers import Solver
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..guidance import Guidance
+from ..diffusion.guidance import Guidance
+from ..diffusion.schedules import Schedule
 from ..samplers import Sampler
-from ..schedules import Schedule
 from .base import Adapter, adapter
 from .networks import DiffusersNetwork
 from .schedulers import read

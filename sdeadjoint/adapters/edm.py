@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..guidance import Guidance
+from ..diffusion.guidance import Guidance
+from ..diffusion.schedules import Schedule
 from ..samplers import Sampler, edm_heun
-from ..schedules import Schedule
 from .base import Adapter
 from .k_diffusion import from_denoiser
 

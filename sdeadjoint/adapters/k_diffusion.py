@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..grids import karras
-from ..guidance import Guidance
+from ..diffusion.grids import karras
+from ..diffusion.guidance import Guidance
+from ..diffusion.schedules import VE, Schedule
 from ..samplers import Sampler, dpm_solver_pp_2m
-from ..schedules import VE, Schedule
 from .base import Adapter, Wrapper, adapter, count_of, range_of
 
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..frames import Frame
+from ..diffusion.frames import Frame
+from ..diffusion.schedules import VE, RectifiedFlow, Schedule, Tabulated, VPLevel
 from ..samplers import Sampler, ddim, edm_heun, flow_euler, flow_heun, sde_dpm_solver_pp_1
-from ..schedules import VE, RectifiedFlow, Schedule, Tabulated, VPLevel
 from ..solvers import AdamsBashforth, DPMSolverPP2M, Euler, Solver
 from .networks import EDM, Preconditioning, VarianceExploding
 from .tables import Nodes, ddim_nodes, ddpm_nodes, heun_nodes, midpoint_nodes, multistep_nodes, sigma_nodes

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..grids import uniform_time
-from ..guidance import Guidance
+from ..diffusion.grids import uniform_time
+from ..diffusion.guidance import Guidance
+from ..diffusion.schedules import RectifiedFlow, Schedule
 from ..samplers import Sampler, flow_heun
-from ..schedules import RectifiedFlow, Schedule
 from .base import Adapter, Wrapper, adapter, count_of
 
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..adjoints import Adjoint, Checkpoint
-from ..denoiser import Denoiser
-from ..grids import uniform_logsnr
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.grids import uniform_logsnr
+from ..diffusion.schedules import VPLinear
 from ..noise import Noise
 from ..problems import Digits
 from ..sample import sample
 from ..samplers import Sampler, dpm_solver_pp_2m, sde_dpm_solver_pp_2m, shark_sde
-from ..schedules import VPLinear
 from . import classifier
 
 SCHEDULE = VPLinear()
