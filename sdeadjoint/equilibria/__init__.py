@@ -2,6 +2,7 @@
 
 from ..fixed_point import Anderson, Broyden, FixedPoint, Method, Newton
 from .gradients import Gradient, Implicit, OneStep, Phantom
+from .homotopy import Homotopy
 from .paths import FixedPointHomotopy, NewtonHomotopy, Path
 from .report import EquilibriumWarning, Report
 from .solve import solve
@@ -14,6 +15,7 @@ __all__ = [
     "FixedPoint",
     "FixedPointHomotopy",
     "Gradient",
+    "Homotopy",
     "Implicit",
     "Method",
     "Newton",

@@ -9,28 +9,35 @@ import torch
 from torch import Tensor
 
 from .. import nests
-from ..adjoints.replay.leaves import dependencies, distinct, hooks_off, precedes, sequence_number
+from ..adjoints.replay.leaves import (
+    dependencies,
+    distinct,
+    hooks_off,
+    precedes,
+    sequence_number,
+)
 from ..adjoints.replay.surroundings import Autocast
 from ..fixed_point import Found
-from .field import Field
 from .gradients import Gradient, Request
+from .map import Map
 
 
 @dataclass(frozen=True)
 class Steps:
-    """A few damped steps from the equilibrium, on copies of the tensors in cond, which are cut from their history.
+    """A few damped steps from the equilibrium, on copies of the tensors in cond, which are cut from
+    their history.
 
-    Their graph then ends in these copies, in parameters, and in other leaves that f reads, none of which can be reached
-    through another.
+    Their graph then ends in these copies, in parameters, and in other leaves that f reads, none of
+    which can be reached through another.
 
     Args:
-        field: f on the copies.
+        mapped: f on the copies.
         copies: of the tensors of cond that require a gradient.
         gradient: says how many steps, and how damped.
         autocast: as it was when ``solve`` was called.
     """
 
-    field: Field
+    mapped: Map
     copies: tuple[Tensor, ...]
     gradient: Gradient
     autocast: Autocast
@@ -39,10 +46,10 @@ class Steps:
         """The start as a leaf, f there, and the state after ``count`` steps, with their graph."""
         with torch.enable_grad(), self.autocast.replayed():
             z = _leaf(start)
-            image = self.field(z)
+            image = self.mapped(z)
             out = self._damped(z, image)
             for _ in range(count - 1):
-                out = self._damped(out, self.field(out))
+                out = self._damped(out, self.mapped(out))
         return z, image.detach(), out
 
     def _damped(self, z: Tensor, image: Tensor) -> Tensor:
@@ -59,7 +66,8 @@ class Plan:
         leaves: those that f reads, besides the copies in ``steps``.
         inputs: the tensors that get gradients, each once.
         slots: for each of the copies and leaves, the place of its original among the inputs.
-        borrows: whether f reads tensors that were computed before, whose graph must outlive that of the steps.
+        borrows: whether f reads tensors that were computed before, whose graph must outlive that of
+            the steps.
         request: what was asked of the solve.
     """
 
@@ -83,13 +91,16 @@ class Plan:
         return totals
 
 
-def attach(field: Field, found: Found, gradient: Gradient, request: Request) -> Tensor:
-    """The equilibrium with its gradient. Evaluates f once, to see what it depends on, and lets the graph go."""
-    originals = [tensor for tensor in distinct(nests.tensors(field.cond)) if tensor.requires_grad]
+def attach(mapped: Map, found: Found, gradient: Gradient, request: Request) -> Tensor:
+    """Return the equilibrium with its gradient.
+
+    Evaluates f once, to see what it depends on, and lets the graph go.
+    """
+    originals = [tensor for tensor in distinct(nests.tensors(mapped.cond)) if tensor.requires_grad]
     copies = {id(tensor): _leaf(tensor) for tensor in originals}
-    cond = nests.map_tensors(lambda tensor: copies.get(id(tensor), tensor), field.cond)
-    autocast = Autocast.current(field.layout.device)
-    steps = Steps(field.on(cond), tuple(copies.values()), gradient, autocast)
+    cond = nests.map_tensors(lambda tensor: copies.get(id(tensor), tensor), mapped.cond)
+    autocast = Autocast.current(mapped.layout.device)
+    steps = Steps(mapped.on(cond), tuple(copies.values()), gradient, autocast)
     mark = sequence_number()
     z, image, out = steps.run(found.x, 1)
     before = torch.where(found.error.isfinite()[:, None], found.x + found.r, torch.nan)
@@ -97,8 +108,9 @@ def attach(field: Field, found: Found, gradient: Gradient, request: Request) -> 
     seen = dependencies([out])
     if any(seen.includes(tensor) for tensor in originals if not tensor.is_leaf):
         raise RuntimeError(
-            f"{field.name}: it reads a tensor of cond not only as an argument but also directly (through a closure), "
-            "and the tensor is not a leaf, so its gradient would miss a part; let it use its arguments only"
+            f"{mapped.name}: it reads a tensor of cond not only as an argument but also directly "
+            "(through a closure), and the tensor is not a leaf, so its gradient would miss a part; "
+            "let it use its arguments only"
         )
     leaves = seen.leaves_but([z, *steps.copies])
     inputs = distinct([*originals, *leaves])
@@ -113,12 +125,15 @@ def attach(field: Field, found: Found, gradient: Gradient, request: Request) -> 
 
 
 class Equilibrium(torch.autograd.Function):
-    """``apply(plan, z, image, *plan.inputs)``: z, as a function of what f depends on; ``image`` is f(z)."""
+    """``apply(plan, z, image, *plan.inputs)``: z as a function of what f depends on.
+
+    ``image`` is f(z).
+    """
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, z: Tensor, image: Tensor, *inputs: Tensor) -> Tensor:
         ctx.plan = plan
-        # Saved rather than kept: autograd then refuses a second backward, and inputs that were changed in place.
+        # Saved rather than kept: autograd then refuses a second backward, and changed inputs.
         ctx.save_for_backward(z, image, *inputs)
         return z.clone()
 
@@ -126,8 +141,8 @@ class Equilibrium(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "equilibria.solve gives first derivatives only, but backward was called with create_graph=True; "
-                "iterate f in a loop under autograd for second derivatives"
+                "equilibria.solve gives first derivatives only, but backward was called with "
+                "create_graph=True; iterate f in a loop under autograd for second derivatives"
             )
         plan: Plan = ctx.plan
         start, image, *_ = ctx.saved_tensors
@@ -140,22 +155,25 @@ class Equilibrium(torch.autograd.Function):
 
 
 def refuse_mismatch(z: Tensor, got: Tensor, before: Tensor, autocast: Autocast) -> None:
-    """Raise if f(z) is not what it was before, but for round-off. A sample where that holds NaN was not evaluated."""
+    """Raise if f(z) is not what it was before, but for round-off; NaN stands for not known."""
     narrow = z.dtype == torch.bfloat16 or autocast.enabled
     bound = 8 * torch.finfo(torch.bfloat16).eps if narrow else 64 * torch.finfo(z.dtype).eps
     known, wide = before.isfinite().all(1), torch.promote_types(z.dtype, torch.float32)
     z, got, before = (value[known].to(wide) for value in (z, got, before))
-    error, size = (torch.linalg.vector_norm(value) for value in (got - before, torch.cat([z, before])))
+    error, size = (
+        torch.linalg.vector_norm(value) for value in (got - before, torch.cat([z, before]))
+    )
     if not error <= bound * size:
         raise RuntimeError(
-            f"f: it gave another value than before at the same state (difference {float(error):.3g}), so the gradient "
-            "would be another function's: it has dropout (call eval()), keeps a cache or counter, or was changed in "
-            "between; make it a function of (z, cond)"
+            "f: it gave another value than before at the same state (difference "
+            f"{float(error):.3g}), so the gradient would be another function's: it has dropout "
+            "(call eval()), keeps a cache or counter, or was changed in between; make it a "
+            "function of (z, cond)"
         )
 
 
 def _leaf(tensor: Tensor) -> Tensor:
-    """The tensor cut from its history, as a leaf that requires a gradient, which is asked for by name only."""
+    """The tensor cut from its history, as a leaf whose gradient is asked for by name only."""
     cut = tensor.detach().requires_grad_()
     cut.register_post_accumulate_grad_hook(_refuse_use_outside)
     return cut
@@ -164,6 +182,6 @@ def _leaf(tensor: Tensor) -> Tensor:
 def _refuse_use_outside(cut: Tensor) -> None:
     cut.grad = None
     raise RuntimeError(
-        "f: a tensor that it computed inside of equilibria.solve (recorded by it, or by a hook) is used in the loss, "
-        "and its gradient would end there; measure the loss on what solve returns"
+        "f: a tensor that it computed inside of equilibria.solve (recorded by it, or by a hook) is "
+        "used in the loss, and its gradient would end there; measure the loss on what solve returns"
     )

@@ -8,10 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..arguments import is_integer, is_number, named
 from ..fixed_point import Derivative, Method, fixed_point
+from ..fixed_point.base import check_damping
 from .report import Report, Watch, warn_unless_reached
 
-REMEDY = "Implicit(method, tol) with a larger max_iterations, another method such as Newton(), or a larger tol"
+SYSTEM = "the linear system of the implicit gradient"
+REMEDY = (
+    "Implicit(method, tol) with a larger max_iterations, another method such as Newton(), or a "
+    "larger tol"
+)
 
 
 @dataclass(frozen=True)
@@ -26,8 +32,8 @@ class Request:
 class Gradient(ABC):
     """The gradient of a loss L through ``z* = f(z*; x)``, given ``g = dL/dz*``.
 
-    Each of them is ``u^T df/dx`` of a few damped steps ``z' = z + b (f(z; x) - z)`` from z*, taken as a constant; they
-    differ in how many steps, and in u. To add one, derive from this class.
+    Each of them is ``u^T df/dx`` of a few damped steps ``z' = z + b (f(z; x) - z)`` from z*, taken
+    as a constant; they differ in how many steps, and in u. To add one, derive from this class.
     """
 
     @property
@@ -42,22 +48,23 @@ class Gradient(ABC):
 
     @abstractmethod
     def cotangent(self, out: Tensor, z: Tensor, g: Tensor, request: Request) -> Tensor:
-        """u from g, (batch, numbers); ``out`` is the result of the steps from ``z``, with its graph."""
+        """u from g, (batch, numbers); ``out`` is what the steps make of ``z``, with its graph."""
 
 
 @dataclass(frozen=True)
 class Implicit(Gradient):
-    """The exact gradient, by the implicit function theorem:
+    """Take the exact gradient, by the implicit function theorem.
 
         dL/dx = u^T df/dx,        u = J^T u + g,        J = df/dz at z*
 
-    The system in u is solved by iteration, with one product ``J^T u`` in each, to ``|J^T u + g - u| <= tol |g|`` for
-    each sample. What is wrong in the gradient is then at most ``|(1 - J)^-1|`` times (tol, and what z* is off by). For
-    samples that coupled through f (by batch statistics) the gradient is exact too, but their convergence is not.
+    The system in u is solved by iteration, with one product ``J^T u`` in each, until
+    ``|J^T u + g - u| <= tol |g|`` for each sample: u is then wrong by at most
+    ``|(1 - J)^-1| tol |g|``. J is taken where the search for z* ended, to the same ``tol``.
 
-    Cost of a backward pass: one evaluation of f with its graph, one product per iteration, and one more for x and the
-    parameters. Memory: one graph of f during the backward pass, and only z* in between. Where ``1 - J`` is singular
-    (a bifurcation) there is no gradient, and the system does not converge.
+    Cost of a backward pass: one evaluation of f with its graph, one product per iteration, and one
+    more for x and the parameters. Memory: one graph of f during the backward pass, and only z* in
+    between. Where ``1 - J`` is singular (a bifurcation) there is no gradient, and the system does
+    not converge.
 
     Source: Bai, Kolter and Koltun, "Deep Equilibrium Models" (2019), Theorem 1.
 
@@ -71,7 +78,7 @@ class Implicit(Gradient):
 
     def __post_init__(self) -> None:
         if self.method is not None and not isinstance(self.method, Method):
-            raise TypeError(f"method: got {type(self.method).__name__}; pass a method such as Anderson()")
+            raise TypeError(f"method: got {named(self.method)}; pass a method such as Anderson()")
         if self.tol is not None:
             check_tol(self.tol)
 
@@ -84,7 +91,9 @@ class Implicit(Gradient):
         def transposed(u: Tensor) -> Tensor:
             nonlocal products
             products += 1
-            back = torch.autograd.grad(out, z, u.to(out.dtype), retain_graph=True, allow_unused=True)[0]
+            back = torch.autograd.grad(
+                out, z, u.to(out.dtype), retain_graph=True, allow_unused=True
+            )[0]
             return torch.zeros_like(u) if back is None else back.to(wide)
 
         def update(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +102,7 @@ class Implicit(Gradient):
 
         derivative = Derivative(lambda _, v: transposed(v), linear=True)
         found = fixed_point(update, g.to(wide), tol=tol, method=method, derivative=derivative)
-        warn_unless_reached(found, tol, method, "the linear system of the implicit gradient", REMEDY, stacklevel=1)
+        warn_unless_reached(found, tol, method, SYSTEM, REMEDY, stacklevel=1)
         if request.watch is not None:
             request.watch(Report("backward", found.error, found.counts, 1, products))
         return found.x.to(g.dtype)
@@ -101,18 +110,20 @@ class Implicit(Gradient):
 
 @dataclass(frozen=True)
 class Phantom(Gradient):
-    """The gradient of k damped steps from z*, which is the implicit one with its series cut off:
+    """Take the gradient of k damped steps from z*: the implicit one with its series cut off.
 
         dL/dx = g^T b (1 + K + ... + K^(k-1)) df/dx,        K = (1 - b) + b J
 
-    The implicit gradient has ``b (1 - K)^-1 = (1 - J)^-1`` in the place of the sum, so that what is wrong is ``K^k``
-    times it: small where K contracts, and unbounded where it does not. The value is z*, whatever k.
+    The implicit gradient has ``b (1 - K)^-1 = (1 - J)^-1`` in the place of the sum, so that what is
+    wrong is ``K^k`` times it: small where K contracts, and unbounded where it does not. The value
+    is z*, whatever k.
 
-    Cost of a backward pass: k evaluations with their graphs, all of which are in memory, and k products. It cannot
-    fail to converge, and has been found to regularise training. Not where a gradient has to be right.
+    Cost of a backward pass: k evaluations with their graphs, all of which are in memory, and k
+    products. It cannot fail to converge, and has been found to regularise training. Not where a
+    gradient has to be right.
 
-    Source: Geng, Zhang, Bai, Wang and Lin, "On Training Implicit Models" (2021), equation 9 (unrolled phantom
-    gradient).
+    Source: Geng, Zhang, Bai, Wang and Lin, "On Training Implicit Models" (2021), equation 9
+    (unrolled phantom gradient).
 
     Args:
         k: steps.
@@ -123,10 +134,9 @@ class Phantom(Gradient):
     damping: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
+        if not is_integer(self.k, 1):
             raise ValueError(f"k: got {self.k!r}; pass an integer >= 1")
-        if isinstance(self.damping, bool) or not isinstance(self.damping, int | float) or not 0 < self.damping <= 1:
-            raise ValueError(f"damping: got {self.damping!r}; pass a number in (0, 1], 1 for none")
+        check_damping(self.damping)
 
     @property
     def steps(self) -> int:
@@ -138,13 +148,15 @@ class Phantom(Gradient):
 
 @dataclass(frozen=True)
 class OneStep(Gradient):
-    """The gradient of one step: ``dL/dx = g^T df/dx``, ``Phantom(1, 1.0)``, known as Jacobian-free backpropagation.
+    """Take the gradient of one step, ``dL/dx = g^T df/dx``: Jacobian-free backpropagation.
 
-    Relative to the implicit gradient it lacks ``J (1 - J)^-1``, that is, J to first order. It still is a direction of
-    descent where J is small enough (the source, Theorem 3.1).
+    The same as ``Phantom(1, 1.0)``.
 
-    Source: Fung, Heaton, Li, McKenzie, Osher and Yin, "JFB: Jacobian-Free Backpropagation for Implicit Networks"
-    (2022).
+    Relative to the implicit gradient it lacks ``J (1 - J)^-1``, that is, J to first order. It still
+    is a direction of descent where J is small enough (the source, Theorem 3.1).
+
+    Source: Fung, Heaton, Li, McKenzie, Osher and Yin, "JFB: Jacobian-Free Backpropagation for
+    Implicit Networks" (2022).
     """
 
     def cotangent(self, out: Tensor, z: Tensor, g: Tensor, request: Request) -> Tensor:
@@ -153,10 +165,10 @@ class OneStep(Gradient):
 
 def check_tol(tol: float, least: float = 0.0, dtype: torch.dtype | None = None) -> None:
     """Refuse what is no tolerance, or one that numbers of ``dtype`` cannot hold."""
-    if isinstance(tol, bool) or not isinstance(tol, int | float) or not 0 < tol < 1:
+    if not (is_number(tol) and 0 < tol < 1):
         raise ValueError(f"tol: got {tol!r}; pass a relative residual such as 1e-6")
     if tol < least:
         raise ValueError(
-            f"tol: got {tol}, but {dtype} states cannot be told apart below {least:.1e}; pass a larger tol, or "
-            "z0.double()"
+            f"tol: got {tol}, but {dtype} states cannot be told apart below {least:.1e}; pass a "
+            "larger tol, or z0.double()"
         )

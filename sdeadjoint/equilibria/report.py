@@ -12,7 +12,7 @@ from ..fixed_point import Found, Method
 
 
 class EquilibriumWarning(UserWarning):
-    """Some samples did not reach the tolerance: the equilibrium, or its gradient, is not what was asked for."""
+    """Some samples did not reach the tolerance: the result is not what was asked for."""
 
 
 class Report(NamedTuple):
@@ -20,9 +20,11 @@ class Report(NamedTuple):
 
     Args:
         phase: ``"forward"``, or ``"backward"`` for the linear system of an implicit gradient.
-        residual: per sample, (batch,), float64: ``|f(z) - z| / |f(z)|``, or ``|J^T u + g - u| / |g|``.
+        residual: per sample, (batch,), float64: ``|f(z) - z| / |f(z)|``, or ``|J^T u + g - u| /
+            |g|``.
         iterations: per sample, (batch,), int64: updates until it was done.
-        calls: evaluations of f in this phase, for the whole batch, those that record a graph included.
+        calls: evaluations of f in this phase, for the whole batch, those that record a graph
+            included.
         products: products with ``df/dz`` or with its transpose.
     """
 
@@ -36,15 +38,18 @@ class Report(NamedTuple):
 Watch = Callable[[Report], object]
 
 
-def warn_unless_reached(found: Found, tol: float, method: Method, what: str, remedy: str, stacklevel: int) -> None:
+def warn_unless_reached(
+    found: Found, tol: float, method: Method, what: str, remedy: str, stacklevel: int
+) -> None:
     """Warn if a sample's error is above the tolerance: ``what`` was not reached."""
     missed = found.error > tol
     if not bool(missed.any()):
         return
     warnings.warn(
-        f"equilibria: {what} was not reached by {int(missed.sum())} of {len(missed)} samples within tol={tol:.2g} after "
-        f"{found.iterations} iterations of {method!r}: the largest relative residual is "
-        f"{found.error.max().item():.2g}, of sample {int(found.error.argmax())}; pass {remedy}",
+        f"equilibria: {what} was not reached by {int(missed.sum())} of {len(missed)} samples "
+        f"within tol={tol:.2g} after {found.iterations} iterations of {method!r}: the largest "
+        f"relative residual is {found.error.max().item():.2g}, of sample "
+        f"{int(found.error.argmax())}; pass {remedy}",
         EquilibriumWarning,
         stacklevel=stacklevel + 1,
     )

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from .. import nests
-from ..arguments import check_types
+from ..arguments import check_types, named
 from ..fixed_point import Anderson, Derivative, Method, fixed_point
 from .attach import attach
-from .field import Field, Layout, autocast_cache_cleared, check_cond, check_start, refuse_transforms
 from .gradients import Gradient, Implicit, Request, check_tol
+from .map import Layout, Map, autocast_cache_cleared, check_cond, check_start, refuse_transforms
 from .report import Report, Watch, warn_unless_reached
 
 REMEDY = (
-    "a method with a larger max_iterations, another method such as Newton(), a better z0 or a larger tol. An f with "
-    "dropout is no function: call eval()"
+    "a method with a larger max_iterations, another method such as Newton(), a better z0 or a "
+    "larger tol. An f with dropout is no function: call eval()"
 )
 
 
@@ -32,35 +32,40 @@ def solve(
     gradient: Gradient = Implicit(),  # noqa: B008 (frozen)
     watch: Watch | None = None,
 ) -> Any:
-    """Solve ``z = f(z, **cond)`` for each sample, and return z with its gradient: a deep equilibrium layer.
+    """Solve ``z = f(z, **cond)`` for each sample: a deep equilibrium layer.
 
         z = sa.equilibria.solve(f, torch.zeros(16, 32), {"x": x}, tol=1e-6)
         loss(z).backward()      # fills x.grad, and the .grad of f's parameters
 
-    A sample is done when ``|f(z) - z| <= tol |f(z)|``, in the Euclidean norm over all of its numbers, and does not
-    change any more. (An f(z) that is small as round-off of the largest one met counts as that large, so that an
-    equilibrium of zero can be reached.) Samples have histories of their own; if f treats them independently, so does
-    ``solve``. A sample that is not done in the method's ``max_iterations`` returns its best iterate, with an
-    ``EquilibriumWarning`` that has the residual.
+    A sample is done when ``|f(z) - z| <= tol |f(z)|``, in the Euclidean norm over all of its
+    numbers, and does not change any more. (An f(z) that is small as round-off of the largest one
+    met counts as that large, so that an equilibrium of zero can be reached.) Samples have histories
+    of their own; if f treats them independently, so does ``solve``. A sample that is not done in
+    the method's ``max_iterations`` returns its best iterate, with an ``EquilibriumWarning`` that
+    has the residual.
 
-    Gradients are PyTorch's own, and reach tensors in ``cond``, f's parameters, and any other tensors that f reads. They
-    do not reach ``z0``, on which z does not depend: one that requires a gradient is refused. f is evaluated without a
-    graph, and once more with a graph, to see what it depends on; the graph is made anew in the backward pass. The value
-    is the same with and without gradients.
+    Gradients are PyTorch's own, and reach tensors in ``cond``, f's parameters, and any other
+    tensors that f reads. They do not reach ``z0``, on which z does not depend: one that requires a
+    gradient is refused. f is evaluated without a graph, and once more with a graph, to see what it
+    depends on; the graph is made anew in the backward pass. The value is the same with and without
+    gradients.
 
     Args:
-        f: a function or module, ``f(z, **cond)`` like z. It must be pure: no dropout, no counters. Called by all
-            samples at once.
+        f: a function or module, ``f(z, **cond)`` like z. It must be pure: no dropout, no counters.
+            Called by all samples at once.
         z0: where to start, a tensor (batch, ...) or a nest of such; float64, float32 or bfloat16.
         cond: keyword arguments of f, tensors or nests.
         tol: relative residual. Not below the dtype's round-off.
         method: ``FixedPoint()``, ``Anderson()``, ``Broyden()`` or ``Newton()``.
-        gradient: ``Implicit()``, exact; ``Phantom(k, damping)`` and ``OneStep()``, cheap and inexact.
-        watch: called with a ``Report`` after the forward pass, and after the linear system of an implicit gradient.
+        gradient: ``Implicit()``, exact; ``Phantom(k, damping)`` and ``OneStep()``, cheap and
+            inexact.
+        watch: called with a ``Report`` after the forward pass, and after the linear system of an
+            implicit gradient.
 
-    Cost: one evaluation of f per iteration, of all samples until the last is done; see the method. Memory: z and what
-    the method remembers, whatever the number of iterations. First derivatives only, and no transforms of
-    ``torch.func``; both are refused. The equilibrium that is found depends on z0 where there are several.
+    Cost: one evaluation of f per iteration, of all samples until the last is done; see the method.
+    Memory: z and what the method remembers, whatever the number of iterations. First derivatives
+    only, and no transforms of ``torch.func``; both are refused. The equilibrium that is found
+    depends on z0 where there are several.
 
     Sources: Bai, Kolter and Koltun (2019); see the methods and gradients.
     """
@@ -68,15 +73,15 @@ def solve(
     _check(f, z0, cond, method, gradient)
     layout = Layout.of(z0)
     check_tol(tol, torch.finfo(layout.dtype).eps, layout.dtype)
-    field = Field(f, cond, layout)
-    search = _Search(field)
+    mapped = Map(f, cond, layout)
+    search = _Search(mapped)
     with torch.no_grad(), autocast_cache_cleared(layout.device):
         start, derivative = layout.pack(z0), Derivative(search.push)
         found = fixed_point(search.update, start, tol=tol, method=method, derivative=derivative)
     warn_unless_reached(found, tol, method, "the equilibrium", REMEDY, stacklevel=2)
     z, calls = found.x, found.iterations
     if torch.is_grad_enabled():
-        z, calls = attach(field, found, gradient, Request(method, tol, watch)), calls + 1
+        z, calls = attach(mapped, found, gradient, Request(method, tol, watch)), calls + 1
     if watch is not None:
         watch(Report("forward", found.error, found.counts, calls, search.products))
     return layout.unpack(z)
@@ -85,12 +90,12 @@ def solve(
 class _Search:
     """The update of the forward pass, which knows how large states have been."""
 
-    def __init__(self, field: Field) -> None:
-        self.field, self.products = field, 0
+    def __init__(self, mapped: Map) -> None:
+        self.mapped, self.products = mapped, 0
         self.largest: Tensor | None = None
 
     def update(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        image = self.field(z)
+        image = self.mapped(z)
         if self.largest is None:
             refuse_transforms(iter([image]))
         wide = torch.promote_types(z.dtype, torch.float32)
@@ -103,12 +108,14 @@ class _Search:
 
     def push(self, z: Tensor, v: Tensor) -> Tensor:
         self.products += 1
-        return self.field.pushed(z, v)
+        return self.mapped.pushed(z, v)
 
 
-def _check(f: object, z0: object, cond: Mapping[str, Any], method: object, gradient: object) -> None:
+def _check(
+    f: object, z0: object, cond: Mapping[str, Any], method: object, gradient: object
+) -> None:
     if not callable(f):
-        raise TypeError(f"f: got {type(f).__name__}; pass a function or module f(z, **cond)")
+        raise TypeError(f"f: got {named(f)}; pass a function or module f(z, **cond)")
     check_cond(cond)
     refuse_transforms(iter([*nests.tensors(z0), *nests.tensors(cond)]))
     check_start(z0)

@@ -6,26 +6,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..arguments import is_integer, is_number
+
 
 class SharedStart(nn.Module):
-    """One learned value per channel, where every equilibrium search or homotopy starts, whatever the input.
+    """Learn one value per channel, where every search or homotopy starts, whatever the input.
 
         start = SharedStart(channels=32, every=20)
         z0 = start(torch.empty(16, 32, 8, 8))      # (batch, channels, ...), no gradient
         z = homotopy(z0, {"x": x})
         start.fit(z)                               # every 20th call moves the values towards z
 
-    The values are no part of the main loss. They minimise ``smooth_l1(value, z)``, averaged over everything but the
-    channels, to the end points z, which are constants here: every ``every``-th call of ``fit`` takes one step of
-    gradient descent. They are a buffer and not a parameter, so that no optimiser or gradient clipping sees them, that
-    distributed training has no parameter without a gradient, and that they are saved with the module, together with
-    the number of calls: an interrupted run goes on as it would have.
+    The values are no part of the main loss. They minimise ``smooth_l1(value, z)``, averaged over
+    everything but the channels, to the end points z, which are constants here: every ``every``-th
+    call of ``fit`` takes one step of gradient descent. They are a buffer and not a parameter, so
+    that no optimiser or gradient clipping sees them, that distributed training has no parameter
+    without a gradient, and that they are saved with the module, together with the number of calls:
+    an interrupted run goes on as it would have.
 
-    The gradient of smooth L1 is at most 1: a value moves by no more than ``rate`` at a time, towards the median where
-    end points are far, and to the mean where they are within ``beta``.
+    The gradient of smooth L1 is at most 1: a value moves by no more than ``rate`` at a time,
+    towards the median where end points are far, and to the mean where they are within ``beta``.
 
     Under data parallelism each process fits to its own end points: broadcast the buffers
-    (``DistributedDataParallel`` does so by default). Source: Ding, Cui, Wang and Ye (2023), section 4.
+    (``DistributedDataParallel`` does so by default). Source: Ding, Cui, Wang and Ye (2023), section
+    4.
 
     Args:
         channels: size of dimension 1 of the states.
@@ -37,13 +41,15 @@ class SharedStart(nn.Module):
     value: Tensor
     calls: Tensor
 
-    def __init__(self, channels: int, *, every: int = 20, rate: float = 0.1, beta: float = 1.0) -> None:
+    def __init__(
+        self, channels: int, *, every: int = 20, rate: float = 0.1, beta: float = 1.0
+    ) -> None:
         super().__init__()
         for name, count in (("channels", channels), ("every", every)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            if not is_integer(count, 1):
                 raise ValueError(f"{name}: got {count!r}; pass an integer >= 1")
         for name, number in (("rate", rate), ("beta", beta)):
-            if isinstance(number, bool) or not isinstance(number, int | float) or not number > 0:
+            if not (is_number(number) and number > 0):
                 raise ValueError(f"{name}: got {number!r}; pass a number > 0")
         self.every, self.rate, self.beta = every, rate, beta
         self.register_buffer("value", torch.zeros(channels))
@@ -53,7 +59,7 @@ class SharedStart(nn.Module):
         return f"channels={len(self.value)}, every={self.every}, rate={self.rate}, beta={self.beta}"
 
     def forward(self, like: Tensor) -> Tensor:
-        """The start (batch, channels, ...), of the shape, dtype and device of ``like``; a tensor of its own."""
+        """The start (batch, channels, ...): a new tensor of ``like``'s shape, dtype and device."""
         return self._spread(like).to(like).clone()
 
     def loss(self, end: Tensor) -> Tensor:
@@ -64,10 +70,12 @@ class SharedStart(nn.Module):
 
     @torch.no_grad()
     def fit(self, end: Tensor) -> None:
-        """Take note of end points (batch, channels, ...); every ``every``-th call, move the values towards them."""
+        """Count end points (batch, channels, ...); every ``every``-th call moves towards them."""
         apart = (self._spread(end) - end.to(self.value)) / self.beta
         if not bool(apart.isfinite().all()):
-            raise ValueError("end: it holds NaN or infinite values, which the shared start would take on; skip it")
+            raise ValueError(
+                "end: it holds NaN or infinite values; pass end points that are finite"
+            )
         self.calls += 1
         if int(self.calls) % self.every == 0:
             slope = apart.clamp(-1, 1).transpose(0, 1).flatten(1).mean(1)
@@ -76,7 +84,7 @@ class SharedStart(nn.Module):
     def _spread(self, like: Tensor) -> Tensor:
         if like.ndim < 2 or like.shape[1] != len(self.value):
             raise ValueError(
-                f"like, end: got shape {tuple(like.shape)}; pass (batch, {len(self.value)}, ...), one channel for each "
-                "of the start's values"
+                f"like, end: got shape {tuple(like.shape)}; pass (batch, {len(self.value)}, ...), "
+                "one channel for each of the start's values"
             )
         return self.value.reshape(-1, *[1] * (like.ndim - 2)).expand(like.shape)

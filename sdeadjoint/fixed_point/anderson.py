@@ -21,18 +21,22 @@ from .base import (
 
 @dataclass(frozen=True)
 class Anderson(Method):
-    """With ``r = g(x) - x``, and the last differences of iterates and of r as columns of dX and dR, the next iterate is
+    """Mix the last iterates so that the residual ``r = g(x) - x`` is least (Anderson acceleration).
 
-        x + b r - (dX + b dR) c,        c = argmin |r - dR c|
+        x' = x + b r - (dX + b dR) c,        c = argmin |r - dR c|
 
-    On linear problems with b = 1 this is GMRES: it converges where plain iteration (``x + r``) does not. Where the
-    error jumps up, a sample forgets its past, halves its b and goes on from its best iterate.
+    The columns of dX and dR are the last differences of iterates and of r.
 
-    One update per iteration. Memory: ``2 memory + 4`` tensors like x. Source: Walker and Ni (2011), Algorithm AA;
-    damping: the same, section 2.
+    On linear problems with b = 1 this is GMRES: it converges where plain iteration (``x + r``) does
+    not. Where the error jumps up, a sample forgets its past, halves its b and goes on from its best
+    iterate.
+
+    One update per iteration. Memory: ``2 memory + 4`` tensors like x. Source: Walker and Ni (2011),
+    Algorithm AA; damping: the same, section 2.
 
     Args:
-        memory: differences remembered; more cost memory and gain little (4 to 12 were tried on the digits).
+        memory: differences remembered; more cost memory and gain little (4 to 12 were tried on the
+            digits).
         damping: b at the start.
         max_iterations: updates at most.
     """
@@ -71,10 +75,14 @@ def mixed(r: Tensor, past: list[tuple[Tensor, Tensor]], damping: Tensor) -> Tens
         return damping * r
     dX, dR = (torch.stack(columns, dim=2).to(r.dtype) for columns in zip(*past, strict=True))
     norms = torch.linalg.vector_norm(dR, dim=1, keepdim=True)
-    inverse = torch.where(norms > 0, 1 / norms, 0)  # a forgotten column stays zero and gets no weight
+    inverse = torch.where(
+        norms > 0, 1 / norms, 0
+    )  # a forgotten column stays zero and gets no weight
     dX, dR = dX * inverse, dR * inverse
     gram = dR.mT @ dR
     # Columns that nearly repeat each other would get weights of round-off: they share one instead.
-    ridge = 16 * torch.finfo(r.dtype).eps * torch.eye(gram.shape[-1], dtype=r.dtype, device=r.device)
+    ridge = (
+        16 * torch.finfo(r.dtype).eps * torch.eye(gram.shape[-1], dtype=r.dtype, device=r.device)
+    )
     c = torch.linalg.solve(gram + ridge, dR.mT @ r[:, :, None])
     return damping * r - ((dX + damping[:, :, None] * dR) @ c)[:, :, 0]

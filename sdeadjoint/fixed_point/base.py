@@ -10,8 +10,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import is_integer, is_number
+
 Update = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""``x -> (g(x) - x, error)``: of x's shape, and one number >= 0 per sample that says how far x is from a solution."""
+"""``x -> (g(x) - x, error)``: like x, and one number >= 0 per sample that says how far x is off."""
 
 Push = Callable[[Tensor, Tensor], Tensor]
 """``(x, v) -> dg/dx v``, all of x's shape."""
@@ -32,8 +34,9 @@ class Derivative(NamedTuple):
 class Found(NamedTuple):
     """What was found.
 
-    For each sample the iterate of least error, ``r = g(x) - x`` there, that error (float64), and how many updates it
-    took (int64; all of them where the tolerance was not reached). ``iterations``: how many updates were evaluated.
+    For each sample the iterate of least error, ``r = g(x) - x`` there, that error (float64), and
+    how many updates it took (int64; all of them where the tolerance was not reached).
+    ``iterations``: how many updates were evaluated.
     """
 
     x: Tensor
@@ -77,12 +80,12 @@ class Stepper(ABC):
 class Method(ABC):
     """How to iterate.
 
-    A new method derives from this class and is one file. Its steppers treat the samples of a batch independently: each
-    has its own history, and what one does changes nothing for the others.
+    A new method derives from this class and is one file. Its steppers treat the samples of a batch
+    independently: each has its own history, and what one does changes nothing for the others.
     """
 
     setback: ClassVar[float] = 10.0
-    """An error this many times the least so far is a wrong turn: the sample goes on from its best iterate."""
+    """An error this many times the least is a wrong turn: a sample returns to its best iterate."""
 
     @property
     @abstractmethod
@@ -102,13 +105,13 @@ def wide(x: Tensor) -> torch.dtype:
 def check_counts(**counts: int) -> None:
     """Refuse what is no integer >= 1."""
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not is_integer(value, 1):
             raise ValueError(f"{name}: got {value!r}; pass an integer >= 1")
 
 
 def check_damping(damping: float) -> None:
     """Refuse what is no damping."""
-    if isinstance(damping, bool) or not isinstance(damping, int | float) or not 0 < damping <= 1:
+    if not (is_number(damping) and 0 < damping <= 1):
         raise ValueError(f"damping: got {damping!r}; pass a number in (0, 1], 1 for none")
 
 
@@ -118,6 +121,6 @@ def first_damping(x: Tensor, damping: float) -> Tensor:
 
 
 def halved(damping: Tensor, lost: Tensor) -> Tensor:
-    """Half the damping of the samples that took a wrong turn, but not less than ``LEAST_DAMPING`` (or than it was)."""
+    """Half the damping of samples that took a wrong turn, down to ``LEAST_DAMPING``."""
     half = torch.minimum(damping, (damping / 2).clamp(min=LEAST_DAMPING))
     return torch.where(lost[:, None], half, damping)

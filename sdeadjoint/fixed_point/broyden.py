@@ -21,17 +21,19 @@ from .base import (
 
 @dataclass(frozen=True)
 class Broyden(Method):
-    """``x' = x - B r`` with ``r = g(x) - x`` and B, an approximation of ``(dr/dx)^-1``, corrected by each step:
+    """Iterate ``x' = x - B r``, ``r = g(x) - x``, and correct ``B ~ (dr/dx)^-1`` by each step.
 
         B' = B + (dx - B dr) (dx^T B) / (dx^T B dr),        B_0 = -b
 
-    ("good" Broyden, the inverse updated by Sherman and Morrison's formula, so that B is a sum of products of vectors).
-    Locally it converges faster than linearly; on a linear problem of n numbers it needs at most 2 n steps. After
-    ``memory`` corrections it starts again from ``-b``. Where the error jumps up, a sample forgets its corrections,
-    halves its b and goes on from its best iterate.
+    ("good" Broyden, the inverse updated by Sherman and Morrison's formula, so that B is a sum of
+    products of vectors). Locally it converges faster than linearly; on a linear problem of n
+    numbers it needs at most 2 n steps. After ``memory`` corrections it starts again from ``-b``.
+    Where the error jumps up, a sample forgets its corrections, halves its b and goes on from its
+    best iterate.
 
-    One update per iteration. Memory: ``2 memory + 6`` tensors like x. Source: Kelley, Iterative Methods for Linear and
-    Nonlinear Equations (1995), chapter 7. Not where few iterations are enough anyway: ``Anderson`` remembers less.
+    One update per iteration. Memory: ``2 memory + 6`` tensors like x. Source: Kelley, Iterative
+    Methods for Linear and Nonlinear Equations (1995), chapter 7. Not where few iterations are
+    enough anyway: ``Anderson`` remembers less.
 
     Args:
         memory: corrections remembered.
@@ -64,7 +66,9 @@ class _Corrected(Stepper):
                 self.corrections = []
             self.corrections.append(self._correction(x - self.last[0], r - self.last[1]))
         lost = seen.lost[:, None]
-        self.corrections = [(u.masked_fill(lost, 0), v.masked_fill(lost, 0)) for u, v in self.corrections]
+        self.corrections = [
+            (u.masked_fill(lost, 0), v.masked_fill(lost, 0)) for u, v in self.corrections
+        ]
         self.damping = halved(self.damping, seen.lost)
         start, r = (value.to(self.damping.dtype) for value in (seen.start, seen.start_r))
         self.last = start, r
@@ -78,13 +82,15 @@ class _Corrected(Stepper):
         return out
 
     def _correction(self, dx: Tensor, dr: Tensor) -> tuple[Tensor, Tensor]:
-        """``(dx - B dr) / (dx^T B dr)`` and ``dx^T B``; zeros where the denominator is nothing but round-off."""
+        """``(dx - B dr) / (dx^T B dr)`` and ``dx^T B``; zeros where that divides by round-off."""
         v = -self.damping * dx
         for u, w in self.corrections:
             v = v + w * _dot(u, dx)
         moved = self._apply(dr)
         pivot = _dot(v, dr)
-        size = torch.linalg.vector_norm(v, dim=1, keepdim=True) * torch.linalg.vector_norm(dr, dim=1, keepdim=True)
+        size = torch.linalg.vector_norm(v, dim=1, keepdim=True) * torch.linalg.vector_norm(
+            dr, dim=1, keepdim=True
+        )
         sound = pivot.abs() > 16 * torch.finfo(dx.dtype).eps * size
         u = torch.where(sound, (dx - moved) / torch.where(sound, pivot, 1), 0)
         return u, torch.where(sound, v, 0)

@@ -1,4 +1,4 @@
-"""GMRES for a batch of linear systems that share nothing but the call that applies their matrices."""
+"""GMRES for a batch of linear systems, which share nothing but the call that multiplies."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ class Solved(NamedTuple):
 def gmres(apply: Callable[[Tensor], Tensor], b: Tensor, *, tol: Tensor, limit: int) -> Solved:
     """Solve ``A x = b`` for each sample, from x = 0, to ``|A x - b| <= tol |b|``.
 
-    x minimises the residual over the Krylov space of b, whose basis is made orthogonal twice (so that it is, to
-    round-off). A sample that is done, or whose b is zero, takes no part any more: its vectors are zero.
+    x minimises the residual over the Krylov space of b, whose basis is made orthogonal twice (so
+    that it is, to round-off). A sample that is done, or whose b is zero, takes no part any more:
+    its vectors are zero.
 
     Args:
         apply: ``v -> A v``, (batch, numbers), for all samples at once.
@@ -68,7 +69,7 @@ def _orthogonal(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _least_squares(H: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """``y = argmin |H y - beta e_1|`` for each sample, and that norm. Not finite where H is singular."""
+    """``argmin |H y - beta e_1|`` of each sample, and that norm; not finite where H is singular."""
     q, r = torch.linalg.qr(H)
     y = torch.linalg.solve_triangular(r, beta[:, None, None] * q[:, 0, :, None], upper=True)
     rest = (H @ y)[:, :, 0]

@@ -22,8 +22,9 @@ def fixed_point(
 ) -> Found:
     """Iterate from x until each sample's error is at most ``tol``, or the limit is reached.
 
-    Where the error jumps up, by the method's ``setback``, or is not a number, a sample goes on from its best iterate,
-    more carefully. Samples never see each other, and a sample stops changing when it is done.
+    Where the error jumps up, by the method's ``setback``, or is not a number, a sample goes on from
+    its best iterate, more carefully. Samples never see each other, and a sample stops changing when
+    it is done.
 
     Args:
         update: ``x -> (g(x) - x, error)``.
@@ -34,7 +35,7 @@ def fixed_point(
         derivative: of g, for methods that need it.
     """
     shape, limit = x.shape, max_iterations or method.max_iterations
-    x = x.flatten(1)
+    x = x.reshape(len(x), -1)
     stepper = method.start(x, None if derivative is None else _flat(derivative, shape))
     best, best_r = x, torch.zeros_like(x)
     least = torch.full(shape[:1], math.inf, dtype=torch.float64, device=x.device)
@@ -42,13 +43,17 @@ def fixed_point(
     for k in range(1, limit + 1):
         counts = torch.where(least <= tol, counts, k)
         r, error = update(x.reshape(shape))
-        r, error = r.flatten(1), error.double()
+        r, error = r.reshape(x.shape), error.double()
         better, lost = error < least, ~(error <= method.setback * least)
-        best, best_r = (torch.where(better[:, None], new, old) for new, old in ((x, best), (r, best_r)))
+        best, best_r = (
+            torch.where(better[:, None], new, old) for new, old in ((x, best), (r, best_r))
+        )
         least = torch.where(better, error, least)
         if bool((least <= tol).all()) or k == limit:
             break
-        start, start_r = (torch.where(lost[:, None], kept, new) for kept, new in ((best, x), (best_r, r)))
+        start, start_r = (
+            torch.where(lost[:, None], kept, new) for kept, new in ((best, x), (best_r, r))
+        )
         seen = Seen(x, r, start, start_r, torch.where(lost, least, error), tol, lost, least > tol)
         x = torch.where((least <= tol)[:, None], best, start + stepper.step(seen).to(x.dtype))
     return Found(best.reshape(shape), least, k, best_r.reshape(shape), counts)
@@ -58,6 +63,6 @@ def _flat(derivative: Derivative, shape: torch.Size) -> Derivative:
     """The derivative for states (batch, numbers)."""
 
     def push(x: Tensor, v: Tensor) -> Tensor:
-        return derivative.push(x.reshape(shape), v.reshape(shape)).flatten(1)
+        return derivative.push(x.reshape(shape), v.reshape(shape)).reshape(x.shape)
 
     return Derivative(push, derivative.linear)

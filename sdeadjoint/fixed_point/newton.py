@@ -18,15 +18,18 @@ LEAST_DAMPING = 2.0**-20
 
 @dataclass(frozen=True)
 class Newton(Method):
-    """``x' = x + b d``, ``(1 - dg/dx) d = g(x) - x``, the linear system solved by GMRES with products ``dg/dx v``.
+    """Iterate ``x' = x + b d``, ``(1 - dg/dx) d = g(x) - x`` (Newton's method, matrix-free).
 
-    An error that rises is a wrong turn: the sample goes back and halves its step b, which doubles again with each
-    success. A system is solved to the relative accuracy of x itself, so that near the solution the error is squared by
-    each iteration. On linear problems one iteration is enough if ``krylov`` is, and further ones are restarts.
+    The linear system is solved by GMRES, which takes products ``dg/dx v``.
+    An error that rises is a wrong turn: the sample goes back and halves its step b, which doubles
+    again with each success. A system is solved to the relative accuracy of x itself, so that near
+    the solution the error is squared by each iteration. On linear problems one iteration is enough
+    if ``krylov`` is, and further ones are restarts.
 
-    An iteration costs one update and up to ``krylov`` products. Memory: ``krylov + 6`` tensors like x. Converges from
-    near a solution where ``1 - dg/dx`` is regular, also where plain iteration diverges. Source: Knoll and Keyes (2004);
-    the accuracy of the linear systems: Eisenstat and Walker (1996).
+    An iteration costs one update and up to ``krylov`` products. Memory: ``krylov + 6`` tensors like
+    x. Converges from near a solution where ``1 - dg/dx`` is regular, also where plain iteration
+    diverges. Source: Knoll and Keyes (2004); the accuracy of the linear systems: Eisenstat and
+    Walker (1996).
 
     Args:
         krylov: products per iteration at most.
@@ -42,7 +45,9 @@ class Newton(Method):
 
     def start(self, x: Tensor, derivative: Derivative | None) -> Stepper:
         if derivative is None:
-            raise TypeError("method: Newton() needs the derivative of the update; pass Anderson() or Broyden()")
+            raise TypeError(
+                "method: Newton() needs the derivative of the update; pass Anderson() or Broyden()"
+            )
         return _Directed(self.krylov, derivative, first_damping(x, 1.0))
 
 
@@ -71,4 +76,6 @@ class _Directed(Stepper):
     def _accuracy(self, seen: Seen) -> Tensor:
         """How well to solve the linear systems, (batch,)."""
         needed = SPARE * seen.tol / seen.error
-        return needed if self.derivative.linear else torch.maximum(needed, seen.error.clamp(max=LOOSEST))
+        if self.derivative.linear:
+            return needed
+        return torch.maximum(needed, seen.error.clamp(max=LOOSEST))

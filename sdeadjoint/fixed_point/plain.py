@@ -13,10 +13,11 @@ from .base import Derivative, Method, Seen, Stepper, check_counts, check_damping
 
 @dataclass(frozen=True)
 class FixedPoint(Method):
-    """``x' = x + b (g(x) - x)``, b the damping.
+    """Iterate ``x' = x + b (g(x) - x)``, b the damping.
 
-    Converges where the eigenvalues of ``(1 - b) + b dg/dx`` are below 1 in absolute value, by the largest of them in
-    each iteration. One update per iteration, no memory. Not for hard problems: ``Anderson`` costs the same calls.
+    Converges where the eigenvalues of ``(1 - b) + b dg/dx`` are below 1 in absolute value, by the
+    largest of them in each iteration. One update per iteration, no memory. Not for hard problems:
+    ``Anderson`` costs the same calls.
     """
 
     damping: float = 1.0
