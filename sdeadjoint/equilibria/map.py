@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -66,6 +68,7 @@ class Map:
 
         In forward mode, or by differentiating twice where f has operations without it.
         """
+        _load_forward_mode()
         try:
             with forward_ad.dual_level():
                 tangent = forward_ad.unpack_dual(self(forward_ad.make_dual(rows, v))).tangent
@@ -80,11 +83,9 @@ class Map:
             with torch.enable_grad():
                 z = rows if wanted and rows.requires_grad else rows.detach().requires_grad_()
                 out = self(z)
-                u = torch.zeros_like(out, requires_grad=True)
+                u = v.detach().clone().requires_grad_()
                 back = torch.autograd.grad(out, z, u, create_graph=True, allow_unused=True)[0]
-                if back is None or not back.requires_grad:
-                    return torch.zeros_like(rows)
-                tangent = torch.autograd.grad(back, u, v, create_graph=wanted, allow_unused=True)[0]
+                tangent = _transposed(back, u, v, wanted)
         except Exception as second:
             raise RuntimeError(
                 f"method: Newton() needs products with the derivative of {self.name}, which has "
@@ -109,6 +110,26 @@ class Map:
                     f"{self.name}: returned {tensor.dtype} on {tensor.device} for a state of "
                     f"{layout.dtype} on {layout.device}; convert z0 or the output"
                 )
+
+
+def _transposed(back: Tensor | None, u: Tensor, v: Tensor, wanted: bool) -> Tensor | None:
+    """``A v`` from ``back = A^T u`` with its graph; None for zero."""
+    if back is None:
+        return None
+    tangent = None
+    if back.requires_grad:
+        tangent = torch.autograd.grad(back, u, v, create_graph=wanted, allow_unused=True)[0]
+    if tangent is None and back.any():  # no way leads to u, and yet it matters
+        raise RuntimeError("its derivative cannot be differentiated")
+    return tangent
+
+
+@cache
+def _load_forward_mode() -> None:
+    """Let torch compile its formulas, which it does at the first use, with a warning of its own."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,9 +28,9 @@ class Broyden(Method):
 
     ("good" Broyden, the inverse updated by Sherman and Morrison's formula, so that B is a sum of
     products of vectors). Locally it converges faster than linearly; on a linear problem of n
-    numbers it needs at most 2 n steps. After ``memory`` corrections it starts again from ``-b``.
-    Where the error jumps up, a sample forgets its corrections, halves its b and goes on from its
-    best iterate.
+    numbers it needs at most 2 n steps (Gay, 1979), between which errors may be large: only a very
+    large one is a wrong turn, after which a sample forgets its corrections, halves its b and goes
+    on from its best iterate. After ``memory`` corrections all start again from ``-b``.
 
     One update per iteration. Memory: ``2 memory + 6`` tensors like x. Source: Kelley, Iterative
     Methods for Linear and Nonlinear Equations (1995), chapter 7. Not where few iterations are
@@ -44,6 +45,7 @@ class Broyden(Method):
     memory: int = 30
     damping: float = 1.0
     max_iterations: int = 100
+    setback: ClassVar[float] = 1e4
 
     def __post_init__(self) -> None:
         check_damping(self.damping)
