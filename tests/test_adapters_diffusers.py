@@ -361,8 +361,7 @@ def test_what_cannot_be_matched_is_refused_by_name(
 NO_GRID: list[tuple[Callable[[], Any], int, str]] = [
     (lambda: plain_ddim(timestep_spacing="linspace"), 8, r"DDIMScheduler\(timestep_spacing='linspace'\): its steps go"),
     (lambda: plain_ddim(timestep_spacing="trailing"), 30, r"DDIMScheduler\(timestep_spacing='trailing'\)"),
-    (lambda: diffusers.EulerDiscreteScheduler(interpolation_type="log_linear"), 8, "EulerDiscreteScheduler: in step"),
-    (lambda: diffusers.DPMSolverSDEScheduler(), 8, "DPMSolverSDEScheduler: in step .*timestep_spacing='leading'"),
+    (lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift_terminal=0.1), 1, "NaN or infinite: shift_terminal=0.1"),
     (
         lambda: diffusers.DPMSolverMultistepScheduler(final_sigmas_type="sigma_min"),
         8,

@@ -106,6 +106,9 @@ TABLES: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing", **STABLE}),
+    # Timesteps that are no function of the level.
+    ("EulerDiscreteScheduler", {"interpolation_type": "log_linear"}),
+    ("DPMSolverSDEScheduler", {}),
     ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
     ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True, "mu": 1.15, "shift_terminal": 0.1}),
     ("FlowMatchEulerDiscreteScheduler", {"use_beta_sigmas": True}),
@@ -258,8 +261,9 @@ def test_the_model_is_given_the_timesteps_of_the_scheduler(case: tuple[str, dict
     adapter = sa.adapters.from_diffusers(SmallModel(), scheduler, **ours)
     scheduler.set_timesteps(steps, **{key: ours[key] for key in ("mu",) if key in ours})
     want = scheduler.timesteps[::2] if "Heun" in case[0] else scheduler.timesteps
-    network: Any = adapter.denoiser.network
-    got = torch.stack([network._timestep(t) for t in adapter.grid(steps)[:-1]])
+    parts = adapter.parts(steps=steps)
+    network: Any = parts.denoiser.network
+    got = torch.stack([network._timestep(t) for t in parts.grid[:-1]])
     # A last step of no length is left out.
     assert len(want) - len(got) in (0, 1)
     if network.timesteps.whole:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,64 @@ from ..schedules import Schedule
 from ..solvers import Solver
 
 
+class Asked(NamedTuple):
+    """What a caller wants of a grid; all ``None`` for the one that the scheduler was set to.
+
+    ``shape`` is that of x_T, where it is known: some pipelines shift their grid by the resolution.
+    """
+
+    steps: int | None = None
+    sigmas: Tensor | Sequence[float] | None = None
+    timesteps: Tensor | Sequence[float] | None = None
+    mu: float | None = None
+    shape: tuple[int, ...] | None = None
+
+
+class Plan(NamedTuple):
+    """A grid, float64 and decreasing, and what the model is given as its time in each step.
+
+    ``timesteps`` is ``None`` where the model's time is a function of the schedule's, which the denoiser knows.
+    """
+
+    grid: Tensor
+    timesteps: Tensor | None = None
+
+
+class Times(ABC):
+    """Whose grid it is: the rule that makes one out of what was asked."""
+
+    @abstractmethod
+    def plan(self, asked: Asked) -> Plan:
+        """Return the grid; ``ValueError`` or ``TypeError`` in a sentence for what it cannot make."""
+
+
+@dataclass(frozen=True)
+class OwnTimes(Times):
+    """A grid of this library's, for models that come without a scheduler: ``rule(steps)``, or the levels themselves."""
+
+    rule: Callable[[int], Tensor]
+
+    def plan(self, asked: Asked) -> Plan:
+        for name, value in (("timesteps", asked.timesteps), ("mu", asked.mu)):
+            if value is not None:
+                raise ValueError(f"{name}: there is no scheduler that could take it; pass sigmas, or steps")
+        if asked.sigmas is None:
+            return Plan(self.rule(count_of(50 if asked.steps is None else asked.steps)))
+        if asked.steps is not None:
+            raise ValueError(f"steps: got {asked.steps!r} and sigmas; pass one of the two")
+        return Plan(torch.tensor(numbers("sigmas", asked.sigmas), dtype=torch.float64, device="cpu"))
+
+
+class Parts(NamedTuple):
+    """The arguments of ``sample`` for one call of an adapter, for any other entry point of the library."""
+
+    denoiser: Denoiser
+    frame: Frame
+    grid: Tensor
+    solver: Solver
+    cond: Mapping[str, Any]
+
+
 @dataclass(frozen=True, eq=False)
 class Adapter:
     """A model of another library with its sampler: ``adapter.sample(x_T, steps=20).sum().backward()``.
@@ -30,31 +90,90 @@ class Adapter:
     Args:
         denoiser: the model, with the schedule and the meaning of its output.
         frame, solver: the sampler.
-        times: ``times(steps)``, the sampler's own grid; ``grid`` calls it.
+        times: the rule of its grids.
 
-    Everything else of the library takes the parts as they are: ``sample(adapter.denoiser, x_T, frame=adapter.frame,
-    grid=adapter.grid(20), solver=adapter.solver)``, another grid, another solver, another adjoint.
+    Everything else of the library takes ``adapter.parts(steps=20)``, or the parts one by one, with another grid,
+    another solver, another adjoint: ``sample(adapter.denoiser, x_T, frame=adapter.frame, grid=adapter.grid(20),
+    solver=adapter.solver)``.
     """
 
     denoiser: Denoiser
     frame: Frame
     solver: Solver
-    times: Callable[[int | None], Tensor]
+    times: Times
 
     @property
     def schedule(self) -> Schedule:
         """The forward process of the model, in the time that ``grid`` counts in."""
         return self.denoiser.schedule
 
-    def grid(self, steps: int | None = 50) -> Tensor:
-        """The sampler's times for so many steps: float64, decreasing, on the CPU."""
-        return self.times(steps)
+    def grid(
+        self,
+        steps: int | None = None,
+        *,
+        sigmas: Tensor | Sequence[float] | None = None,
+        timesteps: Tensor | Sequence[float] | None = None,
+        mu: float | None = None,
+    ) -> Tensor:
+        """Return the sampler's times: float64, decreasing, on the CPU.
+
+        Whose grid it is: that of the scheduler's ``set_timesteps(steps)`` for ``from_diffusers``, that of the
+        pipeline's own call for ``from_pipeline`` (many pass sigmas of their own to the scheduler, as Flux does), that
+        of Karras for ``from_denoiser`` and ``from_edm``, equal steps for ``from_velocity``.
+
+        Args:
+            steps: the number of steps; ``None`` with nothing else is what the scheduler was last set to.
+            sigmas, timesteps, mu: passed to ``set_timesteps`` as ``retrieve_timesteps`` of diffusers does, at most
+                one of the first two; ``steps`` may be left out. Without a scheduler ``sigmas`` are the levels
+                themselves, the last one included, and nothing is 50 steps.
+
+        Where the scheduler's timesteps are no function of its noise levels (custom ones, or rounded), ``sample`` and
+        ``parts`` give the model the scheduler's own; ``adapter.denoiser`` by itself gives it the function's value.
+        """
+        return self.times.plan(Asked(steps, sigmas, timesteps, mu)).grid
+
+    def parts(
+        self,
+        *,
+        steps: int | None = None,
+        sigmas: Tensor | Sequence[float] | None = None,
+        timesteps: Tensor | Sequence[float] | None = None,
+        mu: float | None = None,
+        cond: Mapping[str, Any] | None = None,
+        like: Tensor | None = None,
+    ) -> Parts:
+        """Return ``(denoiser, frame, grid, solver, cond)`` of one call, the model's own timesteps included.
+
+        ``like`` is x_T, or a tensor of its shape, for pipelines whose grid depends on the resolution; the other
+        arguments are those of ``sample``. ``sample(x_T=x_T, **adapter.parts(steps=20)._asdict(), noise=...)``.
+        """
+        shape = None if like is None else tuple(like.shape)
+        plan = self.times.plan(Asked(steps, sigmas, timesteps, mu, shape))
+        return Parts(self._given(plan), self.frame, plan.grid, self.solver, {} if cond is None else cond)
+
+    def _given(self, plan: Plan) -> Denoiser:
+        """The denoiser whose model is given the plan's timesteps."""
+        denoiser = self.denoiser
+        if plan.timesteps is None:
+            return denoiser
+        assert isinstance(denoiser.network, Wrapper)
+        network = denoiser.network.pinned(plan.grid[:-1], plan.timesteps)
+        return Denoiser(
+            network,
+            denoiser.schedule,
+            denoiser.prediction,
+            guidance=denoiser.guidance,
+            time_dtype=denoiser.time_dtype,
+        )
 
     def sample(
         self,
         x_T: Tensor,
         *,
-        steps: int | None = 50,
+        steps: int | None = None,
+        sigmas: Tensor | Sequence[float] | None = None,
+        timesteps: Tensor | Sequence[float] | None = None,
+        mu: float | None = None,
         cond: Mapping[str, Any] | None = None,
         noise: Noise | None = None,
         adjoint: Adjoint = Checkpoint(),  # noqa: B008 (frozen)
@@ -62,16 +181,18 @@ class Adapter:
         callback: Callback | None = None,
         progress: bool = False,
     ) -> Tensor:
-        """``sample(...)`` of the adapter's parts on ``grid(steps)``; see there for arguments, result and errors."""
+        """Return ``sample(...)`` of the adapter's parts; see there, and ``grid`` for the first four arguments."""
+        check_tensor(x_T)
         check_device(self.denoiser, x_T)
+        parts = self.parts(steps=steps, sigmas=sigmas, timesteps=timesteps, mu=mu, cond=cond, like=x_T)
         return sample(
-            self.denoiser,
+            parts.denoiser,
             x_T,
-            frame=self.frame,
-            grid=self.grid(steps),
-            solver=self.solver,
+            frame=parts.frame,
+            grid=parts.grid,
+            solver=parts.solver,
             noise=noise,
-            cond=cond,
+            cond=parts.cond,
             adjoint=adjoint,
             trajectory=trajectory,
             callback=callback,
@@ -106,6 +227,10 @@ class Wrapper(nn.Module):
     def narrowed(self, x: Tensor) -> Tensor:
         """``x`` in the model's dtype, or as it is where the model has none."""
         return x if self.dtype is None else x.to(self.dtype)
+
+    def pinned(self, levels: Tensor, timesteps: Tensor) -> Wrapper:
+        """The same wrapper, whose model is given these timesteps at these levels."""
+        raise NotImplementedError(f"{type(self).__name__} has no timesteps besides its levels")
 
     @contextmanager
     def explained(self, x: Tensor, cond: Mapping[str, Any]) -> Iterator[None]:
@@ -152,12 +277,54 @@ def adapter(
     sampler: Sampler,
     prediction: str,
     guidance: Guidance | None,
-    times: Callable[[int | None], Tensor],
+    times: Times,
 ) -> Adapter:
     """The adapter of a wrapped model, whose time is never rounded on its way to the wrapper."""
+    check_guidance(guidance)
     frame, solver = sampler
     denoiser = Denoiser(wrapper, frame.schedule, prediction, guidance=guidance, time_dtype=torch.float64)
     return Adapter(denoiser, frame, solver, times)
+
+
+def check_guidance(guidance: Any) -> None:
+    """Refuse a scale alone: nobody could know what the unconditional call is given."""
+    if isinstance(guidance, int | float | Tensor) and not isinstance(guidance, bool):
+        scale = guidance if isinstance(guidance, int | float) else "a tensor"
+        raise TypeError(
+            f"guidance: got {scale}, a scale alone; pass Guidance(scale, unconditional={{...}}) with the same names as "
+            "cond, such as Guidance(7.5, {'encoder_hidden_states': empty}) (a scale is enough for from_pipeline, "
+            "which knows the names)"
+        )
+
+
+def check_tensor(x_T: Any) -> None:
+    """Refuse states in several parts, and say what to do with them."""
+    if isinstance(x_T, tuple | list | Mapping):
+        raise TypeError(
+            f"x_T: got {type(x_T).__name__}; an adapter samples one tensor (batch, ...). For parts that are sampled "
+            "together on one grid (audio with video), pass one flat tensor torch.cat([part.flatten(1) ...], 1) and a "
+            "model that splits it; parts with times of their own are calls of their own"
+        )
+
+
+def numbers(name: str, values: Tensor | Sequence[float]) -> list[float]:
+    """Sigmas or timesteps as finite Python numbers, or a sentence that says what is wrong with them."""
+    if isinstance(values, Tensor) and values.requires_grad:
+        raise ValueError(f"{name}: a grid has no gradient; pass {name}.detach()")
+    if isinstance(values, Tensor) or hasattr(values, "tolist"):
+        values = values.tolist()
+    if not isinstance(values, list | tuple) or not values:
+        raise TypeError(f"{name}: got {type(values).__name__}; pass a list of one number per step")
+    if any(isinstance(v, list | tuple) for v in values):
+        raise ValueError(
+            f"{name}: got more than one dimension; pass one number per step. A time of its own for each sample or "
+            "token is not one step of one equation: sample the batch in parts, one per grid, or keep the known tokens "
+            "in cond"
+        )
+    found = [float(v) for v in values]
+    if not all(math.isfinite(v) for v in found):
+        raise ValueError(f"{name}: they hold NaN or infinite values; pass finite numbers")
+    return found
 
 
 def check_device(denoiser: Denoiser, x_T: Tensor) -> None:

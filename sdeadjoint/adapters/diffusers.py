@@ -13,7 +13,8 @@ from ..schedules import Schedule
 from .base import Adapter, adapter
 from .networks import DiffusersNetwork
 from .schedulers import read
-from .tables import SchedulerGrid, twin_of, warn_of_clipping
+from .signature import signature_of
+from .tables import SchedulerGrid, check_mu, twin_of, warn_of_clipping
 
 # Models whose pipelines do not pass the scheduler's timestep itself, but t / 1000, 1 - t / 1000 or 1000 - t.
 _OTHER_TIMES = frozenset(
@@ -85,7 +86,7 @@ def from_diffusers(
         name = type(model).__name__
         raise TypeError(f"model: got the pipeline {name}; pass its unet or transformer, and its scheduler")
     reading = read(scheduler, eta)
-    name = type(getattr(model, "_orig_mod", model)).__name__
+    name = signature_of(model).owner
     if timestep is None and name in _OTHER_TIMES:
         raise ValueError(
             f"timestep: {name} is not given the scheduler's timestep itself; pass what its pipeline gives it, such as "
@@ -96,11 +97,8 @@ def from_diffusers(
             f"guidance: rescale={guidance.rescale} acts on the model's own output, which EDM's preconditioning mixes "
             "with x; pass rescale=0"
         )
-    if mu is not None and not scheduler.config.get("use_dynamic_shifting"):
-        raise ValueError(
-            f"mu: got {mu}, but {type(scheduler).__name__} does not shift its sigmas dynamically; leave mu out, or set "
-            "use_dynamic_shifting=True where the scheduler has it"
-        )
+    if mu is not None:
+        check_mu(scheduler, mu)
     warn_of_clipping(scheduler, stacklevel=3)
     network = DiffusersNetwork(model, reading.preconditioning, reading.timesteps, timestep)
     times = SchedulerGrid(twin_of(scheduler), reading.nodes, reading.timesteps, mu)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .base import Wrapper
-from .timesteps import Timesteps
+from .signature import signature_of
+from .timesteps import Pinned, Timesteps
 
 
 class Preconditioning(ABC):
@@ -68,11 +69,14 @@ class DiffusersNetwork(Wrapper):
         self.preconditioning = preconditioning
         self.timesteps = timesteps
         self.adjust = adjust
-        # A compiled module has the signature (*args, **kwargs); the module it was made of has the names.
-        forward = getattr(getattr(model, "_orig_mod", model), "forward", model)
-        names = list(inspect.signature(forward).parameters)
-        self.state_name = names[0] if "timestep" in names else None
-        self.returns_dict = "return_dict" in names
+        signature = signature_of(model)
+        self.state_name = signature.state_name
+        self.returns_dict = "return_dict" in signature.names
+
+    def pinned(self, levels: Tensor, timesteps: Tensor) -> DiffusersNetwork:
+        other = copy.copy(self)  # the same model: the copy's tables of submodules are the original's
+        other.timesteps = Pinned(tuple(levels.tolist()), tuple(timesteps.tolist()), self.timesteps)
+        return other
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Any:
         if self.preconditioning is None:
