@@ -56,6 +56,18 @@ class Times(ABC):
         """Return the grid; ``ValueError`` or ``TypeError`` in a sentence for what it cannot make."""
 
 
+class Surroundings(ABC):
+    """What a pipeline does around its model: the conditioning it makes, and its decoder."""
+
+    @abstractmethod
+    def conditions(self, cond: Mapping[str, Any], like: Tensor) -> tuple[Mapping[str, Any], Guidance | None]:
+        """Return the model's conditioning and the guidance, from the arguments of the pipeline's call."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return what the pipeline's decoder makes of latents, before any postprocessing."""
+
+
 @dataclass(frozen=True)
 class OwnTimes(Times):
     """A grid of this library's, for models that come without a scheduler: ``rule(steps)``, or the levels themselves."""
@@ -91,6 +103,7 @@ class Adapter:
         denoiser: the model, with the schedule and the meaning of its output.
         frame, solver: the sampler.
         times: the rule of its grids.
+        surroundings: of a pipeline; ``None`` for a model.
 
     Everything else of the library takes ``adapter.parts(steps=20)``, or the parts one by one, with another grid,
     another solver, another adjoint: ``sample(adapter.denoiser, x_T, frame=adapter.frame, grid=adapter.grid(20),
@@ -101,6 +114,13 @@ class Adapter:
     frame: Frame
     solver: Solver
     times: Times
+    surroundings: Surroundings | None = None
+
+    def __repr__(self) -> str:
+        model = getattr(self.denoiser.network, "model", self.denoiser.network)
+        name = getattr(model, "__name__", type(model).__name__)
+        schedule = type(self.schedule).__name__
+        return f"<Adapter of {name}: {self.frame.kind} frame of {schedule}, eta={self.frame.eta}, {self.solver!r}>"
 
     @property
     def schedule(self) -> Schedule:
@@ -148,8 +168,26 @@ class Adapter:
         arguments are those of ``sample``. ``sample(x_T=x_T, **adapter.parts(steps=20)._asdict(), noise=...)``.
         """
         shape = None if like is None else tuple(like.shape)
-        plan = self.times.plan(Asked(steps, sigmas, timesteps, mu, shape))
-        return Parts(self._given(plan), self.frame, plan.grid, self.solver, {} if cond is None else cond)
+        plan, cond = self.times.plan(Asked(steps, sigmas, timesteps, mu, shape)), {} if cond is None else cond
+        denoiser = self._given(plan)
+        if self.surroundings is not None:
+            if like is None:
+                raise ValueError("like: got None, but a pipeline's conditioning depends on the latents; pass like=x_T")
+            cond, guidance = self.surroundings.conditions(cond, like)
+            denoiser = denoiser.guided_by(guidance)
+        return Parts(denoiser, self.frame, plan.grid, self.solver, cond)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the image, video or audio of latents: a pipeline's VAE with its scaling and shift, differentiable.
+
+        Values are those of the VAE itself, images in [-1, 1]; the pipeline's postprocessing is the caller's.
+        """
+        if self.surroundings is None:
+            raise ValueError(
+                "decode: this adapter has a model, but no VAE; pass a whole pipeline to from_pipeline, or call the VAE "
+                "yourself, with its scaling_factor and shift_factor"
+            )
+        return self.surroundings.decode(latents)
 
     def _given(self, plan: Plan) -> Denoiser:
         """The denoiser whose model is given the plan's timesteps."""
