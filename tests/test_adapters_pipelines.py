@@ -24,6 +24,7 @@ from .pipelines import CASES, POOLED, STABLE, Case, call, randn, sd3, sdxl, stab
 # diffusers makes arrays of its tables in a way that NumPy will change.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning"),  # of Stable Audio's VAE
 ]
 STEPS = 3

@@ -23,6 +23,7 @@ from ..sample import Callback, sample
 from ..samplers import Sampler
 from ..schedules import Schedule
 from ..solvers import Solver
+from .multistep import Lowered
 
 
 class Asked(NamedTuple):
@@ -42,10 +43,12 @@ class Plan(NamedTuple):
     """A grid, float64 and decreasing, and what the model is given as its time in each step.
 
     ``timesteps`` is ``None`` where the model's time is a function of the schedule's, which the denoiser knows.
+    ``kept`` has pairs (step, number) for multistep methods that lower their order: what that step sees of its memory.
     """
 
     grid: Tensor
     timesteps: Tensor | None = None
+    kept: tuple[tuple[int, int], ...] = ()
 
 
 class Times(ABC):
@@ -149,6 +152,7 @@ class Adapter:
 
         Where the scheduler's timesteps are no function of its noise levels (custom ones, or rounded), ``sample`` and
         ``parts`` give the model the scheduler's own; ``adapter.denoiser`` by itself gives it the function's value.
+        In the same way theirs is the solver that lowers its order at the end of a short run.
         """
         return self.times.plan(Asked(steps, sigmas, timesteps, mu)).grid
 
@@ -175,7 +179,14 @@ class Adapter:
                 raise ValueError("like: got None, but a pipeline's conditioning depends on the latents; pass like=x_T")
             cond, guidance = self.surroundings.conditions(cond, like)
             denoiser = denoiser.guided_by(guidance)
-        return Parts(denoiser, self.frame, plan.grid, self.solver, cond)
+        return Parts(denoiser, self.frame, plan.grid, self._lowered(plan), cond)
+
+    def _lowered(self, plan: Plan) -> Solver:
+        """The solver, which forgets where the plan says so."""
+        if not plan.kept:
+            return self.solver
+        clocks = self.frame.clock(plan.grid).tolist()
+        return Lowered(self.solver, tuple((clocks[n], number) for n, number in plan.kept))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the image, video or audio of latents: a pipeline's VAE with its scaling and shift, differentiable.

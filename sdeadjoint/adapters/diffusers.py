@@ -101,6 +101,7 @@ def from_diffusers(
         check_mu(scheduler, mu)
     warn_of_clipping(scheduler, stacklevel=3)
     network = DiffusersNetwork(model, reading.preconditioning, reading.timesteps, timestep)
-    times = SchedulerGrid(twin_of(scheduler), reading.nodes, reading.timesteps, mu)
+    lowered = reading.lowered if sampler is None else None
+    times = SchedulerGrid(twin_of(scheduler), reading.nodes, reading.timesteps, mu, lowered)
     chosen = reading.sampler if sampler is None else sampler(reading.sampler.frame.schedule)
     return adapter(network, chosen, reading.prediction, guidance, times)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..schedules import Schedule
 from .base import Wrapper
 from .signature import signature_of
 from .timesteps import Pinned, Timesteps
@@ -49,6 +50,30 @@ class EDM(Preconditioning):
     def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         total = level.square() + self.sigma_data**2
         return 1 / total.sqrt(), self.sigma_data**2 / total, self.sign * self.sigma_data * level / total.sqrt()
+
+
+@dataclass(frozen=True)
+class Boundary(Preconditioning):
+    """A consistency function, which is the identity at t = 0: ``c x + sqrt(1 - c) x_0``, ``c = d^2 / (t^2 + d^2)``.
+
+    ``x_0`` is what a variance-preserving model predicts at the time t of its table. Source: Luo et al. (2023), Latent
+    Consistency Models, section 4.1 and appendix.
+    """
+
+    schedule: Schedule
+    prediction: str
+    width: float
+
+    def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        skip = self.width**2 / (level.square() + self.width**2)
+        out = level / (level.square() + self.width**2).sqrt()
+        alpha, sigma = self.schedule.alpha(level), self.schedule.sigma(level)
+        ones = torch.ones_like(level)
+        if self.prediction == "epsilon":
+            return ones, skip + out / alpha, -out * sigma / alpha
+        if self.prediction == "v_prediction":
+            return ones, skip + out * alpha, -out * sigma
+        return ones, skip, out
 
 
 class DiffusersNetwork(Wrapper):

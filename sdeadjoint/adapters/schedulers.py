@@ -6,14 +6,40 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from ..frames import Frame
-from ..samplers import Sampler, ddim, edm_heun, flow_euler, flow_heun, sde_dpm_solver_pp_1
+from ..samplers import (
+    Sampler,
+    ddim,
+    edm_heun,
+    flow_euler,
+    flow_heun,
+    sde_dpm_solver_pp_1,
+    sde_dpm_solver_pp_2m,
+)
 from ..schedules import VE, RectifiedFlow, Schedule, Tabulated, VPLevel
 from ..solvers import AdamsBashforth, DPMSolverPP2M, Euler, Solver
-from .networks import EDM, Preconditioning, VarianceExploding
-from .tables import Nodes, ddim_nodes, ddpm_nodes, heun_nodes, midpoint_nodes, multistep_nodes, sigma_nodes
-from .timesteps import Interpolated, Proportional, QuarterLog, Same, Timesteps
+from .ancestral import AncestralPair
+from .few_steps import Restart, Trajectory
+from .multistep import PLMS
+from .networks import EDM, Boundary, Preconditioning, VarianceExploding
+from .tables import (
+    Nodes,
+    ancestral_nodes,
+    ddim_nodes,
+    ddpm_nodes,
+    heun_nodes,
+    kdpm_nodes,
+    lcm_nodes,
+    lms_nodes,
+    lowered_at_end,
+    midpoint_nodes,
+    plms_nodes,
+    sigma_nodes,
+    tcd_nodes,
+)
+from .timesteps import Arctangent, Interpolated, Proportional, QuarterLog, Same, Timesteps
 from .two_stage import TwoStage
 
 
@@ -25,6 +51,7 @@ class Reading(NamedTuple):
     preconditioning: Preconditioning | None
     timesteps: Timesteps
     nodes: Nodes
+    lowered: Callable[[Any, int], dict[int, int]] | None = None
 
 
 def read(scheduler: Any, eta: float) -> Reading:
@@ -34,10 +61,10 @@ def read(scheduler: Any, eta: float) -> Reading:
         raise ValueError(
             f"scheduler: {name} cannot be matched; supported are {', '.join(READERS)}. {INSTEAD.get(name, '')}".strip()
         )
-    if eta not in (0, 1) or (eta and name != "DDIMScheduler"):
+    if not 0 <= eta <= 1 or (eta and name not in TAKES_ETA) or (eta not in (0, 1) and name != "TCDScheduler"):
         raise ValueError(
             f"eta: got {eta} for {name}; DDIMScheduler takes 0 and 1 (between them its noise changes with the step "
-            "size and has no diffusion of its own), the other schedulers none"
+            "size and has no diffusion of its own), TCDScheduler 0 to 1, the other schedulers none"
         )
     return READERS[name](scheduler, eta)
 
@@ -71,7 +98,107 @@ def _multistep(scheduler: Any, eta: float) -> Reading:
         )
     kind = "data" if config.algorithm_type.endswith("++") else "noise"
     frame = Frame(schedule, eta=1.0 if config.algorithm_type.startswith("sde") else 0.0, kind=kind)
-    return Reading(Sampler(frame, _solver(scheduler)), prediction, None, _multistep_times(scheduler), multistep_nodes)
+    solver, lowered = _solver(scheduler), _lowering(scheduler)
+    return Reading(Sampler(frame, solver), prediction, None, _multistep_times(scheduler), sigma_nodes, lowered)
+
+
+def _lowering(scheduler: Any) -> Callable[[Any, int], dict[int, int]] | None:
+    return lowered_at_end if scheduler.config.solver_order > 1 else None
+
+
+def _deis(scheduler: Any, eta: float) -> Reading:
+    config, flow = scheduler.config, scheduler.config.use_flow_sigmas
+    prediction = _predicted(scheduler)
+    if (prediction == "flow_prediction") != bool(flow):
+        raise ValueError(
+            f"DEISMultistepScheduler(prediction_type={prediction!r}, use_flow_sigmas={flow}): a velocity of a flow "
+            "goes with the levels of a flow; pass both or neither"
+        )
+    if config.solver_order > 3:
+        raise ValueError(f"DEISMultistepScheduler(solver_order={config.solver_order}): it has orders 1 to 3")
+    schedule: Schedule = RectifiedFlow() if flow else VPLevel(*_range(scheduler))
+    solver = Euler() if config.solver_order == 1 else AdamsBashforth(config.solver_order, "log")
+    times = Proportional(float(config.num_train_timesteps), "down") if flow else _interpolated(scheduler, "nearest")
+    frame = Frame(schedule, kind="noise")
+    return Reading(Sampler(frame, solver), prediction, None, times, sigma_nodes, _lowering(scheduler))
+
+
+def _lms(scheduler: Any, eta: float) -> Reading:
+    return _exploding(scheduler, _lms_sampler, _interpolated(scheduler), lms_nodes)
+
+
+def _lms_sampler(schedule: Schedule) -> Sampler:
+    return Sampler(Frame(schedule, kind="noise"), AdamsBashforth(4, "clock"))
+
+
+def _kdpm(scheduler: Any, eta: float) -> Reading:
+    return _exploding(scheduler, _kdpm_sampler, _interpolated(scheduler, logarithmic=True), kdpm_nodes)
+
+
+def _kdpm_sampler(schedule: Schedule) -> Sampler:
+    return Sampler(Frame(schedule, kind="noise"), TwoStage())
+
+
+def _kdpm_ancestral(scheduler: Any, eta: float) -> Reading:
+    return _exploding(scheduler, _ancestral_pair, _interpolated(scheduler, logarithmic=True), ancestral_nodes)
+
+
+def _ancestral_pair(schedule: Schedule) -> Sampler:
+    return Sampler(Frame(schedule, eta=1.0), AncestralPair())
+
+
+def _plms(scheduler: Any, eta: float) -> Reading:
+    if not scheduler.config.skip_prk_steps:
+        raise ValueError(
+            "PNDMScheduler(skip_prk_steps=False): its Runge-Kutta steps at the start cannot be matched; pass "
+            "PNDMScheduler.from_config(scheduler.config, skip_prk_steps=True), as Stable Diffusion does"
+        )
+    frame = Frame(Tabulated(scheduler.alphas_cumprod), kind="noise")
+    prediction = _predicted(scheduler)
+    return Reading(Sampler(frame, PLMS(prediction == "v_prediction")), prediction, None, Same(), plms_nodes)
+
+
+def _lcm(scheduler: Any, eta: float) -> Reading:
+    config, schedule = scheduler.config, Tabulated(scheduler.alphas_cumprod)
+    preconditioning = Boundary(schedule, _predicted(scheduler), 0.5 / config.timestep_scaling)
+    return Reading(Sampler(Frame(schedule, eta=1.0), Restart()), "sample", preconditioning, Same(), lcm_nodes)
+
+
+def _flow_lcm(scheduler: Any, eta: float) -> Reading:
+    if scheduler.config.get("scale_factors"):
+        raise ValueError(
+            "FlowMatchLCMScheduler(scale_factors=...): the state changes its shape, which cannot be matched; pass "
+            "scale_factors=None"
+        )
+    _refuse_inverted(scheduler)
+    return _flow(scheduler, lambda schedule: Sampler(Frame(schedule, eta=1.0), Restart()), sigma_nodes)
+
+
+def _tcd(scheduler: Any, eta: float) -> Reading:
+    schedule = Tabulated(scheduler.alphas_cumprod)
+    if eta == 0:
+        return Reading(ddim(schedule), _predicted(scheduler), None, Same(), tcd_nodes)
+    if scheduler.alphas_cumprod[-1] == 0:
+        raise ValueError("TCDScheduler(rescale_betas_zero_snr=True): with eta above 0 it divides by zero; pass eta=0")
+    frame = Frame(schedule, eta=1.0)
+    clocks = tuple(frame.clock(torch.arange(len(scheduler.alphas_cumprod), dtype=torch.float64)).tolist())
+    return Reading(Sampler(frame, Trajectory(eta, clocks)), _predicted(scheduler), None, Same(), tcd_nodes)
+
+
+def _cogvideox(scheduler: Any, eta: float) -> Reading:
+    if not scheduler.config.set_alpha_to_one:
+        raise ValueError(
+            "CogVideoXDPMScheduler(set_alpha_to_one=False): its last step has order 1 and ends in noise, which cannot "
+            "be matched; pass set_alpha_to_one=True"
+        )
+    sampler = sde_dpm_solver_pp_2m(Tabulated(scheduler.alphas_cumprod))
+    return Reading(sampler, _predicted(scheduler), None, Same(), ddim_nodes)
+
+
+def _cosine(scheduler: Any, eta: float) -> Reading:
+    solver = _solver(scheduler)
+    reading = _edm(scheduler, lambda schedule: Sampler(Frame(schedule, 1.0), solver), sigma_nodes)
+    return reading._replace(timesteps=Arctangent(), lowered=_lowering(scheduler))
 
 
 def _multistep_times(scheduler: Any) -> Timesteps:
@@ -122,7 +249,8 @@ def _edm_euler(scheduler: Any, eta: float) -> Reading:
 def _edm_multistep(scheduler: Any, eta: float) -> Reading:
     noisy = scheduler.config.algorithm_type.startswith("sde")
     solver = _solver(scheduler)
-    return _edm(scheduler, lambda schedule: Sampler(Frame(schedule, 1.0 if noisy else 0.0), solver), multistep_nodes)
+    reading = _edm(scheduler, lambda schedule: Sampler(Frame(schedule, 1.0 if noisy else 0.0), solver), sigma_nodes)
+    return reading._replace(lowered=_lowering(scheduler))
 
 
 def _edm(scheduler: Any, sampler: Callable[[Schedule], Sampler], nodes: Nodes) -> Reading:
@@ -137,14 +265,17 @@ def _edm(scheduler: Any, sampler: Callable[[Schedule], Sampler], nodes: Nodes) -
 
 
 def _flow_euler(scheduler: Any, eta: float) -> Reading:
-    config = scheduler.config
+    _refuse_inverted(scheduler)
+    return _flow(scheduler, flow_euler, sigma_nodes)
+
+
+def _refuse_inverted(scheduler: Any) -> None:
     for option in ("invert_sigmas", "stochastic_sampling"):
-        if config.get(option):
+        if scheduler.config.get(option):
             raise ValueError(
-                f"FlowMatchEulerDiscreteScheduler({option}=True) cannot be matched; pass {option}=False"
+                f"{type(scheduler).__name__}({option}=True) cannot be matched; pass {option}=False"
                 + (", or from_velocity with data_at=1" if option == "invert_sigmas" else "")
             )
-    return _flow(scheduler, flow_euler, sigma_nodes)
 
 
 def _flow_heun(scheduler: Any, eta: float) -> Reading:
@@ -210,7 +341,21 @@ READERS: dict[str, Callable[[Any, float], Reading]] = {
     "EDMDPMSolverMultistepScheduler": _edm_multistep,
     "FlowMatchEulerDiscreteScheduler": _flow_euler,
     "FlowMatchHeunDiscreteScheduler": _flow_heun,
+    "DEISMultistepScheduler": _deis,
+    "LMSDiscreteScheduler": _lms,
+    "KDPM2DiscreteScheduler": _kdpm,
+    "KDPM2AncestralDiscreteScheduler": _kdpm_ancestral,
+    "PNDMScheduler": _plms,
+    "LCMScheduler": _lcm,
+    "FlowMatchLCMScheduler": _flow_lcm,
+    "TCDScheduler": _tcd,
+    "CogVideoXDDIMScheduler": _ddim,
+    "CogVideoXDPMScheduler": _cogvideox,
+    "CosineDPMSolverMultistepScheduler": _cosine,
+    "DDPMParallelScheduler": _ddpm,
+    "DDIMParallelScheduler": _ddim,
 }
+TAKES_ETA = ("DDIMScheduler", "DDIMParallelScheduler", "TCDScheduler")
 
 _COMPATIBLE = "DPMSolverMultistepScheduler.from_config(scheduler.config) samples the same model."
 INSTEAD = dict.fromkeys(

@@ -31,6 +31,7 @@ class SchedulerGrid(Times):
     nodes: Nodes
     mapping: Timesteps
     mu: float | None
+    lowered: Callable[[Any, int], dict[int, int]] | None = None
 
     def __repr__(self) -> str:
         return f"SchedulerGrid({self._name})"
@@ -41,8 +42,10 @@ class SchedulerGrid(Times):
 
     def plan(self, asked: Asked) -> Plan:
         with np.errstate(invalid="ignore", divide="ignore"):  # what comes of it is refused below
-            levels, timesteps = self.nodes(self._set(asked))
+            scheduler = self._set(asked)
+            levels, timesteps = self.nodes(scheduler)
         levels, timesteps = levels.double().cpu(), timesteps.double().cpu()
+        kept = self.lowered(scheduler, len(timesteps)) if self.lowered is not None else {}
         # A last step of no length changes nothing. Its ends may differ by what their float32 tables round.
         if len(levels) > 2 and levels[-2] - levels[-1] <= 8 * torch.finfo(torch.float32).eps * levels[-1]:
             levels, timesteps = levels[:-1], timesteps[:-1]
@@ -51,7 +54,10 @@ class SchedulerGrid(Times):
         given = self.mapping.timestep(inner)
         # Whole numbers are met exactly; others to what float32 levels leave of a timestep, a few 1e-5 of one.
         far = (given - timesteps).abs() > (0.0 if self.mapping.whole else 1e-4)
-        return Plan(torch.cat([inner, levels[-1:]]), timesteps if bool(far.any()) else None)
+        # A last step to 0 is x_0, whatever the order.
+        steps = len(timesteps) - (1 if levels[-1] == 0 else 0)
+        at = tuple((n, kept[n]) for n in kept if 0 <= n < steps)
+        return Plan(torch.cat([inner, levels[-1:]]), timesteps if bool(far.any()) else None, at)
 
     def _check(self, levels: Tensor) -> None:
         steps = len(levels) - 1
@@ -183,17 +189,66 @@ def midpoint_nodes(scheduler: Any) -> tuple[Tensor, Tensor]:
     return torch.cat([torch.stack([levels[:-2], between], 1).flatten(), levels[-2:]]), scheduler.timesteps
 
 
-def multistep_nodes(scheduler: Any) -> tuple[Tensor, Tensor]:
-    """As ``sigma_nodes``, for solvers that may lower their order at the end."""
-    config = scheduler.config
-    short = config.lower_order_final and len(scheduler.timesteps) < 15
-    if config.solver_order == 2 and float(scheduler.sigmas[-1]) > 0 and (short or config.euler_at_final):
+def kdpm_nodes(scheduler: Any) -> tuple[Tensor, Tensor]:
+    """As ``midpoint_nodes``, from tables that name each level but the first twice."""
+    levels = scheduler.sigmas[:-1:2].double().cpu()
+    between = (levels[:-2] * levels[1:-1]).sqrt()
+    return torch.cat([torch.stack([levels[:-2], between], 1).flatten(), levels[-2:]]), scheduler.timesteps
+
+
+def ancestral_nodes(scheduler: Any) -> tuple[Tensor, Tensor]:
+    """As ``kdpm_nodes``, with a point before each inner level that is that level but for more than float32 keeps."""
+    levels = scheduler.sigmas[:-1:2].double().cpu()
+    between = levels[1:-1] * (1 + 16 * torch.finfo(torch.float32).eps)
+    return torch.cat([torch.stack([levels[:-2], between], 1).flatten(), levels[-2:]]), scheduler.timesteps
+
+
+def lms_nodes(scheduler: Any) -> tuple[Tensor, Tensor]:
+    """As ``sigma_nodes``, but its last step, of the full order, ends just short of 0: there it would be x_0."""
+    levels = scheduler.sigmas.double().clone()
+    levels[-1] = 1e-30 if levels[-1] == 0 else levels[-1]
+    return levels, scheduler.timesteps
+
+
+def plms_nodes(scheduler: Any) -> tuple[Tensor, Tensor]:
+    """Timesteps, of which the second is named twice, and where the last step ends."""
+    timesteps = scheduler.timesteps.double().cpu()
+    timesteps = torch.cat([timesteps[:1], timesteps[2:]])
+    stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    ends = timesteps - stride
+    if len(timesteps) < 2 or not torch.equal(ends[:-1], timesteps[1:]) or ends[-1] >= 0:
         raise ValueError(
-            f"{type(scheduler).__name__}(final_sigmas_type='sigma_min'): its last step has order 1 (lower_order_final "
-            "with fewer than 15 steps, or euler_at_final), which cannot be matched; pass lower_order_final=False and "
-            "euler_at_final=False, or final_sigmas_type='zero'"
+            f"PNDMScheduler(timestep_spacing={scheduler.config.timestep_spacing!r}): its steps go {stride} timesteps "
+            f"down from {timesteps.tolist()[:3]}..., which is not where it calls the model next, or there is one step; "
+            "this cannot be matched: pass timestep_spacing='leading' and two steps or more"
         )
-    return sigma_nodes(scheduler)
+    clean = bool(scheduler.final_alpha_cumprod == 1)
+    # Just short of clean data, where a step would be x_0 whatever the method.
+    return torch.cat([timesteps, timesteps.new_tensor([-1 + 1e-12 if clean else 0.0])]), timesteps
+
+
+def lcm_nodes(scheduler: Any) -> tuple[Tensor, Tensor]:
+    """Timesteps, and clean data after the last."""
+    timesteps = scheduler.timesteps.double().cpu()
+    return torch.cat([timesteps, timesteps.new_tensor([-1.0])]), timesteps
+
+
+def tcd_nodes(scheduler: Any) -> tuple[Tensor, Tensor]:
+    """Timesteps, and 0 after the last."""
+    timesteps = scheduler.timesteps.double().cpu()
+    return torch.cat([timesteps, timesteps.new_tensor([0.0])]), timesteps
+
+
+def lowered_at_end(scheduler: Any, steps: int) -> dict[int, int]:
+    """The steps in which a scheduler lowers its order, and what of its memory they may see."""
+    config = scheduler.config
+    short = config.lower_order_final and steps < 15
+    kept = {}
+    if config.solver_order > 2 and short:
+        kept[steps - 2] = 1
+    if short or config.get("euler_at_final") or config.get("final_sigmas_type") == "zero":
+        kept[steps - 1] = 0
+    return kept
 
 
 def warn_of_clipping(scheduler: Any, stacklevel: int) -> None:

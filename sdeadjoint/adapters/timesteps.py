@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
@@ -48,6 +49,17 @@ class QuarterLog(Timesteps):
 
     def level(self, timestep: Tensor) -> Tensor:
         return (4 * timestep).exp()
+
+
+@dataclass(frozen=True)
+class Arctangent(Timesteps):
+    """``2 / pi atan(level)``, in [0, 1), of Stable Audio's cosine schedule."""
+
+    def timestep(self, level: Tensor) -> Tensor:
+        return level.atan() * (2 / math.pi)
+
+    def level(self, timestep: Tensor) -> Tensor:
+        return (timestep * (math.pi / 2)).tan()
 
 
 @dataclass(frozen=True)

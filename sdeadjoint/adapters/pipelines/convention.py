@@ -184,7 +184,8 @@ class PipelineGrid(Times):
             raise ValueError(
                 f"strength: got {self.strength}, which leaves none of {count} steps; pass more steps or more strength"
             )
-        return Plan(plan.grid[first:], None if plan.timesteps is None else plan.timesteps[first:])
+        kept = tuple((n - first, number) for n, number in plan.kept if n >= first)
+        return Plan(plan.grid[first:], None if plan.timesteps is None else plan.timesteps[first:], kept)
 
     def _shift(self, asked: Asked) -> float | None:
         """The ``mu`` of dynamic shifting, linear in the number of tokens."""
