@@ -27,8 +27,8 @@ from .diffusion.schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosin
 from .encode import Encoded, encode
 from .field import noise_clock
 from .gradient_check import GradientCheck, check_gradient
-from .noise import BrownianPath, FixedNoise, Noise, ShiftedNoise
-from .sample import sample
+from .noise import BrownianPath, FixedNoise, Noise, NormalNoise, ShiftedNoise
+from .sample import Sampler, sample
 from .solve import solve
 from .solvers import (
     RK4,
@@ -75,10 +75,12 @@ __all__ = [
     "LowVariance",
     "Midpoint",
     "Noise",
+    "NormalNoise",
     "RectifiedFlow",
     "Reversible",
     "ReversibleHeun",
     "RoundTripWarning",
+    "Sampler",
     "Schedule",
     "Scheduled",
     "ShARK",

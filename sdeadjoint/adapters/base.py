@@ -19,7 +19,7 @@ from ..diffusion.guidance import Guidance
 from ..diffusion.schedules import Schedule
 from ..noise import Noise
 from ..sample import Callback, sample
-from ..samplers import Sampler
+from ..samplers import NamedSampler
 from ..solvers import Solver
 
 
@@ -149,7 +149,7 @@ class Wrapper(nn.Module):
 
 def adapter(
     wrapper: Wrapper,
-    sampler: Sampler,
+    sampler: NamedSampler,
     prediction: str,
     guidance: Guidance | None,
     times: Callable[[int | None], Tensor],

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..diffusion.grids import karras
 from ..diffusion.guidance import Guidance
 from ..diffusion.schedules import VE, Schedule
-from ..samplers import Sampler, dpm_solver_pp_2m
+from ..samplers import NamedSampler, dpm_solver_pp_2m
 from .base import Adapter, Wrapper, adapter, count_of, range_of
 
 
@@ -21,7 +21,7 @@ def from_denoiser(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     rho: float = 7.0,
-    sampler: Callable[[Schedule], Sampler] = dpm_solver_pp_2m,
+    sampler: Callable[[Schedule], NamedSampler] = dpm_solver_pp_2m,
     guidance: Guidance | None = None,
 ) -> Adapter:
     """A k-diffusion denoiser, on ``x_t = x_0 + sigma eps``.

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..diffusion.frames import Frame
 from ..diffusion.schedules import VE, RectifiedFlow, Schedule, Tabulated, VPLevel
-from ..samplers import Sampler, ddim, edm_heun, flow_euler, flow_heun, sde_dpm_solver_pp_1
+from ..samplers import NamedSampler, ddim, edm_heun, flow_euler, flow_heun, sde_dpm_solver_pp_1
 from ..solvers import AdamsBashforth, DPMSolverPP2M, Euler, Solver
 from .networks import EDM, Preconditioning, VarianceExploding
 from .tables import Nodes, ddim_nodes, ddpm_nodes, heun_nodes, midpoint_nodes, multistep_nodes, sigma_nodes
@@ -20,7 +20,7 @@ from .two_stage import TwoStage
 class Reading(NamedTuple):
     """A scheduler: ``prediction`` is what the preconditioned model predicts on the scheduler's states."""
 
-    sampler: Sampler
+    sampler: NamedSampler
     prediction: str
     preconditioning: Preconditioning | None
     timesteps: Timesteps
@@ -71,7 +71,8 @@ def _multistep(scheduler: Any, eta: float) -> Reading:
         )
     kind = "data" if config.algorithm_type.endswith("++") else "noise"
     frame = Frame(schedule, eta=1.0 if config.algorithm_type.startswith("sde") else 0.0, kind=kind)
-    return Reading(Sampler(frame, _solver(scheduler)), prediction, None, _multistep_times(scheduler), multistep_nodes)
+    sampler = NamedSampler(frame, _solver(scheduler))
+    return Reading(sampler, prediction, None, _multistep_times(scheduler), multistep_nodes)
 
 
 def _multistep_times(scheduler: Any) -> Timesteps:
@@ -105,11 +106,11 @@ def _sde(scheduler: Any, eta: float) -> Reading:
     return _exploding(scheduler, _two_stage, _interpolated(scheduler, logarithmic=True), midpoint_nodes)
 
 
-def _two_stage(schedule: Schedule) -> Sampler:
-    return Sampler(Frame(schedule, eta=1.0), TwoStage())
+def _two_stage(schedule: Schedule) -> NamedSampler:
+    return NamedSampler(Frame(schedule, eta=1.0), TwoStage())
 
 
-def _exploding(scheduler: Any, sampler: Callable[[Schedule], Sampler], times: Timesteps, nodes: Nodes) -> Reading:
+def _exploding(scheduler: Any, sampler: Callable[[Schedule], NamedSampler], times: Timesteps, nodes: Nodes) -> Reading:
     """A variance-preserving model on states ``x_0 + sigma eps``."""
     prediction = _predicted(scheduler)
     return Reading(sampler(VE(*_range(scheduler))), prediction, VarianceExploding(prediction), times, nodes)
@@ -121,11 +122,11 @@ def _edm_euler(scheduler: Any, eta: float) -> Reading:
 
 def _edm_multistep(scheduler: Any, eta: float) -> Reading:
     noisy = scheduler.config.algorithm_type.startswith("sde")
-    solver = _solver(scheduler)
-    return _edm(scheduler, lambda schedule: Sampler(Frame(schedule, 1.0 if noisy else 0.0), solver), multistep_nodes)
+    eta, solver = 1.0 if noisy else 0.0, _solver(scheduler)
+    return _edm(scheduler, lambda schedule: NamedSampler(Frame(schedule, eta), solver), multistep_nodes)
 
 
-def _edm(scheduler: Any, sampler: Callable[[Schedule], Sampler], nodes: Nodes) -> Reading:
+def _edm(scheduler: Any, sampler: Callable[[Schedule], NamedSampler], nodes: Nodes) -> Reading:
     config = scheduler.config
     signs = {"epsilon": 1.0, "v_prediction": -1.0}
     if config.prediction_type not in signs:
@@ -151,7 +152,7 @@ def _flow_heun(scheduler: Any, eta: float) -> Reading:
     return _flow(scheduler, flow_heun, heun_nodes)
 
 
-def _flow(scheduler: Any, sampler: Callable[[Schedule], Sampler], nodes: Nodes) -> Reading:
+def _flow(scheduler: Any, sampler: Callable[[Schedule], NamedSampler], nodes: Nodes) -> Reading:
     times = Proportional(float(scheduler.config.num_train_timesteps))
     return Reading(sampler(RectifiedFlow()), "flow_prediction", None, times, nodes)
 

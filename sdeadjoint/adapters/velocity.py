@@ -11,7 +11,7 @@ from torch import Tensor
 from ..diffusion.grids import uniform_time
 from ..diffusion.guidance import Guidance
 from ..diffusion.schedules import RectifiedFlow, Schedule
-from ..samplers import Sampler, flow_heun
+from ..samplers import NamedSampler, flow_heun
 from .base import Adapter, Wrapper, adapter, count_of
 
 
@@ -19,7 +19,7 @@ def from_velocity(
     v: Callable[..., Any],
     *,
     data_at: int = 1,
-    sampler: Callable[[Schedule], Sampler] = flow_heun,
+    sampler: Callable[[Schedule], NamedSampler] = flow_heun,
     guidance: Guidance | None = None,
 ) -> Adapter:
     """The velocity ``dx/dt`` of a straight-line flow between data and a standard normal, in either direction of time.
