@@ -19,15 +19,17 @@ from .adjoints import (
     record_norms,
 )
 from .conditioning import Scheduled
-from .denoiser import Denoiser
+from .diffusion.denoiser import Denoiser
+from .diffusion.frames import Frame
+from .diffusion.grids import coarsen, karras, uniform_logsnr, uniform_time
+from .diffusion.guidance import Guidance
+from .diffusion.schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLevel, VPLinear
 from .encode import Encoded, encode
-from .frames import Frame
+from .field import noise_clock
 from .gradient_check import GradientCheck, check_gradient
-from .grids import coarsen, karras, uniform_logsnr, uniform_time
-from .guidance import Guidance
-from .noise import BrownianPath, FixedNoise, Noise, ShiftedNoise
-from .sample import sample
-from .schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLevel, VPLinear
+from .noise import BrownianPath, FixedNoise, Noise, NormalNoise, ShiftedNoise
+from .sample import Sampler, sample
+from .solve import solve
 from .solvers import (
     RK4,
     SRA1,
@@ -73,10 +75,12 @@ __all__ = [
     "LowVariance",
     "Midpoint",
     "Noise",
+    "NormalNoise",
     "RectifiedFlow",
     "Reversible",
     "ReversibleHeun",
     "RoundTripWarning",
+    "Sampler",
     "Schedule",
     "Scheduled",
     "ShARK",
@@ -97,11 +101,13 @@ __all__ = [
     "convergence",
     "encode",
     "karras",
+    "noise_clock",
     "normalize",
     "problems",
     "record_norms",
     "sample",
     "samplers",
+    "solve",
     "uniform_logsnr",
     "uniform_time",
 ]

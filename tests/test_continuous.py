@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 import sdeadjoint as sa
 from sdeadjoint.adjoints.continuous.course import Course
-from sdeadjoint.adjoints.continuous.quadrature import quadrature_weights, slot_weights
 from sdeadjoint.adjoints.continuous.recorded import Recorded
-from sdeadjoint.discretization import Discretization
+from sdeadjoint.diffusion.equation import Diffusion
 from sdeadjoint.noise import BoundNoise, Increment
+from sdeadjoint.recursion import Recursion
+from sdeadjoint.solvers.facts import quadrature_weights, slot_weights
 
 from .networks import Mlp
 
@@ -459,10 +460,12 @@ def test_increments_and_areas_over_several_steps_are_those_of_the_path() -> None
     problem, path = Problem(12, 1.0), sa.BrownianPath(seed=5, refinable=True)
     own = problem.grid[[0, 1, 5, 9, 12]]
     fine, coarse = (
-        Discretization.create(problem.denoiser, problem.frame, sa.SRA1(), grid, {}).driven_by(path, problem.x_T)
+        Recursion.create(
+            Diffusion.create(problem.denoiser, problem.frame, grid, {}), sa.SRA1(), path, problem.x_T
+        )
         for grid in (problem.grid, own)
     )
-    course = Course.create(fine, None, own)
+    course = Course.create(fine.equation, None, own.tolist())
     for m in range(4):
         got, want = course.noisy(fine, m, problem.x_T), coarse.interval(m, coarse.increment(m), problem.x_T)
         assert (got.s0, got.s1) == (want.s0, want.s1)
@@ -735,13 +738,13 @@ def test_a_grid_of_its_own_that_ends_with_sigma_zero() -> None:
 def test_interpolated_states(eta: float) -> None:
     """Random states: the cubic through two nodes on either side (four at the ends), the line through the neighbours."""
     problem = Problem(6, eta)
-    recursion = Discretization.create(problem.denoiser, problem.frame, sa.Euler(), problem.grid, problem.cond)
+    equation = Diffusion.create(problem.denoiser, problem.frame, problem.grid, problem.cond)
     states = torch.randn(7, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
-    recorded = Recorded(recursion, list(states))
-    x = torch.stack([recursion.state(n, y) for n, y in enumerate(states)]).numpy()
+    recorded = Recorded(equation, list(states))
+    x = torch.stack([equation.leave(n, y) for n, y in enumerate(states)]).numpy()
     nodes = SCHEDULE.lam(problem.grid).numpy()
     for n in range(6):
-        assert torch.equal(recorded.at(float(problem.grid[n])), recursion.state(n, states[n]))
+        assert torch.equal(recorded.at(float(problem.grid[n])), equation.leave(n, states[n]))
         u = 0.3 * nodes[n] + 0.7 * nodes[n + 1]
         near = range(n, n + 2) if eta else range(min(max(n - 1, 0), 3), min(max(n - 1, 0), 3) + 4)
         want = BarycentricInterpolator(nodes[near], x[near])(u)

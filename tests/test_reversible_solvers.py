@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sdeadjoint as sa
-from sdeadjoint.discretization import Carry, Discretization
+from sdeadjoint.diffusion.equation import Diffusion
+from sdeadjoint.recursion import Carry, Recursion
 from sdeadjoint.solvers import Drift, ReversibleSolver, RungeKutta, State
 from sdeadjoint.testing import strategies
 from sdeadjoint.testing.strategies import SOLVERS
@@ -309,18 +310,19 @@ def test_stability_on_the_real_axis(z: float) -> None:
 class Trip:
     """A sampler's steps forward, with the Jacobian of each pair map, for a batch of scalars."""
 
-    def __init__(self, solver: ReversibleSolver, recursion: Discretization, x_T: Tensor) -> None:
+    def __init__(self, solver: ReversibleSolver, recursion: Recursion, x_T: Tensor) -> None:
         self.solver, self.recursion, self.x_T = solver, recursion, x_T
-        self.y = x_T / recursion.weights[0]
+        self.y = recursion.equation.enter(x_T)
         self.gaps, self.jacobians, self.sizes = torch.zeros_like(x_T), [], []  # type: ignore[var-annotated]
         y, gap = self.y, self.gaps
         for n in range(recursion.steps):
             y, gap, size = self._forward(n, y.detach(), gap.detach())
             self.sizes.append(size)
-        self.end = Carry(y.detach(), written_out(solver, self.drift(recursion.steps - 1), recursion.clocks[-1], y, gap))
+        end = recursion.equation.clocks[-1]
+        self.end = Carry(y.detach(), written_out(solver, self.drift(recursion.steps - 1), end, y, gap))
 
     def drift(self, n: int) -> Drift:
-        return self.recursion.drift(n, self.x_T)
+        return self.recursion.equation.drift(n)
 
     def _forward(self, n: int, y: Tensor, gap: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         pair = [y.requires_grad_(), gap.requires_grad_()]
@@ -351,9 +353,9 @@ class Trip:
         return total.detach()
 
 
-def recursion(solver: sa.Solver, frame: sa.Frame, grid: Tensor, like: Tensor, problem: Any = MIXTURE) -> Discretization:
-    built = Discretization.create(problem.denoiser(frame.schedule), frame, solver, grid, {})
-    return built.driven_by(sa.BrownianPath(seed=3), like) if frame.eta > 0 else built
+def recursion(solver: sa.Solver, frame: sa.Frame, grid: Tensor, like: Tensor, problem: Any = MIXTURE) -> Recursion:
+    equation = Diffusion.create(problem.denoiser(frame.schedule), frame, grid, {})
+    return Recursion.create(equation, solver, sa.BrownianPath(seed=3) if frame.eta > 0 else None, like)
 
 
 @settings(max_examples=25)
@@ -409,7 +411,7 @@ def test_in_the_flow_kind_a_thousand_steps_over_all_noise_levels_are_undone(
     grid = sa.uniform_logsnr(SCHEDULE, steps)
     built = recursion(solver, sa.Frame(SCHEDULE, eta, "flow"), grid, x_T, sa.problems.Gaussian(0.0, variance))
     with torch.no_grad():
-        carry, largest = built.start(x_T), torch.zeros(())
+        carry, largest = built.start(built.equation.enter(x_T)), torch.zeros(())
         for n in range(steps):
             carry = built.step(n, carry, built.increment(n))
             largest = torch.maximum(largest, carry.y.abs().max())
@@ -418,7 +420,7 @@ def test_in_the_flow_kind_a_thousand_steps_over_all_noise_levels_are_undone(
     # R7: |G| <= (1 + eta)/2 log((1 + v)/v). At most ten ulps of the largest |y| in each step grow by e^|G| zeta^-N.
     zeta = solver.zeta if isinstance(solver, sa.Coupled) else 1.0
     factor = ((1 + variance) / variance) ** ((1 + eta) / 2) * zeta**-steps
-    error = (carry.y - x_T).abs().max() / built.weights[0]
+    error = (carry.y - built.equation.enter(x_T)).abs().max()
     assert float(error) <= 10 * EPS * steps * factor * float(largest)
 
 

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from .. import nests
 from ..adjoints import Adjoint, Checkpoint
-from ..denoiser import Denoiser
-from ..frames import Frame
-from ..guidance import Guidance
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.frames import Frame
+from ..diffusion.guidance import Guidance
+from ..diffusion.schedules import Schedule
 from ..noise import Noise
-from ..sample import Callback, sample
-from ..samplers import Sampler
-from ..schedules import Schedule
+from ..recursion import AfterStep
+from ..sample import sample
+from ..samplers import NamedSampler
+from ..solve import Callback
 from ..solvers import Solver
 from .multistep import Lowered
 
@@ -227,6 +229,7 @@ class Adapter:
         noise: Noise | None = None,
         adjoint: Adjoint = Checkpoint(),  # noqa: B008 (frozen)
         trajectory: bool = False,
+        after_step: AfterStep | None = None,
         callback: Callback | None = None,
         progress: bool = False,
     ) -> Tensor:
@@ -244,6 +247,7 @@ class Adapter:
             cond=parts.cond,
             adjoint=adjoint,
             trajectory=trajectory,
+            after_step=after_step,
             callback=callback,
             progress=progress,
         )
@@ -323,7 +327,7 @@ class Wrapper(nn.Module):
 
 def adapter(
     wrapper: Wrapper,
-    sampler: Sampler,
+    sampler: NamedSampler,
     prediction: str,
     guidance: Guidance | None,
     times: Times,

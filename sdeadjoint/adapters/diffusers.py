@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..guidance import Guidance
-from ..samplers import Sampler
-from ..schedules import Schedule
+from ..diffusion.guidance import Guidance
+from ..diffusion.schedules import Schedule
+from ..samplers import NamedSampler
 from .base import Adapter, adapter
 from .networks import DiffusersNetwork
 from .schedulers import read
@@ -42,7 +42,7 @@ def from_diffusers(
     mu: float | None = None,
     guidance: Guidance | None = None,
     timestep: Callable[[Tensor], Tensor] | None = None,
-    sampler: Callable[[Schedule], Sampler] | None = None,
+    sampler: Callable[[Schedule], NamedSampler] | None = None,
 ) -> Adapter:
     """The sampler that a diffusers pipeline runs with this model and this scheduler, differentiable and exact.
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..grids import karras
-from ..guidance import Guidance
-from ..samplers import Sampler, dpm_solver_pp_2m
-from ..schedules import VE, Schedule
+from ..diffusion.grids import karras
+from ..diffusion.guidance import Guidance
+from ..diffusion.schedules import VE, Schedule
+from ..samplers import NamedSampler, dpm_solver_pp_2m
 from .base import Adapter, OwnTimes, Wrapper, adapter, range_of
 
 
@@ -21,7 +21,7 @@ def from_denoiser(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     rho: float = 7.0,
-    sampler: Callable[[Schedule], Sampler] = dpm_solver_pp_2m,
+    sampler: Callable[[Schedule], NamedSampler] = dpm_solver_pp_2m,
     guidance: Guidance | None = None,
 ) -> Adapter:
     """A k-diffusion denoiser, on ``x_t = x_0 + sigma eps``.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..schedules import Schedule
+from ..diffusion.schedules import Schedule
 from .base import Wrapper
 from .signature import signature_of
 from .timesteps import Pinned, Timesteps

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..frames import Frame
+from ..diffusion.frames import Frame
+from ..diffusion.schedules import VE, RectifiedFlow, Schedule, Tabulated, VPLevel
 from ..samplers import (
-    Sampler,
+    NamedSampler,
     ddim,
     edm_heun,
     flow_euler,
@@ -18,7 +19,6 @@ from ..samplers import (
     sde_dpm_solver_pp_1,
     sde_dpm_solver_pp_2m,
 )
-from ..schedules import VE, RectifiedFlow, Schedule, Tabulated, VPLevel
 from ..solvers import AdamsBashforth, DPMSolverPP2M, Euler, Solver
 from .ancestral import AncestralPair
 from .few_steps import Restart, Trajectory
@@ -46,7 +46,7 @@ from .two_stage import TwoStage
 class Reading(NamedTuple):
     """A scheduler: ``prediction`` is what the preconditioned model predicts on the scheduler's states."""
 
-    sampler: Sampler
+    sampler: NamedSampler
     prediction: str
     preconditioning: Preconditioning | None
     timesteps: Timesteps
@@ -99,7 +99,7 @@ def _multistep(scheduler: Any, eta: float) -> Reading:
     kind = "data" if config.algorithm_type.endswith("++") else "noise"
     frame = Frame(schedule, eta=1.0 if config.algorithm_type.startswith("sde") else 0.0, kind=kind)
     solver, lowered = _solver(scheduler), _lowering(scheduler)
-    return Reading(Sampler(frame, solver), prediction, None, _multistep_times(scheduler), sigma_nodes, lowered)
+    return Reading(NamedSampler(frame, solver), prediction, None, _multistep_times(scheduler), sigma_nodes, lowered)
 
 
 def _lowering(scheduler: Any) -> Callable[[Any, int], dict[int, int]] | None:
@@ -120,31 +120,31 @@ def _deis(scheduler: Any, eta: float) -> Reading:
     solver = Euler() if config.solver_order == 1 else AdamsBashforth(config.solver_order, "log")
     times = Proportional(float(config.num_train_timesteps), "down") if flow else _interpolated(scheduler, "nearest")
     frame = Frame(schedule, kind="noise")
-    return Reading(Sampler(frame, solver), prediction, None, times, sigma_nodes, _lowering(scheduler))
+    return Reading(NamedSampler(frame, solver), prediction, None, times, sigma_nodes, _lowering(scheduler))
 
 
 def _lms(scheduler: Any, eta: float) -> Reading:
     return _exploding(scheduler, _lms_sampler, _interpolated(scheduler), lms_nodes)
 
 
-def _lms_sampler(schedule: Schedule) -> Sampler:
-    return Sampler(Frame(schedule, kind="noise"), AdamsBashforth(4, "clock"))
+def _lms_sampler(schedule: Schedule) -> NamedSampler:
+    return NamedSampler(Frame(schedule, kind="noise"), AdamsBashforth(4, "clock"))
 
 
 def _kdpm(scheduler: Any, eta: float) -> Reading:
     return _exploding(scheduler, _kdpm_sampler, _interpolated(scheduler, logarithmic=True), kdpm_nodes)
 
 
-def _kdpm_sampler(schedule: Schedule) -> Sampler:
-    return Sampler(Frame(schedule, kind="noise"), TwoStage())
+def _kdpm_sampler(schedule: Schedule) -> NamedSampler:
+    return NamedSampler(Frame(schedule, kind="noise"), TwoStage())
 
 
 def _kdpm_ancestral(scheduler: Any, eta: float) -> Reading:
     return _exploding(scheduler, _ancestral_pair, _interpolated(scheduler, logarithmic=True), ancestral_nodes)
 
 
-def _ancestral_pair(schedule: Schedule) -> Sampler:
-    return Sampler(Frame(schedule, eta=1.0), AncestralPair())
+def _ancestral_pair(schedule: Schedule) -> NamedSampler:
+    return NamedSampler(Frame(schedule, eta=1.0), AncestralPair())
 
 
 def _plms(scheduler: Any, eta: float) -> Reading:
@@ -155,13 +155,13 @@ def _plms(scheduler: Any, eta: float) -> Reading:
         )
     frame = Frame(Tabulated(scheduler.alphas_cumprod), kind="noise")
     prediction = _predicted(scheduler)
-    return Reading(Sampler(frame, PLMS(prediction == "v_prediction")), prediction, None, Same(), plms_nodes)
+    return Reading(NamedSampler(frame, PLMS(prediction == "v_prediction")), prediction, None, Same(), plms_nodes)
 
 
 def _lcm(scheduler: Any, eta: float) -> Reading:
     config, schedule = scheduler.config, Tabulated(scheduler.alphas_cumprod)
     preconditioning = Boundary(schedule, _predicted(scheduler), 0.5 / config.timestep_scaling)
-    return Reading(Sampler(Frame(schedule, eta=1.0), Restart()), "sample", preconditioning, Same(), lcm_nodes)
+    return Reading(NamedSampler(Frame(schedule, eta=1.0), Restart()), "sample", preconditioning, Same(), lcm_nodes)
 
 
 def _flow_lcm(scheduler: Any, eta: float) -> Reading:
@@ -171,7 +171,7 @@ def _flow_lcm(scheduler: Any, eta: float) -> Reading:
             "scale_factors=None"
         )
     _refuse_inverted(scheduler)
-    return _flow(scheduler, lambda schedule: Sampler(Frame(schedule, eta=1.0), Restart()), sigma_nodes)
+    return _flow(scheduler, lambda schedule: NamedSampler(Frame(schedule, eta=1.0), Restart()), sigma_nodes)
 
 
 def _tcd(scheduler: Any, eta: float) -> Reading:
@@ -182,7 +182,7 @@ def _tcd(scheduler: Any, eta: float) -> Reading:
         raise ValueError("TCDScheduler(rescale_betas_zero_snr=True): with eta above 0 it divides by zero; pass eta=0")
     frame = Frame(schedule, eta=1.0)
     clocks = tuple(frame.clock(torch.arange(len(scheduler.alphas_cumprod), dtype=torch.float64)).tolist())
-    return Reading(Sampler(frame, Trajectory(eta, clocks)), _predicted(scheduler), None, Same(), tcd_nodes)
+    return Reading(NamedSampler(frame, Trajectory(eta, clocks)), _predicted(scheduler), None, Same(), tcd_nodes)
 
 
 def _cogvideox(scheduler: Any, eta: float) -> Reading:
@@ -197,7 +197,7 @@ def _cogvideox(scheduler: Any, eta: float) -> Reading:
 
 def _cosine(scheduler: Any, eta: float) -> Reading:
     solver = _solver(scheduler)
-    reading = _edm(scheduler, lambda schedule: Sampler(Frame(schedule, 1.0), solver), sigma_nodes)
+    reading = _edm(scheduler, lambda schedule: NamedSampler(Frame(schedule, 1.0), solver), sigma_nodes)
     return reading._replace(timesteps=Arctangent(), lowered=_lowering(scheduler))
 
 
@@ -232,11 +232,11 @@ def _sde(scheduler: Any, eta: float) -> Reading:
     return _exploding(scheduler, _two_stage, _interpolated(scheduler, logarithmic=True), midpoint_nodes)
 
 
-def _two_stage(schedule: Schedule) -> Sampler:
-    return Sampler(Frame(schedule, eta=1.0), TwoStage())
+def _two_stage(schedule: Schedule) -> NamedSampler:
+    return NamedSampler(Frame(schedule, eta=1.0), TwoStage())
 
 
-def _exploding(scheduler: Any, sampler: Callable[[Schedule], Sampler], times: Timesteps, nodes: Nodes) -> Reading:
+def _exploding(scheduler: Any, sampler: Callable[[Schedule], NamedSampler], times: Timesteps, nodes: Nodes) -> Reading:
     """A variance-preserving model on states ``x_0 + sigma eps``."""
     prediction = _predicted(scheduler)
     return Reading(sampler(VE(*_range(scheduler))), prediction, VarianceExploding(prediction), times, nodes)
@@ -247,13 +247,13 @@ def _edm_euler(scheduler: Any, eta: float) -> Reading:
 
 
 def _edm_multistep(scheduler: Any, eta: float) -> Reading:
-    noisy = scheduler.config.algorithm_type.startswith("sde")
-    solver = _solver(scheduler)
-    reading = _edm(scheduler, lambda schedule: Sampler(Frame(schedule, 1.0 if noisy else 0.0), solver), sigma_nodes)
+    noisy, solver = scheduler.config.algorithm_type.startswith("sde"), _solver(scheduler)
+    power = 1.0 if noisy else 0.0
+    reading = _edm(scheduler, lambda schedule: NamedSampler(Frame(schedule, power), solver), sigma_nodes)
     return reading._replace(lowered=_lowering(scheduler))
 
 
-def _edm(scheduler: Any, sampler: Callable[[Schedule], Sampler], nodes: Nodes) -> Reading:
+def _edm(scheduler: Any, sampler: Callable[[Schedule], NamedSampler], nodes: Nodes) -> Reading:
     config = scheduler.config
     signs = {"epsilon": 1.0, "v_prediction": -1.0}
     if config.prediction_type not in signs:
@@ -282,7 +282,7 @@ def _flow_heun(scheduler: Any, eta: float) -> Reading:
     return _flow(scheduler, flow_heun, heun_nodes)
 
 
-def _flow(scheduler: Any, sampler: Callable[[Schedule], Sampler], nodes: Nodes) -> Reading:
+def _flow(scheduler: Any, sampler: Callable[[Schedule], NamedSampler], nodes: Nodes) -> Reading:
     times = Proportional(float(scheduler.config.num_train_timesteps))
     return Reading(sampler(RectifiedFlow()), "flow_prediction", None, times, nodes)
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..grids import uniform_time
-from ..guidance import Guidance
-from ..samplers import Sampler, flow_heun
-from ..schedules import RectifiedFlow, Schedule
+from ..diffusion.grids import uniform_time
+from ..diffusion.guidance import Guidance
+from ..diffusion.schedules import RectifiedFlow, Schedule
+from ..samplers import NamedSampler, flow_heun
 from .base import Adapter, OwnTimes, Wrapper, adapter
 
 
@@ -19,7 +19,7 @@ def from_velocity(
     v: Callable[..., Any],
     *,
     data_at: int = 1,
-    sampler: Callable[[Schedule], Sampler] = flow_heun,
+    sampler: Callable[[Schedule], NamedSampler] = flow_heun,
     guidance: Guidance | None = None,
 ) -> Adapter:
     """The velocity ``dx/dt`` of a straight-line flow between data and a standard normal, in either direction of time.

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..grids import coarsen
+from ..diffusion.grids import coarsen
 from ..solvers import Solver
 from .fingerprint import NoDigestError
 from .level import Level

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Denoiser
-from ..frames import Frame
-from ..grids import uniform_logsnr
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.frames import Frame
+from ..diffusion.grids import uniform_logsnr
+from ..diffusion.schedules import VE, Schedule, VPLinear
 from ..noise import Noise
 from ..problems import Gaussian, Mixture
 from ..problems.base import PosteriorMean, Problem
-from ..schedules import VE, Schedule, VPLinear
 from ..solvers import Solver
 from .paths import Clock
 

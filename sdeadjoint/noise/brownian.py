@@ -25,6 +25,7 @@ from .base import (
     checked_step,
     release_with,
 )
+from .normal import scales
 from .refinable import LinePath, check_range
 
 # Pairs of tensors that torchsde keeps to climb the tree. It forgets the oldest first, so a small number serves any
@@ -111,6 +112,17 @@ class BrownianPath(Noise):
         bound = self.bind(_noise_clock(frame, grid), like, levy=True)
         areas = [bound.increment(n).H for n in range(len(grid) - 1)]
         return torch.stack([H for H in areas if H is not None])
+
+    def normals(self, frame: HasNoiseClock, grid: Tensor | Sequence[float], like: Tensor) -> Tensor:
+        """The increments of every step over their standard deviations, for ``NormalNoise``: laid out like them.
+
+        Zero in steps that inject no noise.
+        """
+        return _over_scales(self.increments(frame, grid, like), _noise_clock(frame, grid), 1.0)
+
+    def levy_normals(self, frame: HasNoiseClock, grid: Tensor | Sequence[float], like: Tensor) -> Tensor:
+        """The Levy areas of every step over their standard deviations: see :meth:`normals`."""
+        return _over_scales(self.levy_areas(frame, grid, like), _noise_clock(frame, grid), 1 / 12)
 
     def _seeds(self, like: Tensor) -> Sequence[int]:
         if isinstance(self.seed, int):
@@ -206,6 +218,12 @@ class _BoundPath(BoundNoise):
 def _noise_clock(frame: HasNoiseClock, grid: Tensor | Sequence[float]) -> Tensor:
     # On the CPU, as a solve does: another device's exp may differ in the last bit, and that would be another grid.
     return frame.noise_clock(torch.as_tensor(grid, dtype=torch.float64, device="cpu"))
+
+
+def _over_scales(values: Tensor, clock: Tensor, variance: float) -> Tensor:
+    """Each step's values over the root of ``variance`` times its length; zeros stay zeros."""
+    factors = [1 / (math.sqrt(variance) * scale) if scale > 0 else 0.0 for scale in scales(clock.tolist())]
+    return torch.stack([factor * value for factor, value in zip(factors, values, strict=True)])
 
 
 def _checked_seeds(seed: object) -> int | tuple[int, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...guidance import Guidance
+from ...diffusion.guidance import Guidance
 from ..base import Adapter
 from ..diffusers import from_diffusers
 from ..two_stage import TwoStage

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ... import nests
-from ...guidance import Guidance
+from ...diffusion.guidance import Guidance
 from ..base import Asked, Plan, Surroundings, Times
 
 Cond = Mapping[str, Any]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...guidance import Guidance
+from ...diffusion.guidance import Guidance
 from .convention import Cond, Convention, equal_sigmas
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...guidance import Guidance
+from ...diffusion.guidance import Guidance
 from .convention import Cond, Convention, per_channel
 
 

@@ -9,13 +9,11 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from . import kinds
 from .schedules import Schedule
 from .schedules.base import check_schedule
 
-_EPS = torch.finfo(torch.float64).eps
-
-KINDS = ("data", "noise", "flow")
-PREDICTION_OF_KIND = {"data": "sample", "noise": "epsilon", "flow": "flow_prediction"}
+KINDS = tuple(kinds.KINDS)
 
 
 @dataclass(frozen=True)
@@ -74,27 +72,16 @@ class Frame:
     @property
     def prediction(self) -> str:
         """The prediction that this frame's drift ``F`` is: ``"sample"``, ``"epsilon"`` or ``"flow_prediction"``."""
-        return PREDICTION_OF_KIND[self.kind]
+        return self._kind.prediction
 
     def weight(self, t: Tensor | float) -> Tensor:
         """``w(t)``, float64, same shape as ``t``: the state of the equation is ``x = w y``."""
-        log_alpha, log_sigma, lam = self._logs(t)
-        if self.kind == "data":
-            return log_sigma.exp() if self.eta == 0 else (log_sigma - self.eta * lam).exp()
-        if self.kind == "noise":
-            return log_alpha.exp()
-        plain = log_alpha.exp() + log_sigma.exp()
-        # log(1+r) = softplus(-lambda) is accurate at both ends.
-        return plain if self.eta == 0 else plain * (self.eta * _softplus(-lam)).exp()
+        schedule = self.schedule
+        return self._kind.weight(schedule.log_alpha(t), schedule.log_sigma(t), schedule.lam(t), self.eta)
 
     def clock(self, t: Tensor | float) -> Tensor:
         """``s(t)``, float64, same shape as ``t``: the drift's clock."""
-        _, _, lam = self._logs(t)
-        if self.kind == "data":
-            return ((1 + self.eta) * lam).exp()
-        if self.kind == "noise":
-            return (1 + self.eta) * (-lam).exp()
-        return -torch.expm1(-(1 + self.eta) * _softplus(-lam))
+        return self._kind.clock(self.schedule.lam(t), self.eta)
 
     def noise_clock(self, t: Tensor | float) -> Tensor:
         """``nu(t)``, float64, same shape as ``t``: increments of the driving path over a step have variance ``dnu``.
@@ -104,16 +91,8 @@ class Frame:
         Error: a few ulps of nu, times ``1 + 2 eta |lambda|``. What that makes of the noise is small against
         ``sigma^2``, but in the flow kind against ``(alpha + sigma)^2`` only.
         """
-        _, _, lam = self._logs(t)
-        if self.eta == 0:
-            return torch.zeros_like(lam)
-        if self.kind == "data":
-            return (2 * self.eta * lam).exp()
-        if self.kind == "noise":
-            return -self.eta * (-2 * lam).exp()
-        # From 0 at the noisy end: w is large there, and what differences of nu lose is multiplied by w^2.
-        log1r, e = _softplus(-lam), 2 * self.eta
-        return (-e * log1r).exp() * (1 - e / (1 + e) * (-log1r).exp())
+        lam = self.schedule.lam(t)
+        return torch.zeros_like(lam) if self.eta == 0 else self._kind.noise_clock(lam, self.eta)
 
     def time(self, s: Tensor | float) -> Tensor:
         """``t`` with ``clock(t) = s``, float64, same shape as ``s``.
@@ -121,21 +100,9 @@ class Frame:
         Error in lambda: a few ulps; in the flow kind ``1 / (1 - s)`` of them, as s rounds to 1 where alpha is small.
         """
         s = s.double() if isinstance(s, Tensor) else torch.tensor(s, dtype=torch.float64, device="cpu")
-        if self.kind == "data":
-            lam = s.log() / (1 + self.eta)
-        elif self.kind == "noise":
-            lam = -(s / (1 + self.eta)).log()
-        else:
-            lam = -torch.expm1(-torch.log1p(-s) / (1 + self.eta)).log()
-            # Past the schedule's noisy end by no more than that round-off is that end.
-            least = self.schedule.lam(self.schedule.domain[1]).to(lam.device)
-            lam = torch.where((lam < least) & (lam >= least - 4 * _EPS / (1 - s)), least, lam)
-        return self.schedule.time(lam)
+        least = self.schedule.lam(self.schedule.domain[1])
+        return self.schedule.time(self._kind.lam(s, self.eta, least))
 
-    def _logs(self, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-        return self.schedule.log_alpha(t), self.schedule.log_sigma(t), self.schedule.lam(t)
-
-
-def _softplus(u: Tensor) -> Tensor:
-    """``log(1 + e^u)``, accurate at both ends."""
-    return torch.logaddexp(u, torch.zeros_like(u))
+    @property
+    def _kind(self) -> kinds.Kind:
+        return kinds.KINDS[self.kind]

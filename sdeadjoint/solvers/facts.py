@@ -1,17 +1,35 @@
-"""What weight a solver gives to each of its drift evaluations."""
+"""Facts about a solver, found by running it on numbers in the place of a drift: no solver has to state them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from ...solvers import Interval, Solver
+from .base import Interval, Solver, State
 
 Weights = tuple[tuple[float, ...], ...]
 """``W[m][i]``: the weight of the i-th drift evaluation of step m."""
+
+
+def remembers(solver: Solver) -> bool:
+    """Whether a step of the solver hands a state on; steps are pure, so one on a number tells."""
+    y = torch.ones(1, dtype=torch.float64, device="cpu")
+    return solver.initial_state != () or solver.step(lambda s, y: y, Interval(1.0, 2.0), y, ())[1] != ()
+
+
+def tensors_per_carry(solver: Solver, clocks: Sequence[float]) -> int:
+    """How many tensors like the state one step hands to the next: the state, and what the solver remembers with it.
+
+    Counted on the first steps of a clock, at most eight, with a drift that is zero.
+    """
+    y, state, most = torch.zeros(1, dtype=torch.float64, device="cpu"), solver.initial_state, 1
+    for n in range(min(len(clocks) - 1, 8)):
+        y, state = solver.step(lambda s, y: torch.zeros_like(y), Interval(clocks[n], clocks[n + 1]), y, state)
+        most = max(most, 1 + sum(1 for _ in _tensors(state)))
+    return most
 
 
 def quadrature_weights(solver: Solver, clocks: Sequence[float], restarts: Collection[int] = ()) -> Weights:
@@ -33,13 +51,8 @@ def quadrature_weights(solver: Solver, clocks: Sequence[float], restarts: Collec
         state = solver.initial_state
         for m in reversed(range(len(clocks) - 1)):
             drifts: list[Tensor] = []
-
-            def drift(s: float, y: Tensor, drifts: list[Tensor] = drifts) -> Tensor:
-                drifts.append(torch.zeros(1, dtype=torch.float64, device="cpu", requires_grad=True))
-                return drifts[-1]
-
             try:
-                y, state = solver.step(drift, Interval(clocks[m], clocks[m + 1]).reversed, y, state)
+                y, state = solver.step(_one_leaf_each(drifts), Interval(clocks[m], clocks[m + 1]).reversed, y, state)
             except ValueError as error:
                 raise _refusal(solver, clocks, str(error)) from error
             if m in restarts:
@@ -65,6 +78,22 @@ def slot_weights(weights: Weights, clocks: Sequence[float]) -> Weights:
         whole = abs(math.fsum(step) - ds) <= 1e-10 * (abs(ds) + math.fsum(abs(weight) for weight in step))
         own.append(step if whole else tuple(ds / len(step) for _ in step))
     return tuple(own)
+
+
+def _one_leaf_each(drifts: list[Tensor]) -> Callable[[float, Tensor], Tensor]:
+    def drift(s: float, y: Tensor) -> Tensor:
+        drifts.append(torch.zeros(1, dtype=torch.float64, device="cpu", requires_grad=True))
+        return drifts[-1]
+
+    return drift
+
+
+def _tensors(state: State) -> Iterator[Tensor]:
+    for part in state:
+        if isinstance(part, Tensor):
+            yield part
+        elif isinstance(part, tuple | list):
+            yield from _tensors(tuple(part))
 
 
 def _check(solver: Solver, clocks: Sequence[float], weights: Weights) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .conditioning import Scheduled
+from ..conditioning import Scheduled
 
 
 @dataclass(frozen=True)
