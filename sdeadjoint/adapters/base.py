@@ -25,7 +25,7 @@ from ..sample import sample
 from ..samplers import NamedSampler
 from ..solve import Callback
 from ..solvers import Solver
-from .multistep import Lowered
+from .multistep import lowered
 
 
 class Asked(NamedTuple):
@@ -188,7 +188,7 @@ class Adapter:
         if not plan.kept:
             return self.solver
         clocks = self.frame.clock(plan.grid).tolist()
-        return Lowered(self.solver, tuple((clocks[n], number) for n, number in plan.kept))
+        return lowered(self.solver, tuple((clocks[n], number) for n, number in plan.kept))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the image, video or audio of latents: a pipeline's VAE with its scaling and shift, differentiable.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
 from ..solvers import Claims, Drift, Interval, Solver, State
+from .unipc import UniPCSteps
 
 _WEIGHTS = ((1.0,), (1.5, -0.5), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
@@ -56,12 +57,17 @@ class PLMS(Solver):
         return mixed / root + (s / root**2) * y if self.velocity else mixed
 
 
+def lowered(solver: Solver, kept: tuple[tuple[float, int], ...]) -> Solver:
+    """A multistep method that sees no more than so many past drifts in a step from such a clock."""
+    return replace(solver, kept=kept) if isinstance(solver, UniPCSteps) else Lowered(solver, kept)
+
+
 @dataclass(frozen=True)
 class Lowered(Solver):
     """A multistep method that forgets in its last steps, as schedulers do in short runs.
 
     Args:
-        base: ``AdamsBashforth`` or ``DPMSolverPP2M``, whose memory is a tuple, the latest first.
+        base: one whose memory is a tuple, the latest first: ``AdamsBashforth``, ``DPMSolverPP2M``, ``Singlestep``.
         kept: pairs (clock, number): a step from this clock sees no more than so many entries of the memory.
 
     Orders of ``base`` where the steps at the end are small against the others, as they are where this is used; else

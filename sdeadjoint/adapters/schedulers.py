@@ -24,16 +24,19 @@ from .ancestral import AncestralPair
 from .few_steps import Restart, Trajectory
 from .multistep import PLMS
 from .networks import EDM, Boundary, Preconditioning, VarianceExploding
+from .singlestep import Singlestep
 from .tables import (
     Nodes,
     ancestral_nodes,
     ddim_nodes,
     ddpm_nodes,
+    groups_begin,
     heun_nodes,
     kdpm_nodes,
     lcm_nodes,
     lms_nodes,
     lowered_at_end,
+    lowered_by_unipc,
     midpoint_nodes,
     plms_nodes,
     sigma_nodes,
@@ -41,6 +44,7 @@ from .tables import (
 )
 from .timesteps import Arctangent, Interpolated, Proportional, QuarterLog, Same, Timesteps
 from .two_stage import TwoStage
+from .unipc import UniPCSteps
 
 
 class Reading(NamedTuple):
@@ -87,15 +91,7 @@ def _ddim(scheduler: Any, eta: float) -> Reading:
 
 
 def _multistep(scheduler: Any, eta: float) -> Reading:
-    config, low, high = scheduler.config, *_range(scheduler)
-    flow = config.use_flow_sigmas
-    schedule: Schedule = RectifiedFlow() if flow else VPLevel(low, high)
-    prediction = _predicted(scheduler)
-    if (prediction == "flow_prediction") != bool(flow):
-        raise ValueError(
-            f"DPMSolverMultistepScheduler(prediction_type={prediction!r}, use_flow_sigmas={flow}): a velocity of a "
-            "flow goes with the levels of a flow; pass both or neither"
-        )
+    config, schedule, prediction = scheduler.config, _level_schedule(scheduler), _predicted(scheduler)
     kind = "data" if config.algorithm_type.endswith("++") else "noise"
     frame = Frame(schedule, eta=1.0 if config.algorithm_type.startswith("sde") else 0.0, kind=kind)
     solver, lowered = _solver(scheduler), _lowering(scheduler)
@@ -107,20 +103,58 @@ def _lowering(scheduler: Any) -> Callable[[Any, int], dict[int, int]] | None:
 
 
 def _deis(scheduler: Any, eta: float) -> Reading:
-    config, flow = scheduler.config, scheduler.config.use_flow_sigmas
-    prediction = _predicted(scheduler)
-    if (prediction == "flow_prediction") != bool(flow):
-        raise ValueError(
-            f"DEISMultistepScheduler(prediction_type={prediction!r}, use_flow_sigmas={flow}): a velocity of a flow "
-            "goes with the levels of a flow; pass both or neither"
-        )
+    config = scheduler.config
     if config.solver_order > 3:
         raise ValueError(f"DEISMultistepScheduler(solver_order={config.solver_order}): it has orders 1 to 3")
-    schedule: Schedule = RectifiedFlow() if flow else VPLevel(*_range(scheduler))
     solver = Euler() if config.solver_order == 1 else AdamsBashforth(config.solver_order, "log")
-    times = Proportional(float(config.num_train_timesteps), "down") if flow else _interpolated(scheduler, "nearest")
-    frame = Frame(schedule, kind="noise")
-    return Reading(NamedSampler(frame, solver), prediction, None, times, sigma_nodes, _lowering(scheduler))
+    sampler, times = NamedSampler(Frame(_level_schedule(scheduler), kind="noise"), solver), _level_times(scheduler)
+    return Reading(sampler, _predicted(scheduler), None, times, sigma_nodes, _lowering(scheduler))
+
+
+def _singlestep(scheduler: Any, eta: float) -> Reading:
+    config, name = scheduler.config, "DPMSolverSinglestepScheduler"
+    order, algorithm = config.solver_order, config.algorithm_type
+    if algorithm.startswith("sde") and order > 1:
+        raise ValueError(
+            f"{name}(algorithm_type={algorithm!r}): the noise of its half steps is no part of the noise of the whole "
+            "step, so there is no path; pass solver_order=1, or DPMSolverMultistepScheduler.from_config(...)"
+        )
+    schedule = _level_schedule(scheduler)
+    kind = "data" if algorithm.endswith("++") else "noise"
+    frame = Frame(schedule, eta=1.0 if algorithm.startswith("sde") else 0.0, kind=kind)
+    solver = Euler() if order == 1 else Singlestep(order, config.solver_type == "heun")
+    times = _level_times(scheduler)
+    sampler = NamedSampler(frame, solver)
+    return Reading(sampler, _predicted(scheduler), None, times, sigma_nodes, groups_begin if order > 1 else None)
+
+
+def _unipc(scheduler: Any, eta: float) -> Reading:
+    config = scheduler.config
+    if scheduler.solver_p is not None:
+        raise ValueError("UniPCMultistepScheduler(solver_p=...): another predictor cannot be matched; leave it out")
+    frame = Frame(_level_schedule(scheduler), kind="data" if scheduler.predict_x0 else "noise")
+    solver = UniPCSteps(config.solver_order, config.solver_type, tuple(scheduler.disable_corrector))
+    times = _level_times(scheduler)
+    lowered = lowered_by_unipc if config.solver_order > 1 else None
+    return Reading(NamedSampler(frame, solver), _predicted(scheduler), None, times, sigma_nodes, lowered)
+
+
+def _level_schedule(scheduler: Any) -> Schedule:
+    """The levels of a flow, or sigma / alpha of a variance-preserving process."""
+    flow, prediction = scheduler.config.use_flow_sigmas, _predicted(scheduler)
+    if (prediction == "flow_prediction") != bool(flow):
+        raise ValueError(
+            f"{type(scheduler).__name__}(prediction_type={prediction!r}, use_flow_sigmas={flow}): a velocity of a flow "
+            "goes with the levels of a flow; pass both or neither"
+        )
+    return RectifiedFlow() if flow else VPLevel(*_range(scheduler))
+
+
+def _level_times(scheduler: Any) -> Timesteps:
+    """Whole timesteps; where they are not those of the levels, the grid has them."""
+    if scheduler.config.use_flow_sigmas:
+        return Proportional(float(scheduler.config.num_train_timesteps), "down")
+    return _interpolated(scheduler, "nearest")
 
 
 def _lms(scheduler: Any, eta: float) -> Reading:
@@ -342,6 +376,8 @@ READERS: dict[str, Callable[[Any, float], Reading]] = {
     "FlowMatchEulerDiscreteScheduler": _flow_euler,
     "FlowMatchHeunDiscreteScheduler": _flow_heun,
     "DEISMultistepScheduler": _deis,
+    "DPMSolverSinglestepScheduler": _singlestep,
+    "UniPCMultistepScheduler": _unipc,
     "LMSDiscreteScheduler": _lms,
     "KDPM2DiscreteScheduler": _kdpm,
     "KDPM2AncestralDiscreteScheduler": _kdpm_ancestral,

@@ -251,6 +251,18 @@ def lowered_at_end(scheduler: Any, steps: int) -> dict[int, int]:
     return kept
 
 
+def groups_begin(scheduler: Any, steps: int) -> dict[int, int]:
+    """The steps in which a singlestep method starts afresh."""
+    return {n: 0 for n, order in enumerate(scheduler.order_list) if order == 1}
+
+
+def lowered_by_unipc(scheduler: Any, steps: int) -> dict[int, int]:
+    """The last steps, whose order is no more than what is left of them."""
+    if not scheduler.config.lower_order_final:
+        return {}
+    return {n: steps - n - 1 for n in range(max(steps - scheduler.config.solver_order + 1, 0), steps)}
+
+
 def warn_of_clipping(scheduler: Any, stacklevel: int) -> None:
     """Say what is left out of a scheduler because it has no gradient."""
     names = [name for name in ("clip_sample", "thresholding") if scheduler.config.get(name)]
