@@ -131,6 +131,34 @@ MORE: list[tuple[str, dict[str, Any]]] = [
     ("DEISMultistepScheduler", {"solver_order": 3, "lower_order_final": False, **STABLE}),
     ("DEISMultistepScheduler", {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}),
     *(("DEISMultistepScheduler", {**levels, **STABLE}) for levels in LEVELS),
+    *(
+        (
+            "DPMSolverSinglestepScheduler",
+            {"solver_order": order, "solver_type": kind, "algorithm_type": algorithm, **SHORT},
+        )
+        for order in (2, 3)
+        for kind in ("midpoint", "heun")
+        for algorithm in ODE
+    ),
+    *(("DPMSolverSinglestepScheduler", {"prediction_type": kind, **STABLE}) for kind in PREDICTIONS),
+    *(("DPMSolverSinglestepScheduler", {**levels, **STABLE}) for levels in LEVELS),
+    ("DPMSolverSinglestepScheduler", {"solver_order": 1, "algorithm_type": "sde-dpmsolver++"}),
+    (
+        "DPMSolverSinglestepScheduler",
+        {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0, "solver_order": 3},
+    ),
+    *(
+        ("UniPCMultistepScheduler", {"solver_order": order, "solver_type": kind, "predict_x0": data, **SHORT})
+        for order in (1, 2, 3, 4)
+        for kind in ("bh1", "bh2")
+        for data in (True, False)
+    ),
+    *(("UniPCMultistepScheduler", {"prediction_type": kind, **STABLE}) for kind in PREDICTIONS),
+    *(("UniPCMultistepScheduler", {"solver_order": 3, **levels, **STABLE}) for levels in LEVELS),
+    ("UniPCMultistepScheduler", {"disable_corrector": [0, 3], "solver_order": 3, "timestep_spacing": "leading"}),
+    ("UniPCMultistepScheduler", ZERO_SNR),
+    ("UniPCMultistepScheduler", {"lower_order_final": False, "solver_order": 3, **SHORT}),
+    ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 5.0}),
     *(("LMSDiscreteScheduler", {"prediction_type": kind, **STABLE}) for kind in PREDICTIONS),
     *(("LMSDiscreteScheduler", levels) for levels in LEVELS),
     ("LMSDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1, **STABLE}),

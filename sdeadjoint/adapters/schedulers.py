@@ -63,7 +63,8 @@ def read(scheduler: Any, eta: float) -> Reading:
     name = type(scheduler).__name__
     if name not in READERS or not type(scheduler).__module__.startswith("diffusers."):
         raise ValueError(
-            f"scheduler: {name} cannot be matched; supported are {', '.join(READERS)}. {INSTEAD.get(name, '')}".strip()
+            f"scheduler: {name} cannot be matched; supported are {', '.join(READERS)}"
+            + (f". In its place: {INSTEAD[name]}" if name in INSTEAD else "")
         )
     if not 0 <= eta <= 1 or (eta and name not in TAKES_ETA) or (eta not in (0, 1) and name != "TCDScheduler"):
         raise ValueError(
@@ -393,17 +394,35 @@ READERS: dict[str, Callable[[Any, float], Reading]] = {
 }
 TAKES_ETA = ("DDIMScheduler", "DDIMParallelScheduler", "TCDScheduler")
 
-_COMPATIBLE = "DPMSolverMultistepScheduler.from_config(scheduler.config) samples the same model."
-INSTEAD = dict.fromkeys(
-    (
-        "UniPCMultistepScheduler",
-        "DEISMultistepScheduler",
-        "DPMSolverSinglestepScheduler",
-        "LMSDiscreteScheduler",
-        "PNDMScheduler",
-        "KDPM2DiscreteScheduler",
-        "KDPM2AncestralDiscreteScheduler",
-        "SASolverScheduler",
-    ),
-    _COMPATIBLE,
-)
+_COMPATIBLE = "DPMSolverMultistepScheduler.from_config(scheduler.config) samples the same model"
+_TOKENS = "it samples discrete tokens, which have no gradient"
+_SECOND_TIME = "its model is given a second time; wrap it with Denoiser and sample it on a grid of your own"
+
+INSTEAD: dict[str, str] = {
+    "AmusedScheduler": _TOKENS,
+    "BlockRefinementScheduler": _TOKENS,
+    "CMStochasticIterativeScheduler": "one step is the model's own output; more noise it afresh, as LCMScheduler's do",
+    "ConsistencyDecoderScheduler": "it has two fixed steps of a decoder; call the decoder itself",
+    "DDIMInverseScheduler": "sa.encode inverts DDIM's own steps exactly; pass DDIMScheduler",
+    "DDPMWuerstchenScheduler": "pass Denoiser(prior, VPCosine()) and samplers.sde_dpm_solver_pp_1",
+    "DPMSolverMultistepInverseScheduler": "sa.encode inverts the sampler's own steps; pass DPMSolverMultistepScheduler",
+    "DiscreteDDIMScheduler": _TOKENS,
+    "EntropyBoundScheduler": _TOKENS,
+    "FlowMapEulerDiscreteScheduler": _SECOND_TIME,
+    "HeliosDMDScheduler": "its stages change the state's resolution; sample each stage by a call of its own",
+    "HeliosScheduler": "its stages change the state's resolution; sample each stage by a call of its own",
+    "IPNDMScheduler": "wrap the model with Denoiser and take samplers.deis, whose weights are those of the grid itself",
+    "KarrasVeScheduler": "its churn noises the state before each call; from_edm samples the model without churn",
+    "LTXEulerAncestralRFScheduler": "FlowMatchEulerDiscreteScheduler samples the same model",
+    "MiniMaxH3Scheduler": "FlowMatchEulerDiscreteScheduler on the model's velocity, with from_velocity(data_at=1)",
+    "PiflowScheduler": "its steps run a policy that the model returns; differentiate the policy's own loop",
+    "RFD4ProteinaScheduler": "wrap the velocity with from_velocity, and its coordinates in the model",
+    "RePaintScheduler": "sample(..., after_step=...) puts known regions back; pass DDPMScheduler (no resampling)",
+    "SASolverScheduler": _COMPATIBLE,
+    "SCMScheduler": "one step is the model's own output; more of them noise it afresh, at angles for times",
+    "ScoreSdeVeScheduler": "pass Denoiser(score, VE(...), prediction='score') and samplers.sde_dpm_solver_pp_1",
+    "ScoreSdeVpScheduler": "pass Denoiser(score, VPLinear(...), prediction='score') and samplers.sde_dpm_solver_pp_1",
+    "UnCLIPScheduler": "DDPMScheduler with variance_type='fixed_small' samples a model whose variance is not learned",
+    "VQDiffusionScheduler": _TOKENS,
+}
+"""What to do in place of the schedulers that are refused."""

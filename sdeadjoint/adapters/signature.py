@@ -11,9 +11,9 @@ from torch import nn
 
 
 class Signature(NamedTuple):
-    """The name of the class that says how it is called, and the names of its arguments."""
+    """The classes of the model that says how it is called, the nearest first, and the names of its arguments."""
 
-    owner: str
+    classes: tuple[str, ...]
     names: tuple[str, ...]
 
     @property
@@ -28,21 +28,27 @@ def signature_of(model: Callable[..., Any]) -> Signature:
     Compiled modules, ``DistributedDataParallel``, ``peft`` models, partial functions and modules or functions that pass
     on ``*args, **kwargs`` have no names of their own. A model that does not name its time is called by position.
     """
-    seen: set[int] = set()
-    first: Signature | None = None
-    for inner in _layers(model, seen):
-        forward = inner.forward if isinstance(inner, nn.Module) else inner
-        try:
-            parameters = inspect.signature(forward).parameters.values()
-        except (TypeError, ValueError):  # some builtins have none
-            continue
-        names = tuple(p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
-        found = Signature(type(inner).__name__, names)
-        first = first or found
-        passes_on = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
-        if "timestep" in names or (names and not passes_on):
-            return found
-    return first or Signature(type(model).__name__, ())
+    found: tuple[str, ...] | None = None
+    owner: type = type(model)
+    for inner in _layers(model, set()):
+        names, passes_on = _names(inner)
+        if found is None and ("timestep" in names or (names and not passes_on)):
+            found = names
+            owner = type(inner)
+        if found is not None and isinstance(inner, nn.Module) and names == found:
+            owner = type(inner)
+            break
+    return Signature(tuple(base.__name__ for base in owner.__mro__), found or ())
+
+
+def _names(called: Any) -> tuple[tuple[str, ...], bool]:
+    """The names of its arguments, and whether it takes any others and passes them on."""
+    try:
+        parameters = inspect.signature(called.forward if isinstance(called, nn.Module) else called).parameters.values()
+    except (TypeError, ValueError):  # some builtins have none
+        return (), True
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return tuple(p.name for p in parameters if p.kind not in variable), any(p.kind in variable for p in parameters)
 
 
 def _layers(model: Any, seen: set[int]) -> Iterator[Any]:

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from ...diffusion.guidance import Guidance
+from ..ancestral import AncestralPair
 from ..base import Adapter
-from ..diffusers import from_diffusers
+from ..diffusers import check_rescale, from_diffusers
 from ..two_stage import TwoStage
 from .audio import StableAudio
 from .convention import Convention, Options, PipelineGrid, default_of
@@ -87,11 +88,12 @@ def from_pipeline(
     """
     convention = _kind(pipe)(pipe, _options(pipe, guidance, height, width, num_frames))
     adapter = from_diffusers(convention.model, pipe.scheduler, eta=eta, timestep=convention.timestep)
+    check_rescale(convention.options.guidance, adapter.denoiser.network.preconditioning)
     times = PipelineGrid(
         adapter.times,
         convention,
         _strength(convention, strength),
-        2 if isinstance(adapter.solver, TwoStage) else 1,
+        2 if isinstance(adapter.solver, TwoStage | AncestralPair) else 1,
     )
     return replace(adapter, times=times, surroundings=convention)
 
