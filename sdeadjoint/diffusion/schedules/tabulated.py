@@ -49,7 +49,8 @@ class Tabulated(Schedule):
 
     def __repr__(self) -> str:
         table = tuple(self.alphas_cumprod)
-        if len(table) <= 8:
+        # The call that makes it, for tables that one may want to read; those of trained models are named by their ends.
+        if len(table) <= 200:
             return f"Tabulated(alphas_cumprod={table})"
         return f"Tabulated(<{len(table)} values from {table[0]:.6g} to {table[-1]:.6g}>)"
 
