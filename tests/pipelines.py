@@ -429,6 +429,16 @@ CASES: dict[str, Case] = {
         {"guidance": 2.0},
         {"guidance_scale": 2.0, "height": 16, "width": 16, "num_frames": 5},
     ),
+    "Wan, UniPC": Case(
+        wan,
+        lambda: diffusers.UniPCMultistepScheduler(
+            use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
+        ),
+        (2, 4, 2, 2, 2),
+        texts(*PLAIN),
+        {"guidance": 2.0},
+        {"guidance_scale": 2.0, "height": 16, "width": 16, "num_frames": 5},
+    ),
     "CogVideoX": Case(
         cogvideox,
         lambda: diffusers.DDIMScheduler(clip_sample=False, prediction_type="v_prediction"),
