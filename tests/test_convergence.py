@@ -29,14 +29,12 @@ from sdeadjoint.convergence import (
     settings,
     work_precision,
 )
-from sdeadjoint.convergence.errors import Errors, _levels, _tasks
-from sdeadjoint.convergence.level import Level
-from sdeadjoint.convergence.measure import _verdict
+from sdeadjoint.convergence.errors import Errors, _runs, _tasks
 from sdeadjoint.convergence.quantities import Quantity
-from sdeadjoint.convergence.result import dumps
+from sdeadjoint.convergence.result import cost_of, dumps
+from sdeadjoint.convergence.settings import Run
 from sdeadjoint.convergence.slope import Slope
-from sdeadjoint.convergence.verdict import judge
-from sdeadjoint.convergence.work_precision import cost_of
+from sdeadjoint.convergence.verdict import judge, verdict
 from sdeadjoint.noise.refinable import Piece, combine
 from tests.wrong_adjoints import Scaled
 from theory.guarantees import GUARANTEES
@@ -204,8 +202,8 @@ def test_single_precision_shows_its_floor() -> None:
     assert result.verdict.outcome != "violated"
 
 
-def levels(study: Study) -> list[Level]:
-    return [level for _, level in _levels(study, _tasks(study), 0, study.paths)]
+def runs(study: Study) -> list[Run]:
+    return [run for _, run in _runs(study, _tasks(study), 0, study.paths)]
 
 
 @pytest.mark.parametrize(
@@ -214,18 +212,18 @@ def levels(study: Study) -> list[Level]:
 )  # fmt: skip
 def test_each_row_is_of_one_path(quantity: Quantity) -> None:
     setting = settings.steered() if quantity == Gradient("cond", adjoint=sa.Direct()) else settings.mild()
-    level = levels(Study(sa.Heun(), setting, quantity, steps=(2, 4, 8), paths=30, finer=2))[-2]
-    assert level.paths is not None
-    assert level.paths.steps == 4  # two steps in each cell
-    rows = quantity.evaluate(level)
+    run = runs(Study(sa.Heun(), setting, quantity, steps=(2, 4, 8), paths=30, finer=2))[-2]
+    assert run.paths is not None
+    assert run.paths.steps == 4  # two steps in each cell
+    rows = quantity.evaluate(run)
     for i in (0, 17, 29):  # elementwise: what is left is the rounding of vectorised kernels
         torch.testing.assert_close(
-            rows[i : i + 1], quantity.evaluate(level.part(slice(i, i + 1))), rtol=1e-12, atol=1e-14
+            rows[i : i + 1], quantity.evaluate(run.part(slice(i, i + 1))), rtol=1e-12, atol=1e-14
         )
 
 
 def test_all_levels_see_one_path_where_steps_do_not_divide_one_another() -> None:
-    whole = [level.paths for level in levels(Study(sa.Euler(), steps=(8, 12, 24), paths=30, finer=2))]
+    whole = [run.paths for run in runs(Study(sa.Euler(), steps=(8, 12, 24), paths=30, finer=2))]
     assert [paths.steps for paths in whole if paths] == [48, 24, 24, 12, 8]
     for paths in whole:
         assert paths is not None
@@ -244,7 +242,7 @@ def test_starts_have_the_size_of_the_noise_where_the_grid_begins() -> None:
 
 def test_starts_and_paths_are_independent() -> None:
     study = Study(sa.Euler(), steps=(2, 4, 8), paths=20000, finer=2)
-    coarse = levels(study)[-1]
+    coarse = runs(study)[-1]
     assert coarse.paths is not None
     numbers = torch.cat([coarse.x_T.T, coarse.paths.dB.mT.flatten(0, 1), coarse.paths.H.mT.flatten(0, 1)])
     correlation = torch.corrcoef(numbers) - torch.eye(len(numbers), dtype=F64)
@@ -258,9 +256,9 @@ class Dtypes(State):
 
     seen: list[torch.dtype]
 
-    def evaluate(self, level: Level) -> Tensor:
-        self.seen.append(level.x_T.dtype)
-        return super().evaluate(level)
+    def evaluate(self, run: Run) -> Tensor:
+        self.seen.append(run.x_T.dtype)
+        return super().evaluate(run)
 
 
 def test_the_reference_is_always_in_double_precision() -> None:
@@ -283,7 +281,7 @@ def test_a_low_rms_order_is_no_violation_while_medians_or_last_levels_agree(
     distances = np.array([1.5, 1.0, finest])[:, None] * np.ones((3, 50))
     errors = Errors(distances, distances, 1.0, 0.0, (0.0,) * 3)
     study = Study(sa.Euler(), steps=(8, 16, 32), paths=50)
-    assert _verdict(study, errors, law(0.6, 0.05), law(median, 0.05)).outcome == outcome
+    assert verdict(study, errors, law(0.6, 0.05), law(median, 0.05)).outcome == outcome
 
 
 @dataclass(frozen=True)
@@ -355,16 +353,16 @@ LONG = (16, 32, 64, 128, 256, 512)
 def test_errors_of_a_wrong_solver_that_stand_still_never_hold(
     solver: sa.Solver, eta: float, steps: tuple[int, ...], outcome: str, reason: str
 ) -> None:
-    verdict = measure(Study(solver, settings.mild() if eta else settings.line(), steps=steps, paths=100)).verdict
-    assert verdict.outcome == outcome
-    assert reason in verdict.reason
+    found = measure(Study(solver, settings.mild() if eta else settings.line(), steps=steps, paths=100)).verdict
+    assert found.outcome == outcome
+    assert reason in found.reason
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_wrong_adjoint_does_not_judge_itself(eta: float) -> None:
     quantity = Gradient(adjoint=Scaled(0.9))
-    verdict = measure(Study(sa.Heun(), settings.mild(eta), quantity, steps=STEPS, paths=60)).verdict
-    assert verdict.outcome == "violated"
+    found = measure(Study(sa.Heun(), settings.mild(eta), quantity, steps=STEPS, paths=60)).verdict
+    assert found.outcome == "violated"
 
 
 def test_the_reference_is_never_the_method_under_test() -> None:
@@ -428,10 +426,10 @@ def test_parts_of_many_paths_are_independent(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_verdicts(interval: tuple[float, float], outcome: str) -> None:
-    verdict = judge(sum(interval) / 2, interval, 1.0, paths=100)
-    assert verdict.outcome == outcome
+    found = judge(sum(interval) / 2, interval, 1.0, paths=100)
+    assert found.outcome == outcome
     # Half-width 0.2, distance 0.05 to the bar 0.85: 16 times the paths, and a tenth of safety squared.
-    assert interval != (0.7, 1.1) or "2000 paths" in verdict.reason
+    assert interval != (0.7, 1.1) or "2000 paths" in found.reason
 
 
 def test_tables_json_and_plots(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from .. import nests
 from ..adjoints import Adjoint, Direct
 from ..adjoints.replay.leaves import dependencies, distinct
-from ..adjoints.replay.surroundings import generators_untouched
 from ..arguments import check_state, check_types
 from ..conditioning import Scheduled
 from ..diffusion.denoiser import Denoiser
@@ -127,7 +127,7 @@ class Call:
 
     def gradients(self, adjoint: Adjoint, wanted: Mapping[str, Tensor]) -> tuple[float, Gradients]:
         """The loss and its gradients by autograd under an adjoint; no ``.grad`` and no generator is changed."""
-        with generators_untouched(self.x_T.device):
+        with generators_kept(self.x_T.device):
             loss = self.evaluate(adjoint)
             if not loss.requires_grad:
                 raise RuntimeError(f"{adjoint!r}: the loss does not depend on any of {', '.join(wanted)}")
@@ -154,7 +154,7 @@ class Call:
 
     def value(self) -> float:
         """The loss alone, without any graph of the call's own tensors: none of them may require a gradient."""
-        with generators_untouched(self.x_T.device), torch.no_grad():
+        with generators_kept(self.x_T.device), torch.no_grad():
             return float(self.evaluate(Direct()))
 
     def probe(self) -> Probe:
@@ -162,7 +162,7 @@ class Call:
         known = [tensor for _, tensor in self._named()]
         recursion = self.recursion
         increment = recursion.increment(0)  # a path's own memory is no activation
-        with generators_untouched(self.x_T.device), torch.enable_grad(), PeakMemory() as memory:
+        with generators_kept(self.x_T.device), torch.enable_grad(), PeakMemory() as memory:
             y = recursion.equation.enter(self.x_T)
             out = recursion.step(0, recursion.start(y), increment)
             found = dependencies(nests.tensors(out)).leaves_but(known)
@@ -173,10 +173,15 @@ class Call:
         """Leaves that the network reads after the first step: a network may read some at some times only."""
         recursion = self.recursion
         for n in range(1, recursion.steps):
-            with generators_untouched(self.x_T.device), torch.enable_grad():
+            with generators_kept(self.x_T.device), torch.enable_grad():
                 out = recursion.step(n, carry, recursion.increment(n))
             yield from dependencies(nests.tensors(out)).leaves_but(known)
             carry = nests.map_tensors(Tensor.detach, out)
+
+
+def generators_kept(device: torch.device) -> AbstractContextManager[None]:
+    """Put torch's global generators back afterwards: the CPU's and the device's."""
+    return torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=device.type)
 
 
 def _paths(nest: Any, name: str) -> Iterator[tuple[str, Tensor]]:

@@ -11,8 +11,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ..convergence.paths import Paths
 from ..noise import BoundNoise, Increment, Noise
+from ..noise.paths import Paths
 from .contract import Case, require
 from .surroundings import global_generators, reseed
 

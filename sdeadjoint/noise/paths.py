@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..noise import FixedNoise
-
-Clock = Callable[[Tensor], Tensor]
-"""A noise clock as a function of time, nondecreasing along a grid: ``Frame.noise_clock``."""
+from .fixed import FixedNoise
 
 
 @dataclass(frozen=True, eq=False)
