@@ -47,34 +47,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-ELEMENTWISE = """
-    acos acosh asin asinh atan atan2 atanh celu cos cosh digamma elu erf erfc erfinv exp exp2 expm1 gelu hypot igamma
-    igammac lgamma log log10 log1p log2 logaddexp logaddexp2 logit mish polygamma pow selu sigmoid silu sin sinc sinh
-    softplus sqrt special_bessel_j0 special_bessel_j1 special_bessel_y0 special_bessel_y1 special_entr special_erfcx
-    special_i0 special_i0e special_i1 special_i1e special_log_ndtr special_modified_bessel_i0 special_modified_bessel_i1
-    special_modified_bessel_k0 special_modified_bessel_k1 special_ndtri special_scaled_modified_bessel_k0
-    special_scaled_modified_bessel_k1 special_xlog1py special_zeta tan tanh xlogy
-    elu_backward gelu_backward log_sigmoid_backward log_sigmoid_forward mish_backward silu_backward softplus_backward
-""".split()
-DRAWN = "normal normal_functional randn randn_like log_normal exponential cauchy _standard_gamma".split()
-WHOLE = """
-    _log_softmax _log_softmax_backward_data _safe_softmax _softmax _softmax_backward_data logcumsumexp logsumexp
-    native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional native_batch_norm_backward
-    native_group_norm native_group_norm_backward native_layer_norm native_layer_norm_backward _fused_rms_norm
-    _fused_rms_norm_backward _weight_norm_interface _weight_norm_interface_backward convolution_backward
-    _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention_for_cpu_backward
-    _linalg_det _linalg_eigh _linalg_slogdet _linalg_solve_ex _linalg_svd linalg_cholesky_ex linalg_eig linalg_inv_ex
-    linalg_lstsq linalg_lu_factor_ex linalg_matrix_exp linalg_qr linalg_solve_triangular cholesky_solve
-""".split()
+ELEMENTWISE = ["acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "celu", "cos", "cosh", "digamma", "elu", "erf", "erfc", "erfinv", "exp", "exp2", "expm1", "gelu", "hypot", "igamma", "igammac", "lgamma", "log", "log10", "log1p", "log2", "logaddexp", "logaddexp2", "logit", "mish", "polygamma", "pow", "selu", "sigmoid", "silu", "sin", "sinc", "sinh", "softplus", "sqrt", "special_bessel_j0", "special_bessel_j1", "special_bessel_y0", "special_bessel_y1", "special_entr", "special_erfcx", "special_i0", "special_i0e", "special_i1", "special_i1e", "special_log_ndtr", "special_modified_bessel_i0", "special_modified_bessel_i1", "special_modified_bessel_k0", "special_modified_bessel_k1", "special_ndtri", "special_scaled_modified_bessel_k0", "special_scaled_modified_bessel_k1", "special_xlog1py", "special_zeta", "tan", "tanh", "xlogy", "elu_backward", "gelu_backward", "log_sigmoid_backward", "log_sigmoid_forward", "mish_backward", "silu_backward", "softplus_backward"]
+DRAWN = ["normal", "normal_functional", "randn", "randn_like", "log_normal", "exponential", "cauchy", "_standard_gamma"]
+WHOLE = ["_log_softmax", "_log_softmax_backward_data", "_safe_softmax", "_softmax", "_softmax_backward_data", "logcumsumexp", "logsumexp", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional", "native_batch_norm_backward", "native_group_norm", "native_group_norm_backward", "native_layer_norm", "native_layer_norm_backward", "_fused_rms_norm", "_fused_rms_norm_backward", "_weight_norm_interface", "_weight_norm_interface_backward", "convolution_backward", "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward", "_linalg_det", "_linalg_eigh", "_linalg_slogdet", "_linalg_solve_ex", "_linalg_svd", "linalg_cholesky_ex", "linalg_eig", "linalg_inv_ex", "linalg_lstsq", "linalg_lu_factor_ex", "linalg_matrix_exp", "linalg_qr", "linalg_solve_triangular", "cholesky_solve"]
 SPACED = ["linspace", "logspace"]
-OF_MATH = """
-    acos acosh asin asinh atan atan2 atanh cbrt cos cosh erf erfc exp exp2 expm1 gamma hypot lgamma log log10 log1p log2
-    pow sin sinh tan tanh
-""".split()
-OF_NUMPY = """
-    arccos arccosh arcsin arcsinh arctan arctan2 arctanh cbrt cos cosh exp exp2 expm1 hypot log log10 log1p log2
-    logaddexp logaddexp2 sin sinh tan tanh
-""".split()
+OF_MATH = ["acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "cos", "cosh", "erf", "erfc", "exp", "exp2", "expm1", "gamma", "hypot", "lgamma", "log", "log10", "log1p", "log2", "pow", "sin", "sinh", "tan", "tanh"]
+OF_NUMPY = ["arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh", "cbrt", "cos", "cosh", "exp", "exp2", "expm1", "hypot", "log", "log10", "log1p", "log2", "logaddexp", "logaddexp2", "sin", "sinh", "tan", "tanh"]
 MULTIPLIED_OUT = (0, 1, 2, 3, -1, -2)
 """Exponents with which torch's ``pow`` is made of products and quotients."""
 

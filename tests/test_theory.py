@@ -60,6 +60,25 @@ def test_tableaus_are_consistent_claim_what_is_computed_and_have_every_guarantee
     assert {g.quantity for g in GUARANTEES if g.subject == repr(solver)} == set(COMPUTED)
 
 
+PAIRS = [solver for solver in RUNGE_KUTTA.values() if solver.tableau.embedded]
+
+
+@pytest.mark.parametrize("solver", PAIRS, ids=repr)
+def test_embedded_rows_are_methods_of_one_order_less(solver: RungeKutta) -> None:
+    embedded = coefficients(solver).with_weights(solver.tableau.embedded)
+    assert oc.inconsistencies(embedded) == []
+    assert oc.ode_order(embedded) == solver.claims.ode - 1
+    for name, mutant in mutants(embedded):
+        assert not name.startswith("b") or oc.ode_order(mutant) == 0, name
+
+
+def test_an_embedded_row_may_see_the_end_of_the_step_or_not() -> None:
+    heun = coefficients(sa.Heun())
+    assert oc.ode_order(heun.with_weights((1.0, 0.0))) == 1
+    at_the_end = heun.with_weights((0.5, 0.0, 0.5))
+    assert (at_the_end.c[-1], at_the_end.a[-1], oc.ode_order(at_the_end)) == (1, (F(1, 2), F(1, 2), F(0)), 2)
+
+
 def verdict(method: Coefficients) -> object:
     return oc.ode_order(method), oc.strong_order(method), oc.weak_order(method), oc.inconsistencies(method)
 
@@ -189,7 +208,8 @@ def last_weights(solver: sa.Solver, nodes: list[float]) -> list[float]:
 @pytest.mark.parametrize("nodes", [[1, 2, 3, 4, 5], [1, 2, 5, 6, 9], [9, 7, 4, 3, 1]], ids=str)
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_adams_bashforth_in_the_clock(order: int, nodes: list[int]) -> None:
-    # The quadrature of 40 nodes rounds by some ulps; fractions with denominators below 10^4 lie 10^-8 apart.
+    # The quadrature of 40 nodes rounds by some ulps; the fractions here have denominators below 10^3, and others of
+    # denominators up to 4 10^5 lie 10^-9 away from them.
     got = [oc.rational(w, 1e-13) for w in last_weights(sa.AdamsBashforth(order, "clock"), [float(s) for s in nodes])]
     past, (s0, s1) = [F(s) for s in reversed(nodes[:-1])], nodes[-2:]
     assert got[order:] == [0] * (4 - order)

@@ -29,7 +29,16 @@ class Guarantee:
 _ANY = "any noise clock"
 _REGULAR = "noise clock with nonzero derivative in the drift clock (any kind, eta > 0, ends not singular)"
 
-_ONE_STEP = {"Euler()": 1, "Heun()": 2, "Midpoint()": 2, "RK4()": 4, "SRA1()": 2, "ShARK()": 2}
+_ONE_STEP = {
+    "Euler()": 1,
+    "Heun()": 2,
+    "Midpoint()": 2,
+    "BogackiShampine()": 3,
+    "RK4()": 4,
+    "Dopri5()": 5,
+    "SRA1()": 2,
+    "ShARK()": 2,
+}
 _MULTISTEP = {"DPMSolverPP2M()": 2} | {
     f"AdamsBashforth(order={k}, variable={variable!r})": min(k, 2)
     for k in (1, 2, 3, 4)

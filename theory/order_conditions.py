@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from itertools import combinations_with_replacement, count, product
@@ -21,7 +21,8 @@ Row = tuple[Fraction, ...]
 Tree = tuple["Tree", ...] | None
 """A rooted tree as the tuple of its subtrees; ``None`` is a leaf that stands for the clock s, ``()`` one for y."""
 
-LARGEST_DENOMINATOR = 10_000
+LARGEST_DENOMINATOR = 400_000
+"""Dormand and Prince's second row of weights has one of 339200."""
 _HALF = Fraction(1, 2)
 
 
@@ -61,6 +62,20 @@ class Coefficients:
             raise ValueError(f"c, noise, levy: got lengths {[len(row) for row in rows[1:]]}; pass {stages} each")
         square = tuple(tuple(map(rational, row)) + (Fraction(0),) * (stages - len(row)) for row in a)
         return cls(square, *rows)
+
+    def with_weights(self, weights: Sequence[float]) -> Coefficients:
+        """The method with other weights on the same stages: an embedded one.
+
+        One weight more than there are stages is that of the drift at the step's end: a further
+        stage, whose row of a is b, and which sees the whole increment.
+        """
+        given = tuple(map(rational, weights))
+        if len(given) == len(self.b):
+            return replace(self, b=given)
+        zero = (Fraction(0),)
+        square = (*(row + zero for row in self.a), self.b + zero)
+        end = (dot(self.b),)
+        return Coefficients(square, given, self.c + end, (*self.noise, Fraction(1)), self.levy + zero)
 
     def times_a(self, v: Row) -> Row:
         """The matrix a times a vector over the stages."""
