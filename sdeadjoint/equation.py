@@ -1,4 +1,4 @@
-"""What is solved: an equation with additive noise, cut into steps, in coordinates that solvers like."""
+"""The equation that is solved: additive noise, cut into steps, in coordinates that solvers like."""
 
 from __future__ import annotations
 
@@ -123,12 +123,12 @@ class Equation(ABC):
 
     @property
     def driven(self) -> str:
-        """In a few words, by what the noise was switched on, for messages; empty for an ODE."""
+        """Return what switched the noise on, in a few words for messages; empty for an ODE."""
         return "" if self.noise_clock is None else "the equation has noise"
 
     @property
     def tamer(self) -> str:
-        """What to pass for coordinates in which the way back amplifies less, ending in a comma; empty if nothing."""
+        """Return what to pass for a way back that amplifies less, ending in a comma; empty if nothing."""
         return ""
 
     def at(self, n: int, s: float) -> tuple[float, float]:

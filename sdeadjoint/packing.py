@@ -15,7 +15,7 @@ from .arguments import named
 
 @dataclass(frozen=True)
 class Packing:
-    """How the tensors of a nest lie side by side in one: ``unpack(pack(nest))`` is the nest.
+    """Lay the tensors of a nest side by side in one: ``unpack(pack(nest))`` is the nest.
 
     One tensor stays as it is. Tensors with a first dimension in common, the batch, become (batch, numbers), so that
     samples stay apart; any others become one row of numbers.

@@ -90,7 +90,7 @@ def solve(
         time_dtype=time_dtype,
     )
     _check_state(y0)
-    noise = _noise_of(noise, equation)
+    noise = noise_of(noise, equation)
     if noise is not None and equation.noise_clock is None:
         equation = equation.with_unit_noise()
     if noise is None and noise_clock is not None:
@@ -101,7 +101,7 @@ def solve(
 
 @dataclass(frozen=True)
 class Call:
-    """What ``solve`` and ``sample`` have in common: everything but the equation and its initial state."""
+    """Hold what ``solve`` and ``sample`` have in common: everything but the equation and its initial state."""
 
     solver: Solver
     noise: Noise | None
@@ -169,7 +169,7 @@ def _check_state(y0: Any) -> None:
             raise ValueError("y0: it holds NaN or infinite values; pass a finite state")
 
 
-def _noise_of(noise: Any, equation: Field) -> Noise | None:
+def noise_of(noise: Any, equation: Field) -> Noise | None:
     """The noise of the packed state."""
     if noise is None or (isinstance(noise, Noise) and equation.packing.is_trivial):
         return noise
