@@ -340,7 +340,7 @@ def _floors_bend(x: Array, y: Array, covariance: Array) -> float:
 
 
 def _significance(shape: Array, x: Array, y: Array, covariance: Array) -> float:
-    """How many standard errors of y lie in the direction of ``shape``, straight lines apart."""
+    """Count the standard errors of y in the direction of ``shape``, after straight lines are taken out."""
     lines = np.stack([np.ones_like(x), x], axis=1)
     contrast = shape - lines @ np.linalg.lstsq(lines, shape, rcond=None)[0]
     return float(contrast @ y / np.sqrt(max(contrast @ covariance @ contrast, 1e-300)))
@@ -353,7 +353,7 @@ class _Departure(NamedTuple):
 
 
 def _coarsest(x: Array, y: Array, covariance: Array) -> _Departure:
-    """How far the first level lies off the least squares line through the others."""
+    """Measure how far the first level lies off the least squares line through the others."""
     others, slope = x[1:], np.zeros_like(x)
     slope[1:] = (others - others.mean()) / ((others - others.mean()) ** 2).sum()
     contrast = -(x[0] - others.mean()) * slope - 1 / len(others)
