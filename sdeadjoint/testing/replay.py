@@ -1,4 +1,4 @@
-"""What bound noise promises, one check per item: its numbers, their replay, steps without noise, nested grids."""
+"""The promises of bound noise, one check per item: its numbers, their replay, steps without noise, nested grids."""
 
 from __future__ import annotations
 
