@@ -238,7 +238,7 @@ def test_weak_order_of_the_mean_gradient_in_a_parameter(solver: RungeKutta, of: 
 
 # ---------------------------------------------------------------- pairs: any function, by quadrature in two variables
 
-COARSE_Y = np.linspace(-7.0, 7.0, 301)
+COARSE_Y = np.linspace(-7.0, 7.0, 201)
 FEW, FEW_WEIGHTS = np.polynomial.hermite_e.hermegauss(6)
 GAPS = 0.3 * np.cos(np.pi * (2 * np.arange(5) + 1) / 10)  # of the copies; they are of size h and smaller
 
