@@ -106,6 +106,8 @@ class Equation(ABC):
 
         An ODE (``noise_clock`` None) binds noise to a clock that stands still: its increments are zero.
         """
+        if noise is None and self.noise_clock is not None:
+            raise ValueError("noise: got None, but the equation has a noise clock; pass noise=BrownianPath(seed=0)")
         if noise is None:
             return None
         if not isinstance(noise, Noise):
