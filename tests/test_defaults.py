@@ -51,6 +51,7 @@ DEFAULTS: dict[ModuleType, dict[str, dict[str, Any]]] = {
         "from_denoiser": {"rho": 7.0},
         "from_diffusers": {"eta": 0.0},
         "from_edm": {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0},
+        "from_pipeline": {"eta": 0.0},
         "from_velocity": {"data_at": 1},
     },
     problems: {"Digits": {"bandwidth": 0.1}},
