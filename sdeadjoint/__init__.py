@@ -1,6 +1,6 @@
 """Exact gradients through diffusion samplers, ODE and SDE, with Brownian replay."""
 
-from . import adapters, comparison, convergence, problems, samplers
+from . import adapters, comparison, convergence, equilibria, problems, samplers
 from .adjoints import (
     Adaptive,
     Adjoint,
@@ -104,6 +104,7 @@ __all__ = [
     "comparison",
     "convergence",
     "encode",
+    "equilibria",
     "karras",
     "noise_clock",
     "normalize",
