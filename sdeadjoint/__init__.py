@@ -18,6 +18,7 @@ from .adjoints import (
     normalize,
     record_norms,
 )
+from .clocks import adaptive_clock, adaptive_grid
 from .conditioning import Scheduled
 from .diffusion.denoiser import Denoiser
 from .diffusion.frames import Frame
@@ -96,6 +97,8 @@ __all__ = [
     "VPLevel",
     "VPLinear",
     "adapters",
+    "adaptive_clock",
+    "adaptive_grid",
     "adjoint_deis",
     "adjoint_dpm",
     "check_gradient",

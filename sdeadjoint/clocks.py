@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -146,7 +146,7 @@ def adaptive_grid(
         solver=solver,
         rtol=rtol,
         atol=atol,
-        unit=lambda s: equation.at(0, s)[1],
+        unit=lambda s: 1 / equation.at(0, s)[1],
         norm=norm,
         noise=None if frame.eta == 0 else _increments(noise, y, lambda s: _noise_at(equation, s)),
         max_steps=max_steps,
@@ -184,5 +184,3 @@ def _increments(noise: Noise | None, like: Tensor, clock: Callable[[float], floa
 
     return increments
 
-
-__all__: Sequence[str] = ("adaptive_clock", "adaptive_grid")

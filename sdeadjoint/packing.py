@@ -70,6 +70,14 @@ class Packing:
             raise MismatchError(f"{outline(nest)} in the place of {self.outline}")
         return found
 
+    def fits(self, nest: Any) -> bool:
+        """Whether a nest is like this one."""
+        try:
+            self.tensors(nest)
+        except MismatchError:
+            return False
+        return True
+
     @property
     def outline(self) -> str:
         """The nest in words, for messages: its names and the shapes of its tensors."""
