@@ -17,7 +17,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"guidance"}),
     frozenset({"denoiser"}),
     frozenset({"solvers", "frames", "grids", "problems", "memory"}),
-    frozenset({"discretization", "arguments"}),
+    frozenset({"discretization", "arguments", "adaptive"}),
     frozenset({"integrate", "inversion"}),
     frozenset({"adjoints"}),
     frozenset({"sample", "samplers", "encode"}),
