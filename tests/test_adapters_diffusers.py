@@ -359,8 +359,12 @@ REFUSED: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     (diffusers.EulerDiscreteScheduler, {"eta": 1.0}, "eta: got 1.0 for EulerDiscreteScheduler"),
     (lambda: diffusers.DDPMScheduler(variance_type="fixed_large"), {}, r"DDPMScheduler\(variance_type='fixed_large'\)"),
     (lambda: diffusers.DDPMScheduler(variance_type="learned_range"), {}, "variance_type='learned_range'"),
-    (lambda: diffusers.DPMSolverMultistepScheduler(solver_order=3), {}, r"\(solver_order=3\): pass 1 or 2"),
-    (lambda: diffusers.EDMDPMSolverMultistepScheduler(solver_order=3), {}, r"\(solver_order=3\): pass 1 or 2"),
+    (
+        lambda: diffusers.DPMSolverMultistepScheduler(solver_order=3, algorithm_type="sde-dpmsolver++"),
+        {},
+        r"\(solver_order=3\): pass 1 or 2, or 3 without noise",
+    ),
+    (lambda: diffusers.EDMDPMSolverMultistepScheduler(solver_order=4), {}, r"\(solver_order=4\): pass 1 or 2 or 3"),
     (
         lambda: diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True),
         {},

@@ -56,7 +56,7 @@ def from_diffusers(
             timesteps and its own input scale. ``cond`` goes through by name, in the dtype the model expects. Of an
             output with twice the channels of x the second half, a learned variance, is dropped.
         scheduler: one of those in the table of docs/schedulers.md, which an error lists too: DDPM, DDIM, DPM-Solver
-            (multistep of order 1 and 2, singlestep, SDE), UniPC, DEIS, Euler, Euler ancestral, Heun, LMS, KDPM2, PNDM
+            (multistep of orders 1 to 3, singlestep, SDE), UniPC, DEIS, Euler, Euler ancestral, Heun, LMS, KDPM2, PNDM
             (PLMS), EDM, CogVideoX, cosine DPM-Solver, flow-matching Euler and Heun, and for distilled models LCM, TCD
             and flow LCM; with their beta schedules, sigmas, spacings, shifts, prediction types and lowered orders. It
             is read and copied, not changed.

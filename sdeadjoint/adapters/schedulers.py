@@ -22,7 +22,7 @@ from ..samplers import (
 from ..solvers import AdamsBashforth, DPMSolverPP2M, Euler, Solver
 from .ancestral import AncestralPair
 from .few_steps import Restart, Trajectory
-from .multistep import PLMS
+from .multistep import PLMS, ThirdOrder
 from .networks import EDM, Boundary, Preconditioning, VarianceExploding
 from .singlestep import Singlestep
 from .tables import (
@@ -323,16 +323,18 @@ def _flow(scheduler: Any, sampler: Callable[[Schedule], NamedSampler], nodes: No
 
 
 def _solver(scheduler: Any) -> Solver:
-    """DPM-Solver of order 1 or 2: its "midpoint" extrapolates in lambda, its "heun" integrates that line exactly."""
-    config = scheduler.config
-    if config.solver_order == 1:
+    """DPM-Solver of order 1 to 3: its "midpoint" extrapolates in lambda, its "heun" integrates that line exactly."""
+    config, name = scheduler.config, type(scheduler).__name__
+    order, heun = config.solver_order, config.solver_type == "heun"
+    if order == 1:
         return Euler()
-    if config.solver_order != 2:
+    if order == 2:
+        return AdamsBashforth(2, "log") if heun else DPMSolverPP2M()
+    if order != 3 or str(config.get("algorithm_type", "sde")).startswith("sde"):
         raise ValueError(
-            f"{type(scheduler).__name__}(solver_order={config.solver_order}): pass 1 or 2; order 3 there is not the "
-            "exact integral of its interpolation, which samplers.deis and AdamsBashforth(3) are"
+            f"{name}(solver_order={order}): pass 1 or 2" + (", or 3 without noise" if order == 3 else " or 3")
         )
-    return DPMSolverPP2M() if config.solver_type == "midpoint" else AdamsBashforth(2, "log")
+    return ThirdOrder(heun)
 
 
 def _predicted(scheduler: Any) -> str:
