@@ -12,6 +12,7 @@ from ...diffusion.guidance import Guidance
 from ..ancestral import AncestralPair
 from ..base import Adapter
 from ..diffusers import check_rescale, from_diffusers
+from ..networks import DiffusersNetwork
 from ..two_stage import TwoStage
 from .audio import StableAudio
 from .convention import Convention, Options, PipelineGrid, default_of
@@ -88,7 +89,9 @@ def from_pipeline(
     """
     convention = _kind(pipe)(pipe, _options(pipe, guidance, height, width, num_frames))
     adapter = from_diffusers(convention.model, pipe.scheduler, eta=eta, timestep=convention.timestep)
-    check_rescale(convention.options.guidance, adapter.denoiser.network.preconditioning)
+    network = adapter.denoiser.network
+    assert isinstance(network, DiffusersNetwork)
+    check_rescale(convention.options.guidance, network.preconditioning)
     times = PipelineGrid(
         adapter.times,
         convention,
