@@ -127,7 +127,7 @@ class Call:
         equation = equation.starting_at(x)
         y = equation.enter(x)
         recursion = Recursion.create(equation, self.solver, self.noise, y, self.after_step)
-        _check_gradients_on(recursion, name)
+        _check_gradients_on(recursion, name, "sample" if name == "x_T" else "solve")
         with ExitStack() as stack:
             bar = stack.enter_context(progress_bar(recursion.steps, doing)) if self.progress else None
 
@@ -149,7 +149,7 @@ def _refuse_second(**given: object) -> None:
             raise ValueError(f"{name}: the equation has its own; leave it out, or pass a drift, not an Equation")
 
 
-def _check_gradients_on(recursion: Recursion, start: str) -> None:
+def _check_gradients_on(recursion: Recursion, start: str, caller: str) -> None:
     """Tensors that were made to require gradients are a request that a disabled gradient mode would drop in silence."""
     if torch.is_grad_enabled():
         return
@@ -161,7 +161,7 @@ def _check_gradients_on(recursion: Recursion, start: str) -> None:
             shown = start if name == "start" else name
             raise RuntimeError(
                 f"{shown} requires a gradient, but gradients are globally off (torch.no_grad or torch.inference_mode); "
-                f"call outside of it, or pass a detached {shown} to go without gradients"
+                f"call {caller} outside of it, or pass a detached {shown} to {caller} without gradients"
             )
 
 

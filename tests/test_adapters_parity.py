@@ -253,10 +253,10 @@ def test_samples_and_gradients_are_those_of_the_loop(case: tuple[str, dict[str, 
 
 
 def rounding_of(adapter: sa.adapters.Adapter) -> float:
-    """What their rounding may change in a sample: 1e-5, and more in the noise kind on a grid that starts at a small alpha.
+    """Return what their rounding may change in a sample: 1e-5, and more in the noise kind from a small alpha.
 
-    There ``x' = alpha' (x / alpha + ...)``: a rounding of size 2^-24 in ``x`` reaches the end as ``1 / alpha`` times that,
-    and a step has four of them: in ``x``, in the prediction, in the two coefficients.
+    There ``x' = alpha' (x / alpha + ...)``: a rounding of size 2^-24 in ``x`` reaches the end as ``1 / alpha`` times
+    that, and a step has four of them: in ``x``, in the prediction, in the two coefficients.
     """
     if adapter.frame.kind != "noise":
         return 1e-5
