@@ -1,6 +1,6 @@
 """Exact gradients through diffusion samplers, ODE and SDE, with Brownian replay."""
 
-from . import adapters, comparison, convergence, problems, samplers
+from . import adapters, comparison, convergence, equilibria, problems, samplers
 from .adjoints import (
     Adaptive,
     Adjoint,
@@ -18,6 +18,7 @@ from .adjoints import (
     normalize,
     record_norms,
 )
+from .clocks import adaptive_clock, adaptive_grid
 from .conditioning import Scheduled
 from .diffusion.denoiser import Denoiser
 from .diffusion.frames import Frame
@@ -34,8 +35,10 @@ from .solvers import (
     RK4,
     SRA1,
     AdamsBashforth,
+    BogackiShampine,
     Claims,
     Coupled,
+    Dopri5,
     DPMSolverPP2M,
     Euler,
     Heun,
@@ -55,6 +58,7 @@ __all__ = [
     "AdamsBashforth",
     "Adaptive",
     "Adjoint",
+    "BogackiShampine",
     "BrownianPath",
     "Checkpoint",
     "Claims",
@@ -63,6 +67,7 @@ __all__ = [
     "DPMSolverPP2M",
     "Denoiser",
     "Direct",
+    "Dopri5",
     "Encoded",
     "Euler",
     "FixedNoise",
@@ -92,6 +97,8 @@ __all__ = [
     "VPLevel",
     "VPLinear",
     "adapters",
+    "adaptive_clock",
+    "adaptive_grid",
     "adjoint_deis",
     "adjoint_dpm",
     "check_gradient",
@@ -100,6 +107,7 @@ __all__ = [
     "comparison",
     "convergence",
     "encode",
+    "equilibria",
     "karras",
     "noise_clock",
     "normalize",

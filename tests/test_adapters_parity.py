@@ -246,17 +246,36 @@ def test_samples_and_gradients_are_those_of_the_loop(case: tuple[str, dict[str, 
     inputs = [x_T, style, model.time.weight, model.outward.bias]
     expected = torch.autograd.grad((weights * want).sum(), [*inputs, z] if adapter.frame.eta else inputs)
 
-    assert distance(got, want) <= 1e-5
+    tolerance = rounding_of(adapter)
+    assert distance(got, want) <= tolerance
     for gradient, reference in zip(gradients, expected, strict=True):
-        assert distance(gradient, reference) <= 1e-4
+        assert distance(gradient, reference) <= 10 * tolerance
+
+
+def rounding_of(adapter: sa.adapters.Adapter) -> float:
+    """Return what their rounding may change in a sample: 1e-5, and more in the noise kind from a small alpha.
+
+    There ``x' = alpha' (x / alpha + ...)``: a rounding of size 2^-24 in ``x`` reaches the end as ``1 / alpha`` times
+    that, and a step has four of them: in ``x``, in the prediction, in the two coefficients.
+    """
+    if adapter.frame.kind != "noise":
+        return 1e-5
+    return max(1e-5, 4 * 2**-24 * float((1 / adapter.frame.schedule.alpha(adapter.grid(STEPS))).sum()))
 
 
 def test_ddim_with_noise_from_zero_snr() -> None:
-    """x_T enters by the first call alone; in their loop by the square root of a rounded 0 too, of size 1e-4."""
+    """x_T enters by the first call alone; in their loop by the square root of a rounded 0 too.
+
+    That 0 is ``v - sqrt(v)^2``. It is NaN where the processor's root is too large, and 1e-4 in float32 where it is not.
+    A variance that is smaller by 8 ulps of float64 makes it ``sqrt(8 ulps) = 4e-8`` anywhere.
+    """
     scheduler, ours, theirs = build("DDIMScheduler", {"clip_sample": False, "eta": 1.0, **ZERO_SNR})
     model, normals = SmallModel(), randn(STEPS, *SHAPE, seed=2)
     adapter = sa.adapters.from_diffusers(model, scheduler, **ours)
     got = adapter.sample(start(scheduler), steps=STEPS, noise=noise_of(adapter, STEPS, normals))
+    widen(scheduler)
+    variance, shorter = scheduler._get_variance, 1 - 8 * torch.finfo(torch.float64).eps
+    scheduler._get_variance = lambda *times: shorter * variance(*times)
     assert distance(got, loop(scheduler, model, start(scheduler), normals, **theirs)) <= 1e-5
 
 

@@ -349,9 +349,10 @@ def _range(scheduler: Any) -> tuple[float, float]:
 
 
 def _levels(scheduler: Any) -> np.ndarray:
-    """``sigma / alpha`` at the timesteps 0, 1, ..., in float32, as schedulers have it."""
-    table = scheduler.alphas_cumprod.cpu().numpy()
-    return np.asarray(((1 - table) / table) ** 0.5)
+    """``sigma / alpha`` at the timesteps 0, 1, ..., in float32, as schedulers have it: torch's root is not NumPy's."""
+    table = scheduler.alphas_cumprod.cpu()
+    levels: np.ndarray = (((1 - table) / table) ** 0.5).numpy()
+    return levels
 
 
 def _interpolated(scheduler: Any, rounding: str = "none", logarithmic: bool = False) -> Interpolated:
