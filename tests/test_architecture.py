@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "sdeadjoint"
 
 # From the bottom up. A module imports from lower layers, and from its own folder.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"schedules", "predictions", "nests", "command_line", "fixed_point"}),
+    frozenset({"schedules", "predictions", "nests", "fixed_point", "workers"}),
     frozenset({"noise", "conditioning"}),
     frozenset({"guidance"}),
     frozenset({"denoiser"}),
@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"integrate", "inversion"}),
     frozenset({"adjoints"}),
     frozenset({"sample", "samplers", "encode"}),
-    frozenset({"adapters", "gradient_check"}),
+    frozenset({"adapters", "gradient_check", "command_line"}),
     frozenset({"comparison", "convergence"}),
     frozenset({"testing", "demo"}),
     frozenset({"cli"}),
