@@ -18,6 +18,7 @@ from .adjoints import (
     normalize,
     record_norms,
 )
+from .clocks import adaptive_clock, adaptive_grid
 from .conditioning import Scheduled
 from .diffusion.denoiser import Denoiser
 from .diffusion.frames import Frame
@@ -27,15 +28,17 @@ from .diffusion.schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosin
 from .encode import Encoded, encode
 from .field import noise_clock
 from .gradient_check import GradientCheck, check_gradient
-from .noise import BrownianPath, FixedNoise, Noise, ShiftedNoise
-from .sample import sample
+from .noise import BrownianPath, FixedNoise, Noise, NormalNoise, ShiftedNoise
+from .sample import Sampler, sample
 from .solve import solve
 from .solvers import (
     RK4,
     SRA1,
     AdamsBashforth,
+    BogackiShampine,
     Claims,
     Coupled,
+    Dopri5,
     DPMSolverPP2M,
     Euler,
     Heun,
@@ -55,6 +58,7 @@ __all__ = [
     "AdamsBashforth",
     "Adaptive",
     "Adjoint",
+    "BogackiShampine",
     "BrownianPath",
     "Checkpoint",
     "Claims",
@@ -63,6 +67,7 @@ __all__ = [
     "DPMSolverPP2M",
     "Denoiser",
     "Direct",
+    "Dopri5",
     "Encoded",
     "Euler",
     "FixedNoise",
@@ -75,10 +80,12 @@ __all__ = [
     "LowVariance",
     "Midpoint",
     "Noise",
+    "NormalNoise",
     "RectifiedFlow",
     "Reversible",
     "ReversibleHeun",
     "RoundTripWarning",
+    "Sampler",
     "Schedule",
     "Scheduled",
     "ShARK",
@@ -90,6 +97,8 @@ __all__ = [
     "VPLevel",
     "VPLinear",
     "adapters",
+    "adaptive_clock",
+    "adaptive_grid",
     "adjoint_deis",
     "adjoint_dpm",
     "check_gradient",

@@ -39,6 +39,7 @@ from .wrong_objects import (
     Keeping,
     Odd,
     OddNoise,
+    OddPair,
     OddSchedule,
     Owned,
     Remembering,
@@ -128,7 +129,7 @@ def test_nothing_exported_is_left_out() -> None:
     assert kinds(sa.Solver) == {type(solver) for solver in strategies.SOLVERS}
     assert kinds(sa.Schedule) == {type(schedule) for schedule in SCHEDULES}
     assert kinds(Adjoint) - NOT_THE_GRADIENT == {type(adjoint) for adjoint in ADJOINTS}
-    assert kinds(sa.Noise) == {noises.BrownianPath, noises.FixedNoise, noises.ShiftedNoise}
+    assert kinds(sa.Noise) == {noises.BrownianPath, noises.FixedNoise, noises.NormalNoise, noises.ShiftedNoise}
 
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.nested_given])
@@ -222,6 +223,14 @@ SOLVER_FAULTS = [
         "weak order 2 is claimed",
     ),
     (LINEAR, "levy area", r"with F = y\^2"),
+    (
+        with_tableau(sa.Dopri5(), replace(sa.Dopri5().tableau, embedded=sa.Dopri5().tableau.b)),
+        "error estimate",
+        "order 5 is claimed, so the error of a step of the embedded row is",
+    ),
+    (OddPair("ends elsewhere"), "error estimate", "step_with_error ends elsewhere than step"),
+    (OddPair("rounds"), "error estimate", "step_with_error returned an error of torch.float32"),
+    (OddPair("of the whole step"), "error estimate", "order 3 is claimed, .*: orders 1"),
     (Odd(fault="raises"), "purity", "it raised ZeroDivisionError: no step from s = 2 on"),
 ]
 
@@ -251,7 +260,7 @@ def changed_tableaus(tableau: Tableau) -> list[tuple[str, Tableau]]:
     def grown(row: tuple[float, ...], i: int) -> tuple[float, ...]:
         return (*row[:i], 1.01 * row[i], *row[i + 1 :])
 
-    rows = {name: getattr(tableau, name) for name in ("b", "c", "noise", "levy")}
+    rows = {name: getattr(tableau, name) for name in ("b", "c", "noise", "levy", "embedded")}
     found = [
         (f"{name}[{i}]", replace(tableau, **{name: grown(row, i)}))
         for name, row in rows.items()
@@ -267,7 +276,7 @@ def changed_tableaus(tableau: Tableau) -> list[tuple[str, Tableau]]:
 
 @pytest.mark.parametrize("solver", [s for s in strategies.SOLVERS if isinstance(s, RungeKutta)], ids=repr)
 def test_one_per_cent_of_any_coefficient_is_found(solver: RungeKutta) -> None:
-    items = ("exactness", "clocks", "levy area", "straight path", "ode order")
+    items = ("exactness", "clocks", "levy area", "straight path", "error estimate", "ode order")
     for name, tableau in changed_tableaus(solver.tableau):
         wrong = with_tableau(solver, tableau)
 

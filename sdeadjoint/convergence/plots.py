@@ -24,6 +24,7 @@ STYLE: Any = {
     "svg.hashsalt": "sdeadjoint",
 }
 GREY = "0.4"
+SUFFIXES = (".png", ".svg", ".pdf")
 DASHES = ("-", "-.", ":")
 
 

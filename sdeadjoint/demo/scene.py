@@ -16,7 +16,7 @@ from ..diffusion.schedules import VPLinear
 from ..noise import Noise
 from ..problems import Digits
 from ..sample import sample
-from ..samplers import Sampler, dpm_solver_pp_2m, sde_dpm_solver_pp_2m, shark_sde
+from ..samplers import NamedSampler, dpm_solver_pp_2m, sde_dpm_solver_pp_2m, shark_sde
 from . import classifier
 
 SCHEDULE = VPLinear()
@@ -61,7 +61,7 @@ class Scene:
 
     def sample(
         self,
-        sampler: Sampler,
+        sampler: NamedSampler,
         x_T: Tensor,
         label: Tensor,
         noise: Noise | None = None,

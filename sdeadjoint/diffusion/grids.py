@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .schedules import Schedule
+from .schedules.level import Level
 
 
 def uniform_logsnr(
@@ -82,6 +84,27 @@ def karras(
         return schedule.time(lam.clamp(lam0, lam1))  # rho magnifies round-off, which must not leave the schedule
 
     return _assemble(schedule, nodes, steps, (t0, t1), final_zero)
+
+
+def plain_time(schedule: Schedule, steps: int) -> Tensor:
+    """Equal steps in time, as DDIM takes them; Karras' steps where time is the noise level itself."""
+    return karras(schedule, steps) if isinstance(schedule, Level) else uniform_time(schedule, steps)
+
+
+def whole_time(schedule: Schedule, steps: int) -> Tensor:
+    """Equal steps over all times of a schedule, from pure noise to sigma = 0, as flow models take them.
+
+    Karras' steps where time is the noise level itself.
+    """
+    if isinstance(schedule, Level):
+        return karras_to_zero(schedule, steps)
+    low, high = schedule.domain
+    return uniform_time(schedule, steps, t_max=high if math.isfinite(high) else None, t_min=low)
+
+
+def karras_to_zero(schedule: Schedule, steps: int) -> Tensor:
+    """EDM's grid: ``karras`` with rho = 7, and a last step to sigma = 0 where the schedule has one."""
+    return karras(schedule, steps, final_zero=not torch.isfinite(schedule.log_sigma(schedule.domain[0])))
 
 
 def coarsen(grid: Tensor | Sequence[float], factor: int) -> Tensor:

@@ -35,10 +35,15 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_theory", "test_claims", "test_defaults", "test_solvers", "test_reversible_solvers", "test_samplers",
         "test_guarantees",
     ),
-    "sdeadjoint/noise/*.py": ("test_noise", "test_shifted_noise"),
-    "sdeadjoint/discretization.py": (
+    "sdeadjoint/noise/*.py": ("test_noise", "test_shifted_noise", "test_sampler_module", "test_solve"),
+    "sdeadjoint/diffusion/kinds.py": ("test_frames", "test_samplers"),
+    "sdeadjoint/diffusion/equation.py": (
         "test_sample", "test_frames", "test_samplers", "test_hooked", "test_reversible", "test_encode",
     ),
+    "sdeadjoint/equation.py": ("test_solve", "test_sample", "test_hooked"),
+    "sdeadjoint/recursion.py": ("test_sampler_module", "test_sample", "test_solve"),
+    "sdeadjoint/field.py": ("test_solve",),
+    "sdeadjoint/packing.py": ("test_solve",),
     "sdeadjoint/adjoints/continuous/*.py": ("test_defaults", "test_continuous", "test_sample"),
     "sdeadjoint/adjoints/replay/*.py": (
         "test_checkpoint", "test_checkpoint_memory", "test_truncated", "test_conditioning", "test_reversible",
