@@ -58,7 +58,7 @@ def shared(
         sent = pickle.dumps(subject)
     except Exception:
         sent = subject  # some executors send more than pickle can
-    futures: list[Future[Result]] = []
+    futures: list[Future[bytes]] = []
     broken: BrokenExecutor | None = None
     try:
         for job in jobs:
@@ -70,7 +70,7 @@ def shared(
                 continue
             if not isinstance(sent, bytes) and error is not None and _is_pickling(error):
                 raise TypeError(_unsent(error)) from error
-            yield future.result()
+            yield pickle.loads(future.result())
     except BrokenExecutor as error:  # before all jobs were submitted
         broken = error
     finally:
@@ -82,8 +82,8 @@ def shared(
 
 def _done(
     work: Callable[[Subject, Job], Result], sent: Subject | bytes, job: Job, surroundings: Surroundings
-) -> Result:
-    """Do one job in a worker."""
+) -> bytes:
+    """Do one job in a worker. Its result is pickled here, as torch would send tensors through shared memory."""
     before = Surroundings.current()
     try:
         own: Subject = pickle.loads(sent) if isinstance(sent, bytes) else copy.deepcopy(sent)
@@ -91,7 +91,7 @@ def _done(
         raise TypeError(_unsent(error)) from error
     try:
         surroundings.restore()
-        return work(own, job)
+        return pickle.dumps(work(own, job))
     finally:
         before.restore()
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from itertools import count as counting
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import problems
 from ..command_line import (
@@ -115,15 +115,8 @@ COMMAND = Command(
 )
 
 
-class _Named(NamedTuple):
-    """What a user asked for, and how."""
-
-    text: str
-    choice: Choice
-
-
-def _named_solver(text: str) -> _Named:
-    return _Named(text, solver(text))
+def _named_solver(text: str) -> tuple[str, Choice]:
+    return text, solver(text)
 
 
 def _studies(arguments: argparse.Namespace) -> Iterator[Study]:

@@ -90,5 +90,6 @@ def _result(
         study=repr(study),
         solver=repr(study.solver),
         subject=study.subject,
+        error_name=study.quantity.error_name,
         errors=errors.signed,
     )

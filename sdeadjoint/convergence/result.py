@@ -34,7 +34,8 @@ class Convergence:
             run beside others.
         dropped: levels that the slope does not use, with reasons.
         scale: rms of what was compared. ``uncertainty``: estimated error of the reference.
-        study, solver: their ``repr``. ``subject``: the quantity and the equation in a line.
+        study, solver: their ``repr``. ``subject``: the quantity and the equation in a line; ``error_name``: ``error``
+            in words.
         errors: (levels, units), all of them.
     """
 
@@ -55,6 +56,7 @@ class Convergence:
     study: str
     solver: str
     subject: str
+    error_name: str
     errors: NDArray[np.float64]
 
     @property
@@ -73,8 +75,9 @@ class Convergence:
 
     def as_json(self) -> dict[str, Any]:
         """Return all but the errors of single paths; numbers that do not exist are ``None``."""
-        names = ("steps", "rms", "median", "slope", "interval", "mean", "calls", "seconds", "scale", "uncertainty")
-        fields: dict[str, Any] = {name: getattr(self, name) for name in (*names, "study", "solver", "subject")}
+        numbers = ("steps", "rms", "median", "slope", "interval", "mean", "calls", "seconds", "scale", "uncertainty")
+        texts = ("study", "solver", "subject", "error_name")
+        fields: dict[str, Any] = {name: getattr(self, name) for name in (*numbers, *texts)}
         fits = {name: fit and asdict(fit) for name, fit in (("fit", self.fit), ("median_fit", self.median_fit))}
         rest = {"verdict": asdict(self.verdict), "dropped": [asdict(gone) for gone in self.dropped]}
         plain: dict[str, Any] = _finite({**fields, **fits, **rest})
