@@ -109,7 +109,8 @@ def draw_memory(comparison: Comparison, path: str | Path) -> None:
         for budget in sorted({row.budget_bytes for row in comparison.measurements if row.budget_bytes is not None}):
             axis.axhline(budget / 2**20, color="0.5", linewidth=0.9, linestyle=(0, (1, 2)), zorder=0)
             text = {"transform": axis.get_yaxis_transform(), "ha": "left", "va": "bottom", "color": "0.4"}
-            axis.text(0.01, budget / 2**20, f"budget of Checkpoint(memory=...): {budget / 2**10:.0f} kiB, and the step at hand", **text)
+            label = f"budget of Checkpoint(memory=...): {budget / 2**10:.0f} kiB; the step at hand comes on top"
+            axis.text(0.01, budget / 2**20, label, **text)
         _steps_axis(axis, comparison.steps)
         axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.yaxis.set_major_formatter("{x:g}")
