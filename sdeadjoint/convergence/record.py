@@ -45,6 +45,9 @@ class Record:
         if path is None or not path.exists():
             return record
         whole, _, torn = path.read_bytes().rpartition(b"\n")
+        if not whole and record._head().encode().startswith(torn):  # not even the head was written
+            os.truncate(path, 0)
+            return record
         try:
             head, *rows = [json.loads(line) for line in whole.splitlines()] or [{}]
             known = head["format"] == FORMAT and head["fingerprint"]
@@ -69,11 +72,14 @@ class Record:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             if file.tell() == 0:
-                file.write(json.dumps({"format": FORMAT, "fingerprint": self.fingerprint}) + "\n")
+                file.write(self._head() + "\n")
             row = {"batch": piece.batch, "name": piece.name, "seconds": piece.seconds}
             file.write(json.dumps({**row, "values": piece.values.tolist()}) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def _head(self) -> str:
+        return json.dumps({"format": FORMAT, "fingerprint": self.fingerprint})
 
 
 def _piece(row: dict[str, object]) -> Piece:
