@@ -36,18 +36,22 @@ def draw_orders(results: Sequence[Convergence], path: str | Path) -> None:
     edge has the claimed order, its upper edge the least that holds, the claim minus the allowance. For a single result
     the light band is from the 10th to the 90th percentile of the paths.
     """
-    with _figure(path, 6.6, 5.2) as figure:
-        axis = figure.add_axes((0.115, 0.1, 0.865, 0.82))
+    claims = sorted({r.verdict.claimed for r in results if np.isfinite(r.verdict.claimed)})
+    width, height, below = 6.6, 4.6, 0.5 + 0.19 * (len(results) + len(claims) + 2)
+    with _figure(path, width, height + below) as figure:
+        axis = figure.add_axes((0.115, below / (height + below), 0.865, (height - 0.4) / (height + below)))
         for k, result in enumerate(results):
             _draw_result(axis, result, COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)], len(results) == 1)
-        for k, order in enumerate(sorted({r.verdict.claimed for r in results if np.isfinite(r.verdict.claimed)})):
+        for k, order in enumerate(claims):
             _draw_claim(axis, [r for r in results if r.verdict.claimed == order], DASHES[k % len(DASHES)])
+        if any(not result.mean for result in results):
+            axis.plot([], [], "k--", marker="o", markersize=3, linewidth=0.8, label="medians of the paths")
         _finish(axis, "steps", _error_label(results), _title(results))
         _fit_ordinates(axis, results)
         steps = sorted({n for result in results for n in result.steps})
         axis.set_xticks(steps, [str(n) for n in steps])
-        # Errors fall from the upper left to the lower right.
-        axis.legend(loc="lower left", frameon=False, fontsize=8, labelspacing=0.5)
+        box = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.42 / (height - 0.4))}
+        axis.legend(**box, frameon=False, fontsize=8, labelspacing=0.4)
 
 
 def draw_work_precision(results: Sequence[Convergence], path: str | Path) -> None:
@@ -85,15 +89,12 @@ def _draw_result(axis: Any, result: Convergence, colour: str, marker: str, is_si
         axis.fill_between(steps, *edges, color=colour, alpha=0.1, linewidth=0, zorder=1, label=label)
     if result.fit is not None:
         _draw_fit(axis, result, colour)
-    label = textwrap.fill(_told(result), 60)
+    label = textwrap.fill(_told(result), 90)
     axis.plot(steps[~gone], error[~gone], marker, color=colour, markersize=6, label=label, zorder=3)
     hollow = {"color": colour, "markersize": 6, "mfc": "white", "zorder": 3}
     axis.plot(steps[gone], error[gone], marker, label="dropped" if gone.any() and is_single else None, **hollow)
-    if result.mean:
-        return
-    median = f"median: {result.median_fit.slope:.2f}" if result.median_fit else "median"
-    small = {"marker": marker, "color": colour, "markersize": 3, "linewidth": 0.8}
-    axis.plot(steps, result.median, "--", label=median, **small)
+    if not result.mean:
+        axis.plot(steps, result.median, "--", marker=marker, color=colour, markersize=3, linewidth=0.8)
 
 
 def _draw_fit(axis: Any, result: Convergence, colour: str) -> None:
@@ -116,20 +117,20 @@ def _draw_claim(axis: Any, results: Sequence[Convergence], dashes: str) -> None:
     steps = np.array(result.fit.steps if result.fit is not None else result.steps, dtype=float)
     start = 1.8 * max(r.error[r.steps.index(int(steps[0]))] for r in results if int(steps[0]) in r.steps)
     claimed, least = (start * (steps / steps[0]) ** -slope for slope in (order, order - MARGIN))
-    axis.plot(steps, claimed, dashes, color=GREY, linewidth=1.1, label=f"order {order:g}, as claimed")
-    label = f"allowance: an order of {order - MARGIN:g} holds"
-    axis.fill_between(steps, claimed, least, color=GREY, alpha=0.18, linewidth=0, zorder=0, label=label)
+    label = f"order {order:g}, as claimed; with the allowance, the wedge, {order - MARGIN:g} holds"
+    axis.plot(steps, claimed, dashes, color=GREY, linewidth=1.1, label=label)
+    axis.fill_between(steps, claimed, least, color=GREY, alpha=0.18, linewidth=0, zorder=0)
 
 
 def _told(result: Convergence) -> str:
-    """The solver, its order with half the interval, its claim and the verdict."""
-    told = f"{result.solver}, claimed {result.verdict.claimed:g}"
+    """The solver, its order with half the interval and the median's, its claim and the verdict."""
+    order = "no order"
     if result.fit is not None:
         half = result.fit.half_width
-        width = f" \N{PLUS-MINUS SIGN} {half:.2f}" if np.isfinite(half) else ""
-        told = f"{result.solver}: order {result.fit.slope:.2f}{width} of the {result.statistic}, claimed "
-        told += f"{result.verdict.claimed:g}"
-    return f"{told}: {result.verdict.outcome}"
+        order = f"order {result.fit.slope:.2f}" + (f" \N{PLUS-MINUS SIGN} {half:.2f}" if np.isfinite(half) else "")
+        order += f" (median {result.median_fit.slope:.2f})" if result.median_fit and not result.mean else ""
+    claim = f"claimed {result.verdict.claimed:g} (allowance {MARGIN:g})"
+    return f"{result.solver}: {order}, {claim}: {result.verdict.outcome}"
 
 
 def _finish(axis: Any, xlabel: str, ylabel: str, title: str) -> None:
