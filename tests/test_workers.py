@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import sdeadjoint as sa
+from sdeadjoint.comparison import scene
 from sdeadjoint.convergence import Convergence, Gradient, RoundTrip, Study, Weak, measure, settings
 
 from .dying import Dying
@@ -207,3 +208,45 @@ def _surroundings(subject: None, job: int) -> Any:
 def test_what_is_no_executor_is_refused() -> None:
     with pytest.raises(TypeError, match="executor: got int; pass a concurrent"):
         measure(EULER, executor=4)  # type: ignore[arg-type]
+
+
+METHODS = (
+    sa.comparison.Method("direct", sa.Direct()),
+    sa.comparison.Method("snapshots", sa.Checkpoint(snapshots=2)),
+    sa.comparison.Method("reversible", sa.Reversible(), sa.Coupled(sa.Euler())),
+    sa.comparison.Method("tight", sa.Reversible(tolerance=1e-30), sa.Coupled(sa.Euler())),
+    sa.comparison.Method("last", sa.Truncated(last=1)),
+    sa.comparison.Method("refused", sa.adjoint_dpm("euler")),
+)
+
+
+def compared(executor: Executor | None, **options: Any) -> tuple[sa.comparison.Comparison, list[str]]:
+    """A comparison without its times, which must be there, and what was told on the way."""
+    problem, told = sa.comparison.mixture(1.0, 3), []
+    call = {"loss": problem.loss, "frame": problem.frame, "noise": problem.noise, "solver": sa.Euler()}
+    call |= {"methods": METHODS, "grids": [scene.grid(2), scene.grid(4)], "truth_steps": 8, "repeats": 1}
+    x_T = problem.x_T * 1.0  # not a leaf
+    found = sa.comparison.compare(problem.denoiser, x_T, watch=told.append, executor=executor, **(call | options))
+    for row in found.measurements:
+        assert (row.seconds is None) == (row.gradients == ())
+    return replace(found, measurements=tuple(replace(row, seconds=None) for row in found.measurements)), told
+
+
+def test_comparisons_do_not_depend_on_who_computes_them(
+    pool: Executor, loky_pool: Executor, threads: Executor
+) -> None:
+    alone, told = compared(None)
+    assert {row.method for row in alone.measurements if row.warnings} >= {"tight"}
+    assert alone.at("refused", 4).refused
+    for executor in (pool, loky_pool, threads):
+        found, also_told = compared(executor)
+        assert found == alone
+        assert sorted(also_told) == sorted(told)
+
+
+def test_a_comparison_that_cannot_be_sent_is_refused(pool: Executor, threads: Executor) -> None:
+    with pytest.raises(TypeError, match="executor: what is to be computed cannot be sent to a worker"):
+        compared(pool, loss=lambda x: x.sum())
+    compared(threads, loss=lambda x: x.sum())
+    with pytest.raises(TypeError, match="executor: got str; pass a concurrent"):
+        compared("two")  # type: ignore[arg-type]

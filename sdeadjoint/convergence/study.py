@@ -69,7 +69,7 @@ class Study:
             raise ValueError(f"finer: got {self.finer}; the reference needs a grid at least 2 times finer")
         if self.paths < 30:
             raise ValueError(f"paths: got {self.paths}; pass at least 30, or no interval keeps its promise")
-        if self.batch is not None and (not isinstance(self.batch, int) or self.batch < 1):
+        if self.batch is not None and (type(self.batch) is not int or self.batch < 1):
             raise ValueError(f"batch: got {self.batch!r}; pass the most paths that are to be solved together, or None")
         units = sum(-(-paths // self.quantity.unit) for paths in self.batches)
         if units < 10:
