@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import samplers, solvers
-from .schedules import VPLinear
+from .diffusion.schedules import VPLinear
 from .solvers import Solver
 
 FAILED, USAGE, STOPPED = 1, 2, 130  # exit statuses of any subcommand, beside 0

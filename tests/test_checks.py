@@ -20,8 +20,7 @@ from torch import Tensor
 import sdeadjoint as sa
 from sdeadjoint import noise as noises
 from sdeadjoint.adjoints import Adjoint, Direct
-from sdeadjoint.discretization import Discretization
-from sdeadjoint.integrate import Observer
+from sdeadjoint.recursion import Observer, Recursion
 from sdeadjoint.solvers import ReversibleSolver, RungeKutta, Tableau
 from sdeadjoint.testing import (
     ContractError,
@@ -40,6 +39,7 @@ from .wrong_objects import (
     Keeping,
     Odd,
     OddNoise,
+    OddPair,
     OddSchedule,
     Owned,
     Remembering,
@@ -129,7 +129,7 @@ def test_nothing_exported_is_left_out() -> None:
     assert kinds(sa.Solver) == {type(solver) for solver in strategies.SOLVERS}
     assert kinds(sa.Schedule) == {type(schedule) for schedule in SCHEDULES}
     assert kinds(Adjoint) - NOT_THE_GRADIENT == {type(adjoint) for adjoint in ADJOINTS}
-    assert kinds(sa.Noise) == {noises.BrownianPath, noises.FixedNoise, noises.ShiftedNoise}
+    assert kinds(sa.Noise) == {noises.BrownianPath, noises.FixedNoise, noises.NormalNoise, noises.ShiftedNoise}
 
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.nested_given])
@@ -223,6 +223,14 @@ SOLVER_FAULTS = [
         "weak order 2 is claimed",
     ),
     (LINEAR, "levy area", r"with F = y\^2"),
+    (
+        with_tableau(sa.Dopri5(), replace(sa.Dopri5().tableau, embedded=sa.Dopri5().tableau.b)),
+        "error estimate",
+        "order 5 is claimed, so the error of a step of the embedded row is",
+    ),
+    (OddPair("ends elsewhere"), "error estimate", "step_with_error ends elsewhere than step"),
+    (OddPair("rounds"), "error estimate", "step_with_error returned an error of torch.float32"),
+    (OddPair("of the whole step"), "error estimate", "order 3 is claimed, .*: orders 1"),
     (Odd(fault="raises"), "purity", "it raised ZeroDivisionError: no step from s = 2 on"),
 ]
 
@@ -252,7 +260,7 @@ def changed_tableaus(tableau: Tableau) -> list[tuple[str, Tableau]]:
     def grown(row: tuple[float, ...], i: int) -> tuple[float, ...]:
         return (*row[:i], 1.01 * row[i], *row[i + 1 :])
 
-    rows = {name: getattr(tableau, name) for name in ("b", "c", "noise", "levy")}
+    rows = {name: getattr(tableau, name) for name in ("b", "c", "noise", "levy", "embedded")}
     found = [
         (f"{name}[{i}]", replace(tableau, **{name: grown(row, i)}))
         for name, row in rows.items()
@@ -268,7 +276,7 @@ def changed_tableaus(tableau: Tableau) -> list[tuple[str, Tableau]]:
 
 @pytest.mark.parametrize("solver", [s for s in strategies.SOLVERS if isinstance(s, RungeKutta)], ids=repr)
 def test_one_per_cent_of_any_coefficient_is_found(solver: RungeKutta) -> None:
-    items = ("exactness", "clocks", "levy area", "straight path", "ode order")
+    items = ("exactness", "clocks", "levy area", "straight path", "error estimate", "ode order")
     for name, tableau in changed_tableaus(solver.tableau):
         wrong = with_tableau(solver, tableau)
 
@@ -403,14 +411,15 @@ class Faulty(Adjoint):
 
     fault: str
 
-    def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
-        if self.fault == "refuses the SDE" and recursion.frame.eta > 0:
+    def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
+        x_T = recursion.equation.start
+        if self.fault == "refuses the SDE" and recursion.equation.noise_clock is not None:
             raise ValueError("frame: eta > 0 is not for this adjoint; pass adjoint=Checkpoint()")
         if self.fault == "refuses":
             raise ValueError("no; pass adjoint=Checkpoint()")
         if self.fault == "fails" and recursion.steps > 2:
             raise KeyError("step 2")
-        out = Direct().solve(recursion, x_T, keep=keep, observe=observe)
+        out = Direct().solve(recursion, y, keep=keep, observe=observe)
         if self.fault == "rounds":
             return tuple(y * (1 + 1e-15) for y in out)
         if self.fault == "rounds the trajectory" and keep:

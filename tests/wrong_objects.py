@@ -169,6 +169,19 @@ def with_tableau(solver: sa.Solver, tableau: Tableau, claims: sa.Claims | None =
 
 
 @dataclass(frozen=True)
+class OddPair(sa.BogackiShampine):
+    """A pair of methods whose steps with an estimate have a fault."""
+
+    fault: str
+
+    def step_with_error(self, drift: Drift, interval: sa.Interval, y: Tensor) -> tuple[Tensor, Tensor]:
+        y1, error = super().step_with_error(drift, interval, y)
+        if self.fault == "ends elsewhere":
+            return y1 - error, error
+        return y1, error.float() if self.fault == "rounds" else 0.1 * (y1 - y)
+
+
+@dataclass(frozen=True)
 class WrongInverse(sa.Coupled):
     """A coupling whose way back has a fault."""
 

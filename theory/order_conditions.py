@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from itertools import combinations_with_replacement, count, product
@@ -21,7 +21,8 @@ Row = tuple[Fraction, ...]
 Tree = tuple["Tree", ...] | None
 """A rooted tree as the tuple of its subtrees; ``None`` is a leaf that stands for the clock s, ``()`` one for y."""
 
-LARGEST_DENOMINATOR = 10_000
+LARGEST_DENOMINATOR = 400_000
+"""Dormand and Prince's second row of weights has one of 339200."""
 _HALF = Fraction(1, 2)
 
 
@@ -61,6 +62,20 @@ class Coefficients:
             raise ValueError(f"c, noise, levy: got lengths {[len(row) for row in rows[1:]]}; pass {stages} each")
         square = tuple(tuple(map(rational, row)) + (Fraction(0),) * (stages - len(row)) for row in a)
         return cls(square, *rows)
+
+    def with_weights(self, weights: Sequence[float]) -> Coefficients:
+        """The method with other weights on the same stages: an embedded one.
+
+        One weight more than there are stages is that of the drift at the step's end: a further
+        stage, whose row of a is b, and which sees the whole increment.
+        """
+        given = tuple(map(rational, weights))
+        if len(given) == len(self.b):
+            return replace(self, b=given)
+        zero = (Fraction(0),)
+        square = (*(row + zero for row in self.a), self.b + zero)
+        end = (dot(self.b),)
+        return Coefficients(square, given, self.c + end, (*self.noise, Fraction(1)), self.levy + zero)
 
     def times_a(self, v: Row) -> Row:
         """The matrix a times a vector over the stages."""
@@ -143,6 +158,17 @@ def weak_order(method: Coefficients) -> int:
         dot(b, noise, noise) + dot(b, levy, levy) / 12 == _HALF,
     )
     return 2 if all(conditions) else 1
+
+
+def return_order(method: Coefficients) -> float:
+    """0.0, 1.0, 1.5 or 2.0: how near a solve and its way back along the same path come to the start (R8)."""
+    b, c, noise = method.b, method.c, method.noise
+    if dot(b) != 1:
+        return 0.0
+    if not dot(b, noise) == dot(b, c) == dot(b, method.times_a((Fraction(1),) * len(b))) == _HALF:
+        return 1.0
+    kappa = 2 * dot(b, noise, method.levy) - dot(b, method.levy)
+    return 1.5 if kappa else 2.0
 
 
 def inconsistencies(method: Coefficients) -> list[str]:

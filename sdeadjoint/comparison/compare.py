@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..denoiser import Denoiser
-from ..frames import Frame
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.frames import Frame
 from ..gradient_check.call import Call, Gradients, Loss
 from ..noise import Noise
 from ..solvers import Solver
@@ -243,7 +243,7 @@ def _check(calls: Sequence[Call], truth_steps: int, repeats: int) -> None:
             raise ValueError(f"{name}: got {value!r}; pass an integer >= 1")
     if not calls:
         raise ValueError("grids: got none; pass a grid, or several")
-    times = [call.recursion.times for call in calls]
+    times = [call.recursion.equation.times for call in calls]
     if len({len(grid) for grid in times}) < len(times) or len({(grid[0], grid[-1]) for grid in times}) > 1:
         raise ValueError(
             f"grids: got {[len(grid) - 1 for grid in times]} steps from {[grid[0] for grid in times]} to "

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Denoiser
-from ..frames import Frame
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.frames import Frame
+from ..diffusion.grids import uniform_logsnr
+from ..diffusion.schedules import VPLinear
 from ..gradient_check.call import Loss
-from ..grids import uniform_logsnr
 from ..noise import BrownianPath, Noise
-from ..schedules import VPLinear
 
 COMPONENTS, DIMENSIONS, VARIANCE = 5, 8, 0.36
 SCHEDULE = VPLinear()

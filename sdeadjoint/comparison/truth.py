@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..adjoints import Checkpoint, Direct
 from ..conditioning import scheduled
+from ..diffusion.schedules import Schedule
 from ..gradient_check.call import Call, Gradients
 from ..noise import BrownianPath
 from ..problems import Gaussian, Mixture
 from ..problems.base import PosteriorMean
-from ..schedules import Schedule
 from ..solvers.reference import reference_solver
 
 PLENTY = 2**30  # bytes that the graph of the fine solution may take; recomputing it takes three times the time
@@ -77,7 +77,7 @@ def refined(grid: Tensor, schedule: Schedule, factor: int) -> Tensor:
 
 
 def _on_finer_grid(call: Call, wanted: dict[str, Tensor], factor: int) -> Gradients:
-    times = torch.tensor(call.recursion.times, dtype=torch.float64, device="cpu")
+    times = torch.tensor(call.recursion.equation.times, dtype=torch.float64, device="cpu")
     grid = refined(times, call.frame.schedule, factor)
     fine = replace(call, grid=grid)
     fits = fine.probe().graph_bytes(len(grid) - 1) <= PLENTY
@@ -92,7 +92,7 @@ def _closed_form(call: Call) -> Solution | None:
     network = call.denoiser.network
     if call.frame.eta > 0 or not isinstance(network, PosteriorMean):
         return None
-    problem, times = network.problem, call.recursion.times
+    problem, times = network.problem, call.recursion.equation.times
     if isinstance(problem, Gaussian) or (isinstance(problem, Mixture) and problem.event_shape.numel() == 1):
         return lambda x_T: problem.ode_map(x_T, call.frame.schedule, times[0], times[-1])
     return None

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..grids import coarsen
+from ..diffusion.grids import coarsen
 from ..noise.paths import Paths
 from ..solvers import Solver
 from ..workers import WorkerDiedError, shared

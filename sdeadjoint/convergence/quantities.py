@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..adjoints import Adjoint, Checkpoint, Direct
-from ..discretization import Discretization
+from ..diffusion.equation import Diffusion
 from ..noise import FixedNoise
+from ..recursion import Recursion
 from ..solvers import ReversibleSolver, Solver
 from .settings import Run, Setting
 
@@ -227,24 +228,25 @@ class RoundTrip(Quantity):
         setting, solver = run.setting, run.solver
         assert solver is not None
         with torch.no_grad():
-            recursion = Discretization.create(setting.denoiser, setting.frame, solver, run.grid, run.cond)
-            recursion = recursion.driven_by(run.noise, run.x_T)
-            carry = recursion.start(run.x_T)
-            for n in range(recursion.steps):
-                carry = recursion.step(n, carry, recursion.increment(n))
+            equation = Diffusion.create(setting.denoiser, setting.frame, run.grid, run.cond)
+            equation = equation.starting_at(run.x_T)
+            y = equation.enter(run.x_T)
+            recursion = Recursion.create(equation, solver, run.noise, y)
+            *_, carry = recursion.run(recursion.start(y))
             if isinstance(solver, ReversibleSolver):
                 for n in reversed(range(recursion.steps)):
                     carry = recursion.invert(n, carry, recursion.increment(n))
-                x_T = carry.y
+                y = carry.y
             else:
-                x_T = recursion.weights[0] * _back(recursion, carry.y)
+                y = _back(recursion, carry.y)
+            x_T = equation.weights[0] * y
         return (x_T - run.x_T).reshape(len(x_T), -1)
 
 
-def _back(recursion: Discretization, y: Tensor) -> Tensor:
-    """Solve back to ``y_0`` by the same method on the reversed grid and path, its memory empty at the start."""
+def _back(recursion: Recursion, y: Tensor) -> Tensor:
+    """``y_0`` by the same method on the reversed grid and path, its memory empty at the start."""
     state = recursion.solver.initial_state
     for n in reversed(range(recursion.steps)):
         interval = recursion.interval(n, recursion.increment(n), y).reversed
-        y, state = recursion.solver.step(recursion.drift(n, y), interval, y, state)
+        y, state = recursion.solver.step(recursion.equation.drift(n), interval, y, state)
     return y

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ..adjoints import Adjoint, Direct
-from ..denoiser import Denoiser
-from ..frames import Frame
-from ..grids import uniform_logsnr
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.frames import Frame
+from ..diffusion.grids import uniform_logsnr
+from ..diffusion.schedules import VE, Schedule, VPLinear
 from ..noise import FixedNoise, Noise
 from ..noise.paths import Paths
 from ..problems import Gaussian, Mixture
 from ..problems.base import PosteriorMean, Problem
 from ..sample import sample
-from ..schedules import VE, Schedule, VPLinear
 from ..solvers import Solver
 
 NAMES = ("mild", "mixture", "separated", "line", "gaussian", "steered", "standardised")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..adjoints import Adjoint, Checkpoint, Direct
 from ..adjoints.checkpoint import parse_bytes
-from ..denoiser import Denoiser
-from ..frames import Frame
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.frames import Frame
 from ..noise import Noise
 from ..solvers import Solver
 from .call import Call, Gradients, Loss, Probe

@@ -2,7 +2,9 @@
 
 from .adams_bashforth import AdamsBashforth
 from .base import Claims, Drift, Interval, ReversibleSolver, Solver, State
+from .bogacki_shampine import BogackiShampine
 from .coupled import Coupled
+from .dopri5 import Dopri5
 from .dpm_solver_pp_2m import DPMSolverPP2M
 from .euler import Euler
 from .heun import Heun
@@ -17,9 +19,11 @@ __all__ = [
     "RK4",
     "SRA1",
     "AdamsBashforth",
+    "BogackiShampine",
     "Claims",
     "Coupled",
     "DPMSolverPP2M",
+    "Dopri5",
     "Drift",
     "Euler",
     "Heun",

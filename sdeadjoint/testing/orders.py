@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..convergence.levy import SIZE, TOLERANCE, mean_square, response
 from ..noise.paths import Paths
-from ..solvers import Interval, ShARK, Solver
+from ..solvers import Interval, RungeKutta, ShARK, Solver
 from .contract import Case, numbers, require
 from .walks import COUPLED, solve
 
@@ -122,6 +122,18 @@ def check_ode_order(solver: Solver, case: Refinement) -> None:
         f"order {claimed} is claimed{kind}, and on {', '.join(map(str, counts))} steps the errors are {_list(found)}: "
         f"orders {before:.2f} and {slope:.2f}{excuse}",
     )
+
+
+def check_straight_path(solver: Solver, case: Refinement) -> None:
+    """The order along dB = v ds; and of a tableau, where a coefficient may hide, that ``noise`` is ``c``."""
+    if isinstance(solver, RungeKutta):
+        seen, nodes = solver.tableau.noise, solver.tableau.c
+        require(
+            all(abs(n - c) <= 1e-12 for n, c in zip(seen, nodes, strict=True)),
+            f"stages at the nodes {_list(nodes)} see {_list(seen)} of the increment: along a straight "
+            'path they miss it; if they are meant to, pass skip=("straight path",)',
+        )
+    check_ode_order(solver, case)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ..adjoints import Checkpoint
 from ..solvers import Solver
-from . import orders, steps, surroundings
+from . import embedded, orders, steps, surroundings
 from .adjoint import check_recomputed
 from .contract import Item, Itself, Subject, hold
 from .problems import Recomputed
@@ -82,8 +82,15 @@ _ITEMS = (
         "straight path",
         "along a straight path, dB = v ds, a step is one of y' = F + v and keeps the claimed order",
         orders.refinements(velocity=0.7),
-        orders.check_ode_order,
+        orders.check_straight_path,
         3,
+    ),
+    Item(
+        "error estimate",
+        "a second row of weights estimates the error of a step, to the order of the method",
+        st.builds(embedded.OneStep, st.booleans()),
+        embedded.check_error_estimate,
+        2,
     ),
     Item(
         "levy area",
@@ -124,9 +131,9 @@ def check_solver(solver: Solver, *, only: str | None = None, skip: Collection[st
     ``"exactness"``, ``"precision"`` (float32 against float64: 256 eps), ``"batch"``, ``"differentiability"``,
     ``"ode order"`` (a coupled, nonlinear, non-autonomous problem on rising and falling grids, uniform and with steps
     that grow up to tenfold, against DOP853: 0.15 below the claim fails),
-    ``"straight path"``, ``"levy area"`` (for claims above 1), ``"strong order"`` (400 paths on 16 and 64 steps: 0.25
-    below the claim fails), ``"weak order"`` (two exact moments on 16 to 64 steps: 0.15 below the claim fails) and
-    ``"checkpoints"``.
+    ``"straight path"``, ``"error estimate"`` (for Runge-Kutta methods with an embedded row), ``"levy area"`` (for
+    claims above 1), ``"strong order"`` (400 paths on 16 and 64 steps: 0.25 below the claim fails), ``"weak order"``
+    (two exact moments on 16 to 64 steps: 0.15 below the claim fails) and ``"checkpoints"``.
 
     Args:
         solver: an object, not its class.
