@@ -47,11 +47,8 @@ class Paths:
         if factor == 1:
             return self
         h = _column(self.clock.diff(), self.dB.dim() - 1)
-        pieces = (
-            # Its length is a column here, with one entry for each coarse step.
-            Piece(h[j::factor], self.dB[j::factor], self.H[j::factor])  # type: ignore[arg-type]
-            for j in range(factor)
-        )
+        # A piece's length is a column here, with one entry for each coarse step.
+        pieces = (Piece(h[j::factor], self.dB[j::factor], self.H[j::factor]) for j in range(factor))  # type: ignore[arg-type]
         whole = reduce(combine, pieces)
         return Paths(self.clock[::factor], whole.W, whole.H)
 
