@@ -40,18 +40,20 @@ _ONE_STEP = {
     "SRA1()": 2,
     "ShARK()": 2,
 }
-_MULTISTEP = {"DPMSolverPP2M()": 2} | {
-    f"AdamsBashforth(order={k}, variable={variable!r})": min(k, 2)
-    for k in (1, 2, 3, 4)
-    for variable in ("log", "clock")
-}
+_EULER_START, _RK4_START = "Euler start", "started by a method of order 4"
+_MULTISTEP = {"DPMSolverPP2M()": (2, _EULER_START)}
+for _variable in ("log", "clock"):
+    for _k in (1, 2, 3, 4):
+        _MULTISTEP[f"AdamsBashforth(order={_k}, variable={_variable!r})"] = (min(_k, 2), _EULER_START)
+    for _k in (3, 4):
+        _MULTISTEP[f"AdamsBashforth(order={_k}, variable={_variable!r}, start=RK4())"] = (_k, _RK4_START)
 _THREE_HALVES = {"SRA1()": "Roessler (2010)", "ShARK()": "Foster, dos Reis and Strange (2024)"}
 _WEAK_TWO = ("Heun()", *_THREE_HALVES)
 _COUPLED = {f"Coupled(base={name}, zeta=0.999)": name for name in ("Euler()", "Heun()", "RK4()", "ShARK()")}
 
 GUARANTEES: tuple[Guarantee, ...] = (
     *(Guarantee(name, "ode", order, "none", "orders.md, O1") for name, order in _ONE_STEP.items()),
-    *(Guarantee(name, "ode", order, "Euler start", "orders.md, O2") for name, order in _MULTISTEP.items()),
+    *(Guarantee(name, "ode", order, start, "orders.md, O2") for name, (order, start) in _MULTISTEP.items()),
     *(
         Guarantee(name, "ode", _ONE_STEP[base], "any grid, 0 < zeta <= 1", "reversible.md, R1")
         for name, base in _COUPLED.items()
@@ -92,7 +94,10 @@ GUARANTEES: tuple[Guarantee, ...] = (
     ),
     Guarantee("ReversibleHeun()", "gradient", 1.0, f"{_ANY}; {_BOUNDED}", "discrete_adjoint.md, D3; reversible.md, R5"),
     *(Guarantee(name, "weak", 2 if name in _WEAK_TWO else 1, _ANY, "weak.md, W1") for name in _ONE_STEP),
-    *(Guarantee(name, "weak", order, f"{_ANY}; Euler start", "weak.md, W2") for name, order in _MULTISTEP.items()),
+    *(
+        Guarantee(name, "weak", min(order, 2), f"{_ANY}; {start}", "weak.md, W2")
+        for name, (order, start) in _MULTISTEP.items()
+    ),
     *(
         Guarantee(name, "weak", 1.5, _REGULAR, "weak.md, W3; reversible.md, R3")
         if base in _THREE_HALVES

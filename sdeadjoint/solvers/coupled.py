@@ -8,7 +8,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from .base import Claims, Drift, Interval, ReversibleSolver, Solver, State
+from .base import Claims, Drift, Interval, ReversibleSolver, Solver, State, remembers
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Coupled(ReversibleSolver):
             raise TypeError(f"base: got {got}; pass a one-step solver such as Heun()")
         if isinstance(self.base, ReversibleSolver):
             raise ValueError(f"base: got {self.base!r}, which is reversible already; pass that itself as the solver")
-        if _remembers(self.base):
+        if remembers(self.base):
             raise ValueError(
                 f"base: got {self.base!r}, which remembers earlier steps; pass a one-step solver such as Heun()"
             )
@@ -83,9 +83,3 @@ class Coupled(ReversibleSolver):
     def _increment(self, drift: Drift, interval: Interval, y: Tensor) -> Tensor:
         """``Psi(y)``: the base run from 0 on the shifted drift, as ``step(y) - y`` would round at the size of y."""
         return self.base.step(lambda s, Y: drift(s, y + Y), interval, torch.zeros_like(y), ())[0]
-
-
-def _remembers(base: Solver) -> bool:
-    """Whether a step of the base hands a state on; steps are pure, so one on a number tells."""
-    y = torch.ones(1, dtype=torch.float64, device="cpu")
-    return base.initial_state != () or base.step(lambda s, y: y, Interval(1.0, 2.0), y, ())[1] != ()

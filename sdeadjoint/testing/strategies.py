@@ -147,12 +147,14 @@ def _exported() -> tuple[Solver, ...]:
     plain = [kind() for kind in classes if not inspect.isabstract(kind) and kind not in (AdamsBashforth, Coupled)]
     coupled = [Coupled(base) for base in (Euler(), Heun(), RK4(), ShARK())]
     multistep = [AdamsBashforth(order, variable) for variable in VARIABLES for order in (1, 2, 3, 4)]
+    multistep += [AdamsBashforth(order, variable, RK4()) for variable in VARIABLES for order in (3, 4)]
     simplest = sorted([*plain, *coupled], key=lambda solver: (solver.claims.ode, solver.claims.evaluations))
     return (*simplest, *multistep)
 
 
 SOLVERS: tuple[Solver, ...] = _exported()
-"""Every exported solver, ``AdamsBashforth`` in every order and variable, ``Coupled`` around four bases."""
+"""Every exported solver; ``AdamsBashforth`` in every order and variable, and in those above 2 with a start of its order
+too; ``Coupled`` around four bases."""
 
 
 def solvers() -> st.SearchStrategy[Solver]:
