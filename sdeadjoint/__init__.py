@@ -36,6 +36,7 @@ from .solvers import (
     Claims,
     Coupled,
     Dopri5,
+    DPMSolver3,
     DPMSolverPP2M,
     Euler,
     Heun,
@@ -44,6 +45,7 @@ from .solvers import (
     ReversibleHeun,
     ShARK,
     Solver,
+    UniPC,
 )
 
 __version__ = "0.1.0"
@@ -61,6 +63,7 @@ __all__ = [
     "Claims",
     "ContinuousAdjoint",
     "Coupled",
+    "DPMSolver3",
     "DPMSolverPP2M",
     "Denoiser",
     "Direct",
@@ -88,6 +91,7 @@ __all__ = [
     "Solver",
     "Tabulated",
     "Truncated",
+    "UniPC",
     "VPCosine",
     "VPLevel",
     "VPLinear",

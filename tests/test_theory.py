@@ -251,10 +251,13 @@ def test_every_guarantee_is_proved_by_a_statement_on_such_methods(guarantee: Gua
     file, number = sources[0].split(", ")
     own = found[0] if (found := re.match("Coupled|ReversibleHeun", subject)) else ""  # with statements of its own
     kind = own or ("one-step methods" if subject in RUNGE_KUTTA else "multistep methods")
+    in_log = {"DPMSolver3": "singlestep methods in log s", "UniPC": "predictor-corrector methods in log s"}
+    named = in_log.get(subject.split("(")[0], kind)
     (strong,) = (g for g in GUARANTEES if (g.subject, g.quantity) == (subject, "strong"))
     beside = strong.source.split("; ")[:1] if own else []
     if quantity == "ode":
-        assert TITLES[number] == f"{kind}, no noise"
+        assert TITLES[number] == f"{named}, no noise"
+        assert (guarantee.hypotheses == "log s, away from s = 0") == (named != kind)
     elif quantity == "strong":
         assert TITLES[number].removeprefix(f"{own}, ").startswith(f"strong order {guarantee.order}")
         assert TITLES[number].startswith(own)
@@ -264,9 +267,10 @@ def test_every_guarantee_is_proved_by_a_statement_on_such_methods(guarantee: Gua
         assert guarantee.hypotheses == f"{strong.hypotheses}; second derivatives of F in y bounded"
     else:
         assert (file, sources[1:]) == ("weak.md", beside)
-        assert TITLES[number] == ("a strong order is a weak order" if own else kind)
+        law = "one-step methods" if "DPMSolver3" in subject else kind
+        assert TITLES[number] == ("a strong order is a weak order" if own else law)
     starts = ("started by a method of order 4" if "start=" in subject else "Euler start",)
-    matters = kind == "multistep methods" and quantity in ("ode", "weak")
+    matters = kind == named == "multistep methods" and quantity in ("ode", "weak")
     found = tuple(part for part in guarantee.hypotheses.split("; ") if "start" in part)
     assert found == (starts if matters else ())
 
