@@ -45,7 +45,7 @@ from examples.digits.look_alikes import LookAlikes
 from examples.digits.morphs import Morphs, Result
 from examples.output import main
 from sdeadjoint.memory import PeakMemory
-from sdeadjoint.samplers import Sampler
+from sdeadjoint.samplers import NamedSampler
 
 SEED = 3
 PAIRS, STEPS, ITERATIONS, RATE = 32, 20, 30, 0.3
@@ -83,7 +83,7 @@ class Latents:
     The noise is in standard normals: the increments themselves have variances over many decades.
     """
 
-    sampler: Sampler
+    sampler: NamedSampler
     tensors: dict[str, Tensor]
     late: Tensor | None = None
 
@@ -105,7 +105,7 @@ def deviations(frame: sa.Frame) -> Tensor:
     return frame.noise_clock(GRID).diff().sqrt().reshape(-1, 1, 1, 1, 1)
 
 
-def interpolated(denoiser: sa.Denoiser, pairs: LookAlikes, sampler: Sampler) -> Latents:
+def interpolated(denoiser: sa.Denoiser, pairs: LookAlikes, sampler: NamedSampler) -> Latents:
     """Encode a and b, and meet half-way: on the arc for x_T, on the line for logits and noise.
 
     For the SDE both are noised with the same seed, so that the average of their noise is noise.

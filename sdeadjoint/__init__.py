@@ -1,6 +1,6 @@
 """Exact gradients through diffusion samplers, ODE and SDE, with Brownian replay."""
 
-from . import adapters, comparison, convergence, problems, samplers
+from . import adapters, comparison, convergence, equilibria, problems, samplers
 from .adjoints import (
     Adaptive,
     Adjoint,
@@ -18,16 +18,20 @@ from .adjoints import (
     normalize,
     record_norms,
 )
+from .clocks import adaptive_clock, adaptive_grid
 from .conditioning import Scheduled
-from .denoiser import Denoiser
+from .diffusion.denoiser import Denoiser
+from .diffusion.frames import Frame
+from .diffusion.grids import coarsen, karras, uniform_logsnr, uniform_time
+from .diffusion.guidance import Guidance
+from .diffusion.schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLevel, VPLinear
 from .encode import Encoded, encode
-from .frames import Frame
+from .equation import Equation
+from .field import noise_clock
 from .gradient_check import GradientCheck, check_gradient
-from .grids import coarsen, karras, uniform_logsnr, uniform_time
-from .guidance import Guidance
-from .noise import BrownianPath, FixedNoise, Noise, ShiftedNoise
-from .sample import sample
-from .schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLevel, VPLinear
+from .noise import BrownianPath, FixedNoise, Noise, NormalNoise, ShiftedNoise
+from .sample import Sampler, sample
+from .solve import solve
 from .solvers import (
     RK4,
     SRA1,
@@ -69,6 +73,7 @@ __all__ = [
     "Direct",
     "Dopri5",
     "Encoded",
+    "Equation",
     "Euler",
     "FixedNoise",
     "Frame",
@@ -80,10 +85,12 @@ __all__ = [
     "LowVariance",
     "Midpoint",
     "Noise",
+    "NormalNoise",
     "RectifiedFlow",
     "Reversible",
     "ReversibleHeun",
     "RoundTripWarning",
+    "Sampler",
     "Schedule",
     "Scheduled",
     "ShARK",
@@ -96,6 +103,8 @@ __all__ = [
     "VPLevel",
     "VPLinear",
     "adapters",
+    "adaptive_clock",
+    "adaptive_grid",
     "adjoint_deis",
     "adjoint_dpm",
     "check_gradient",
@@ -104,12 +113,15 @@ __all__ = [
     "comparison",
     "convergence",
     "encode",
+    "equilibria",
     "karras",
+    "noise_clock",
     "normalize",
     "problems",
     "record_norms",
     "sample",
     "samplers",
+    "solve",
     "uniform_logsnr",
     "uniform_time",
 ]

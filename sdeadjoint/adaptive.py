@@ -73,10 +73,10 @@ class Controller:
         if self.norm not in NORMS:
             raise ValueError(f"norm: got {self.norm!r}; pass one of {NORMS}")
 
-    def size(self, error: Tensor, y0: Tensor, y1: Tensor) -> float:
-        """An error in units of what is allowed; not finite where the error is not."""
+    def size(self, error: Tensor, y0: Tensor, y1: Tensor, unit: float = 1.0) -> float:
+        """An error in units of what is allowed, with atol in units of ``unit``; not finite where the error is not."""
         wide = torch.promote_types(error.dtype, torch.float32)
-        allowed = self.atol + self.rtol * torch.maximum(y0.abs(), y1.abs()).to(wide)
+        allowed = self.atol * unit + self.rtol * torch.maximum(y0.abs(), y1.abs()).to(wide)
         ratio = torch.where(error == 0, torch.zeros_like(allowed), error.to(wide) / allowed)
         samples = ratio.reshape(1 if self.norm == "batch" else len(ratio), -1)
         return float(samples.square().mean(1).sqrt().max())
@@ -111,6 +111,7 @@ def choose_clock(
     largest: float = math.inf,
     norm: str = "batch",
     noise: Increments | None = None,
+    unit: Callable[[float], float] | None = None,
     max_steps: int = 10_000,
 ) -> Tensor:
     """Choose the clock of ``dy = F(s, y) ds + dB`` from ``y(s0) = y0``, rising or falling to s1.
@@ -132,6 +133,8 @@ def choose_clock(
         noise: on an SDE, ``noise(s_a, s_b)``, the increment and the space-time Levy area of one
             fixed path from s_a to s_b, for any two clock values. It is asked again for parts of a
             step that was rejected, so they must be parts of the same path: a refinable one.
+        unit: of atol, as a function of s: where y is another quantity over a weight, one over
+            the weight. 1 unless given.
         max_steps: how many steps may be tried, rejected ones included.
 
     Returns the accepted clock: float64 on the CPU, (steps + 1,), s0 first and s1 last, exactly. A
@@ -161,7 +164,7 @@ def choose_clock(
         raise ValueError(f"s1: got {s1}, which is s0 too; pass another end")
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps: got {max_steps!r}; pass an integer >= 1")
-    search = _Search(drift, solver, controller, noise, s0, s1, max_steps)
+    search = _Search(drift, solver, controller, noise, s0, s1, max_steps, unit or (lambda s: 1.0))
     with torch.no_grad():
         nodes = search.nodes(y0.detach(), first_step)
     return torch.tensor(nodes, dtype=torch.float64, device="cpu")
@@ -178,6 +181,7 @@ class _Search:
     s0: float
     s1: float
     max_steps: int
+    unit: Callable[[float], float]
 
     def nodes(self, y: Tensor, first_step: float | None) -> list[float]:
         F = _checked(self.drift(self.s0, y), y, self.s0)
@@ -223,7 +227,7 @@ class _Search:
         if self.noise is not None:
             shifted = self.drift(interval.s0, y + interval.H)
             error = error + (interval.ds * (shifted - F)).abs()
-        return y1, remembered(interval.s1, y1), self.controller.size(error, y, y1)
+        return y1, remembered(interval.s1, y1), self.controller.size(error, y, y1, self.unit(interval.s1))
 
     def _interval(self, start: float, end: float, y: Tensor) -> Interval:
         if self.noise is None:
@@ -279,7 +283,11 @@ class _Search:
 
     def _first_step(self, y: Tensor, F: Tensor) -> float:
         """Hairer, Norsett and Wanner, section II.4, with lengths in units of the span."""
-        span, size = abs(self.s1 - self.s0), self.controller.size
+        span, unit = abs(self.s1 - self.s0), self.unit(self.s0)
+
+        def size(value: Tensor, a: Tensor, b: Tensor) -> float:
+            return self.controller.size(value, a, b, unit)
+
         # The controller compares with what is allowed at y.
         state, slope = size(y, y, y), size(F, y, y)
         known = min(state, slope) > 1e-5 and math.isfinite(state / slope)

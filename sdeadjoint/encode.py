@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import nests
-from .arguments import check_problem, check_state, progress_bar
-from .denoiser import Denoiser
-from .discretization import Discretization
-from .frames import Frame
-from .inversion import Effort, drive, remembers, round_off, undo
+from .arguments import check_state, check_types
+from .diffusion.denoiser import Denoiser
+from .diffusion.equation import Diffusion
+from .diffusion.frames import Frame
+from .inversion import Limits, drive, round_off, undo
 from .noise import BoundNoise, BrownianPath, FixedNoise
-from .predictions import convert
+from .progress import progress_bar
+from .recursion import Recursion
 from .solvers import Solver
+from .solvers.facts import remembers
 
 
 class Encoded(NamedTuple):
@@ -89,8 +92,8 @@ def encode(
     Source: Wu and De la Torre (2022), CycleDiffusion; Song et al. (2021a), section 4.3, for the ODE; Blasingame and Liu
     (2024) use both. See ``theory/encoding.md``.
     """
-    cond = {} if cond is None else cond
-    check_problem(denoiser, frame, solver, cond)
+    check_types(("solver", solver, Solver, "a solver such as Heun()"))
+    equation = Diffusion.create(denoiser, frame, grid, {} if cond is None else cond)
     check_state("x_0", x_0)
     if x_0.dtype == torch.bfloat16:
         raise TypeError(
@@ -98,26 +101,25 @@ def encode(
         )
     tol = max(1e-10, 8 * round_off(x_0)) if tol is None else tol
     _check_effort(x_0, tol, max_iterations)
-    recursion = Discretization.create(denoiser, frame, solver, grid, cond)
-    _check_grid(recursion)
+    _check_grid(equation)
     _check_seed(frame, seed)
-    _refuse_gradients(x_0, recursion)
+    _refuse_gradients(x_0, equation)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         known = frame.eta > 0 or not remembers(solver)
         unit = "step" if known else "sweep"
-        bar = progress_bar(recursion.steps if known else None, "encoding", unit) if progress else None
+        bar = progress_bar(equation.steps if known else None, "encoding", unit) if progress else None
         if bar is not None:
             stack.enter_context(bar)
-        effort = Effort(float(tol), max_iterations, advance=lambda: bar is not None and bar.update())
+        limits = Limits(float(tol), max_iterations, advance=lambda: bar is not None and bar.update())
         if seed is None:
             with _divergence_explained():
-                return Encoded(undo(recursion, x_0, effort), None)
+                return Encoded(undo(equation, solver, x_0, limits), None)
         # On the clock 0, 1, ..., N the path's increments are standard normals, and its Levy areas N(0, 1/12).
-        unit_clock = torch.arange(recursion.steps + 1, dtype=torch.float64, device="cpu")
+        unit_clock = torch.arange(equation.steps + 1, dtype=torch.float64, device="cpu")
         drawn = BrownianPath(seed).bind(unit_clock, x_0, levy=solver.claims.levy != "none")
         with _divergence_explained():
-            return _driven(recursion, x_0, drawn, effort)
+            return _driven(Recursion(equation, solver), x_0, drawn, limits)
 
 
 @contextmanager
@@ -129,34 +131,20 @@ def _divergence_explained() -> Iterator[None]:
         raise
 
 
-def _driven(recursion: Discretization, x_0: Tensor, drawn: BoundNoise, effort: Effort) -> Encoded:
-    states = [x_0]
+def _driven(recursion: Recursion, x_0: Tensor, drawn: BoundNoise, limits: Limits) -> Encoded:
+    equation, states = recursion.equation, [x_0]
+    assert isinstance(equation, Diffusion)
     for n in reversed(range(recursion.steps)):
-        states.insert(0, noised(recursion, n, states[0], drawn.increment(n).dB))
-    nodes = recursion.frame.noise_clock(torch.tensor(recursion.times, dtype=torch.float64, device="cpu"))
+        states.insert(0, equation.reversal(n, states[0], drawn.increment(n).dB))
+    clock = equation.noise_clock
+    assert clock is not None
     areas: list[Tensor | None] = []
-    for n, length in enumerate(nodes.diff().tolist()):
+    for n, length in enumerate(b - a for a, b in pairwise(clock)):
         H = drawn.increment(n).H
         areas.append(None if H is None else math.sqrt(length) * H)
-    increments = drive(recursion, states, areas, effort)
+    increments = drive(recursion, states, areas, limits)
     kept = [H for H in areas if H is not None]
     return Encoded(states[0], FixedNoise(increments, torch.stack(kept) if kept else None))
-
-
-def noised(recursion: Discretization, n: int, x: Tensor, z: Tensor) -> Tensor:
-    """``x_n`` from ``x_{n+1}`` and a standard normal: the forward process of the frame's member of the family.
-
-    With the prediction x0 constant over the step it is exact, and it is Markov in x: no step knows the image.
-    """
-    frame, times = recursion.frame, torch.tensor(recursion.times[n : n + 2], dtype=torch.float64, device="cpu")
-    (a0, a1), (s0, s1) = frame.schedule.alpha(times).tolist(), frame.schedule.sigma(times).tolist()
-    lam0, lam1 = frame.schedule.lam(times).tolist()
-    kept, fresh = math.exp(-frame.eta * (lam1 - lam0)), math.sqrt(-math.expm1(-2 * frame.eta * (lam1 - lam0)))
-    if frame.eta == 1:
-        return (a0 / a1) * x + (s0 * fresh) * z
-    F = recursion.drift(n, x)(recursion.clocks[n + 1], x / recursion.weights[n + 1])
-    x0 = convert(F, x, a1, s1, frame.prediction, "sample").to(x.dtype)
-    return a0 * x0 + s0 * (kept / s1 * (x - a1 * x0) + fresh * z)
 
 
 def _check_effort(x_0: Tensor, tol: float, max_iterations: int) -> None:
@@ -171,19 +159,18 @@ def _check_effort(x_0: Tensor, tol: float, max_iterations: int) -> None:
         raise ValueError(f"max_iterations: got {max_iterations!r}; pass an integer >= 1")
 
 
-def _check_grid(recursion: Discretization) -> None:
-    if recursion.projects:
+def _check_grid(equation: Diffusion) -> None:
+    if equation.projects:
         raise ValueError(
-            f"grid: ends at t={recursion.times[-1]}, where sigma = 0 and the last step is the projection to the "
+            f"grid: ends at t={equation.times[-1]}, where sigma = 0 and the last step is the projection to the "
             "predicted x_0, which cannot be undone; end the grid earlier, at schedule.t_min for instance"
         )
-    if recursion.frame.eta == 0:
+    if equation.noise_clock is None:
         return
-    nodes = recursion.frame.noise_clock(torch.tensor(recursion.times, dtype=torch.float64, device="cpu"))
-    still = (nodes.diff() <= 0).nonzero().flatten().tolist()
+    still = [n for n, (a, b) in enumerate(pairwise(equation.noise_clock)) if b - a <= 0]
     if still:
         raise ValueError(
-            f"grid: the noise clock of {recursion.frame!r} stands still in steps {still}, to float64's precision, and "
+            f"grid: the noise clock of {equation.frame!r} stands still in steps {still}, to float64's precision, and "
             "no noise can be found there; pass a larger eta, or larger steps"
         )
 
@@ -197,15 +184,9 @@ def _check_seed(frame: Frame, seed: int | Sequence[int] | None) -> None:
         raise ValueError(f"seed: got {seed!r}, but eta = 0 is the ODE, which has no noise; pass seed=None")
 
 
-def _refuse_gradients(x_0: Tensor, recursion: Discretization) -> None:
-    guidance = recursion.denoiser.guidance
-    named = (
-        ("x_0", [x_0]),
-        ("cond", nests.tensors(recursion.cond)),
-        ("guidance", nests.tensors(guidance.tensors) if guidance is not None else ()),
-    )
-    for name, tensors in named:
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+def _refuse_gradients(x_0: Tensor, equation: Diffusion) -> None:
+    for name, nest in {"x_0": x_0, **equation.tensors}.items():
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in nests.tensors(nest)):
             raise RuntimeError(
                 f"{name} requires a gradient, but none flows through encode; pass it detached, or call encode under "
                 "torch.no_grad()"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -56,6 +57,12 @@ def map_items(function: Callable[[Any], Any], nest: Any) -> Any:
 def map_tensors(function: Callable[[Tensor], Any], nest: Any) -> Any:
     """The same nest with ``function`` applied to each tensor, in the order of ``tensors``."""
     return map_leaves(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, nest)
+
+
+def stacked(items: Sequence[Any]) -> Any:
+    """One nest from several alike, each tensor stacked along a new first dimension."""
+    columns = iter([torch.stack(column) for column in zip(*(list(tensors(nest)) for nest in items), strict=True)])
+    return map_tensors(lambda _: next(columns), items[0])
 
 
 class _Slot:

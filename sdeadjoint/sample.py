@@ -1,38 +1,39 @@
-"""One call that samples and can be differentiated."""
+"""One call that samples and can be differentiated, as a function and as a module."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import nests
 from .adjoints import Adjoint, Checkpoint
-from .arguments import check_problem, check_state, check_types, progress_bar
-from .denoiser import Denoiser
-from .discretization import Carry, Discretization
-from .frames import Frame
+from .arguments import check_state, check_types
+from .diffusion.denoiser import Denoiser
+from .diffusion.equation import Diffusion
+from .diffusion.frames import Frame
 from .noise import Noise
+from .recursion import AfterStep
+from .samplers import NamedSampler
+from .solve import Call, Callback
 from .solvers import Solver
-
-Callback = Callable[[int, float, Tensor], None]
-"""``callback(n, t, x)`` after step n = 1 .. N: the time reached and the detached state there."""
 
 
 def sample(
     denoiser: Denoiser,
     x_T: Tensor,
     *,
-    frame: Frame,
-    grid: Tensor | Sequence[float],
-    solver: Solver,
+    frame: Frame | None = None,
+    grid: Tensor | Sequence[float] | None = None,
+    solver: Solver | None = None,
+    sampler: NamedSampler | None = None,
+    steps: int | None = None,
     noise: Noise | None = None,
     cond: Mapping[str, Any] | None = None,
     adjoint: Adjoint = Checkpoint(),  # noqa: B008 (frozen)
     trajectory: bool = False,
+    after_step: AfterStep | None = None,
     callback: Callback | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -50,10 +51,15 @@ def sample(
         frame: the member of the family (``eta``) and the coordinates (``kind``); over the denoiser's schedule.
         grid: N + 1 strictly decreasing times; a last one with sigma = 0 makes the last step the x_0 projection.
         solver: the method; ``solver.claims`` says its orders and network calls per step.
+        sampler: in the place of frame and solver, one that has a name: ``samplers.dpm_solver_pp_2m(schedule)``.
+        steps: in the place of a grid, so many steps of the grid that is customary with the sampler.
         noise: for eta > 0, ``BrownianPath(seed)`` or ``FixedNoise(increments)``.
         cond: keyword arguments of the network, by name: tensors, nests of them, or anything else.
         adjoint: how gradients are computed; ``Checkpoint()`` stores states, ``Direct()`` every activation.
         trajectory: return all states, (N + 1, batch, ...), x_T first; gradients flow from each.
+        after_step: ``after_step(n, t, x)`` returns the state to go on from after step n = 1 .. N, at time t: inpainting
+            masks, projections, known regions. Pure and differentiable; it is replayed, and it acts after a last step to
+            sigma = 0, too.
         callback: ``callback(n, t, x)`` after each forward step, x detached; not called during recomputation.
         progress: show a progress bar (needs tqdm).
 
@@ -66,46 +72,98 @@ def sample(
     Not for adaptive step sizes: the grid is data here, so that the gradient is that of what was computed.
     Source: Blasingame and Liu (2024); Griewank and Walther (2000) for ``Checkpoint(snapshots=...)``.
     """
-    cond = {} if cond is None else cond
-    check_problem(denoiser, frame, solver, cond)
+    frame, solver, grid = _parts(sampler, frame, solver, steps, grid)
+    call = Call(solver, noise, adjoint, trajectory, after_step, callback, progress)
+    equation = Diffusion.create(denoiser, frame, grid, {} if cond is None else cond)
     check_state("x_T", x_T)
-    check_types(("adjoint", adjoint, Adjoint, "an adjoint such as Checkpoint()"))
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback: got {type(callback).__name__}; pass a function callback(n, t, x)")
-    if not isinstance(trajectory, bool):
-        raise TypeError(f"trajectory: got {trajectory!r}; pass True or False")
-    recursion = Discretization.create(denoiser, frame, solver, grid, cond).driven_by(noise, x_T)
-    _check_gradients_on(x_T, cond, recursion)
-    with ExitStack() as stack:
-        bar = stack.enter_context(progress_bar(recursion.steps, "sampling")) if progress else None
-
-        def observe(n: int, carry: Carry) -> None:
-            if bar is not None:
-                bar.update()
-            if callback is not None:
-                callback(n, recursion.times[n], recursion.state(n, carry.y.detach()))
-
-        states = adjoint.solve(recursion, x_T, keep=trajectory, observe=observe)
-    if trajectory:
-        return torch.stack([x_T, *(recursion.state(n, y) for n, y in enumerate(states, start=1))])
-    return recursion.state(recursion.steps, states[-1])
+    out: Tensor = call.run(equation, x_T, "x_T", "sampling")
+    return out
 
 
-def _check_gradients_on(x_T: Tensor, cond: Mapping[str, Any], recursion: Discretization) -> None:
-    """Tensors that were made to require gradients are a request that a disabled gradient mode would drop in silence."""
-    if torch.is_grad_enabled():
-        return
-    noise = () if recursion.noise is None else recursion.noise.tensors
-    guidance = recursion.denoiser.guidance
-    named = (
-        ("x_T", [x_T]),
-        ("cond", nests.tensors(cond)),
-        ("noise", noise),
-        ("guidance", nests.tensors(guidance.tensors) if guidance is not None else ()),
-    )
-    for name, tensors in named:
-        if any(tensor.requires_grad for tensor in tensors):
-            raise RuntimeError(
-                f"{name} requires a gradient, but gradients are globally off (torch.no_grad or torch.inference_mode); "
-                f"call sample outside of it, or pass a detached {name} to sample without gradients"
-            )
+class Sampler(nn.Module):
+    """A whole call of ``sample`` as a module: ``Sampler(denoiser, sampler=..., steps=20)(x_T)``.
+
+    It has the network's parameters, and those among its own tensors (``nn.Parameter``s in ``cond`` or noise). An
+    optimiser, ``state_dict``, ``DistributedDataParallel`` and ``fully_shard`` see a network of one forward pass, not of
+    one per step: wrap the sampler, not the network inside of it.
+
+    Args:
+        denoiser, frame, grid, solver, sampler, steps, cond, noise, adjoint, after_step: as for ``sample``.
+
+    ``forward(x_T, cond=None, noise=None)`` returns the sample. A ``cond`` given there is laid over the sampler's own,
+    name by name; a ``noise`` given there replaces it. Errors: those of ``sample``.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        frame: Frame | None = None,
+        grid: Tensor | Sequence[float] | None = None,
+        solver: Solver | None = None,
+        sampler: NamedSampler | None = None,
+        steps: int | None = None,
+        cond: Mapping[str, Any] | None = None,
+        noise: Noise | None = None,
+        adjoint: Adjoint = Checkpoint(),  # noqa: B008 (frozen)
+        after_step: AfterStep | None = None,
+    ) -> None:
+        super().__init__()
+        self.frame, self.solver, self.grid = _parts(sampler, frame, solver, steps, grid)
+        check_types(("adjoint", adjoint, Adjoint, "an adjoint such as Checkpoint()"))
+        Diffusion.create(denoiser, self.frame, self.grid, {} if cond is None else cond)
+        self.denoiser = denoiser
+        self.cond = {} if cond is None else cond
+        self.noise = noise
+        self.adjoint = adjoint
+        self.after_step = after_step
+        given = [*nests.tensors(self.cond), *(noise.tensors.values() if noise is not None else ())]
+        self.learned = nn.ParameterList([tensor for tensor in given if isinstance(tensor, nn.Parameter)])
+
+    def forward(self, x_T: Tensor, cond: Mapping[str, Any] | None = None, noise: Noise | None = None) -> Tensor:
+        """The sample from ``x_T``."""
+        return sample(
+            self.denoiser,
+            x_T,
+            frame=self.frame,
+            grid=self.grid,
+            solver=self.solver,
+            noise=self.noise if noise is None else noise,
+            cond={**self.cond, **(cond or {})},
+            adjoint=self.adjoint,
+            after_step=self.after_step,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"Sampler({self.denoiser!r}, frame={self.frame!r}, grid=<{len(self.grid) - 1} steps>, "
+            f"solver={self.solver!r}, noise={self.noise!r}, adjoint={self.adjoint!r})"
+        )
+
+
+def _parts(
+    sampler: NamedSampler | None,
+    frame: Frame | None,
+    solver: Solver | None,
+    steps: int | None,
+    grid: Tensor | Sequence[float] | None,
+) -> tuple[Frame, Solver, Tensor | Sequence[float]]:
+    """Frame, solver and grid, given one by one or by a sampler that has a name."""
+    if sampler is not None:
+        check_types(("sampler", sampler, NamedSampler, "one such as samplers.ddim(schedule)"))
+        if frame is not None or solver is not None:
+            raise ValueError("sampler: it has a frame and a solver already; pass either it or both of them")
+        frame, solver = sampler
+    if frame is None or solver is None:
+        missing = "frame" if frame is None else "solver"
+        raise TypeError(
+            f"{missing}: missing; pass frame=Frame(schedule, ...) and solver=Heun(), or sampler=samplers.ddim(schedule)"
+        )
+    if grid is None and steps is None:
+        raise ValueError("grid: got NoneType; pass a grid such as uniform_logsnr(schedule, 20), or steps=20")
+    if grid is not None and steps is not None:
+        raise ValueError("grid, steps: got both; pass a grid such as uniform_logsnr(schedule, 20), or steps=20")
+    if grid is None:
+        assert steps is not None
+        grid = (sampler or NamedSampler(frame, solver)).grid(steps)
+    return frame, solver, grid

@@ -20,8 +20,7 @@ from torch import Tensor
 
 import sdeadjoint as sa
 from sdeadjoint.convergence import Gradient, Quantity, Setting, State, Study, fit, measure, settings
-from sdeadjoint.convergence.level import Level
-from sdeadjoint.convergence.settings import Transport
+from sdeadjoint.convergence.settings import Run, Transport
 from sdeadjoint.solvers import Solver
 from sdeadjoint.testing.strategies import SOLVERS
 from sdeadjoint.testing.weak import Triangular, weak_errors
@@ -35,7 +34,7 @@ STEPS = (16, 32, 64, 128)
 LATER = dict.fromkeys(
     (f"AdamsBashforth(order=4, variable='clock'{start})" for start in ("", ", start=RK4()")), (32, 64, 128, 256)
 )
-FRAMES = (("data", 1.0), ("data", 0.5), ("data", 2.0), ("noise", 1.0), ("flow", 1.0))
+FRAMES = (("data", 1.0), ("data", 0.5), ("noise", 0.5), ("flow", 0.5), ("flow", 1.0))
 COLUMNS = ("ode", "ode gradient", "strong", "gradient", "weak")
 
 
@@ -75,11 +74,11 @@ class Shared(Quantity):
     def name(self) -> str:
         return self.of.name
 
-    def evaluate(self, level: Level) -> Tensor:
-        noise = 0.0 if level.paths is None else float(level.paths.dB.sum())
-        key = (self.of, repr(level.solver), level.setting.frame, len(level.grid), float(level.x_T.sum()), noise)
+    def evaluate(self, run: Run) -> Tensor:
+        noise = 0.0 if run.paths is None else float(run.paths.dB.sum())
+        key = (self.of, repr(run.solver), run.setting.frame, len(run.grid), float(run.x_T.sum()), noise)
         if key not in _KEPT:
-            _KEPT[key] = self.of.evaluate(level)
+            _KEPT[key] = self.of.evaluate(run)
         return _KEPT[key]
 
 

@@ -12,15 +12,14 @@ PACKAGE = Path(__file__).parent.parent / "sdeadjoint"
 
 # From the bottom up. A module imports from lower layers, and from its own folder.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"schedules", "predictions", "nests", "command_line", "fixed_point"}),
-    frozenset({"noise", "conditioning"}),
-    frozenset({"guidance"}),
-    frozenset({"denoiser"}),
-    frozenset({"solvers", "frames", "grids", "problems", "memory"}),
-    frozenset({"discretization", "arguments", "adaptive"}),
-    frozenset({"integrate", "inversion"}),
-    frozenset({"adjoints"}),
-    frozenset({"sample", "samplers", "encode"}),
+    frozenset({"nests", "arguments", "progress", "command_line", "memory"}),
+    frozenset({"packing", "fixed_point"}),
+    frozenset({"solvers", "noise", "conditioning"}),
+    frozenset({"equation"}),
+    frozenset({"recursion", "field", "adaptive"}),
+    frozenset({"adjoints", "diffusion"}),
+    frozenset({"solve", "problems", "inversion", "samplers"}),
+    frozenset({"sample", "encode", "equilibria", "clocks"}),
     frozenset({"adapters", "gradient_check"}),
     frozenset({"comparison", "convergence"}),
     frozenset({"testing", "demo"}),
@@ -79,3 +78,16 @@ def test_imports_inside_functions_are_of_optional_extras_only(path: Path) -> Non
     for name, node in imports(tree, path):
         if id(node) in inside:
             assert name.split(".")[0] in OPTIONAL, f"{path}:{node.lineno} imports {name} inside a function"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "adjoints").rglob("*.py")), ids=lambda p: p.name)
+def test_adjoints_know_nothing_of_diffusion(path: Path) -> None:
+    """Nor do they know which equation they differentiate."""
+    for name, _ in imports(ast.parse(path.read_text()), path):
+        assert not name.startswith(("sdeadjoint.diffusion", "sdeadjoint.field", "sdeadjoint.problems"))
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "diffusion").rglob("*.py")), ids=lambda p: p.name)
+def test_the_diffusion_knows_nothing_of_adjoints(path: Path) -> None:
+    for name, _ in imports(ast.parse(path.read_text()), path):
+        assert not name.startswith(("sdeadjoint.adjoints", "sdeadjoint.recursion"))

@@ -244,9 +244,9 @@ class _Leaks(sa.Adjoint):
 
     size: float
 
-    def solve(self, recursion: Any, x_T: Tensor, **options: Any) -> tuple[Tensor, ...]:
-        (y,) = sa.Direct().solve(recursion, x_T, **options)
-        bias = recursion.denoiser.network.bias
+    def solve(self, recursion: Any, y: Tensor, **options: Any) -> tuple[Tensor, ...]:
+        (y,) = sa.Direct().solve(recursion, y, **options)
+        bias = recursion.equation.denoiser.network.bias
         return (y + self.size * (bias - bias.detach()),)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sdeadjoint as sa
-from sdeadjoint.adjoints.replay import binomial
+from sdeadjoint.adjoints.replay import snapshots as binomial
 from sdeadjoint.adjoints.replay.backward import round_off
 
 from .networks import LowRank, Mlp

@@ -20,8 +20,7 @@ from torch import Tensor
 import sdeadjoint as sa
 from sdeadjoint import noise as noises
 from sdeadjoint.adjoints import Adjoint, Direct
-from sdeadjoint.discretization import Discretization
-from sdeadjoint.integrate import Observer
+from sdeadjoint.recursion import Observer, Recursion
 from sdeadjoint.solvers import ReversibleSolver, RungeKutta, Tableau
 from sdeadjoint.testing import (
     ContractError,
@@ -130,7 +129,7 @@ def test_nothing_exported_is_left_out() -> None:
     assert kinds(sa.Solver) == {type(solver) for solver in strategies.SOLVERS}
     assert kinds(sa.Schedule) == {type(schedule) for schedule in SCHEDULES}
     assert kinds(Adjoint) - NOT_THE_GRADIENT == {type(adjoint) for adjoint in ADJOINTS}
-    assert kinds(sa.Noise) == {noises.BrownianPath, noises.FixedNoise, noises.ShiftedNoise}
+    assert kinds(sa.Noise) == {noises.BrownianPath, noises.FixedNoise, noises.NormalNoise, noises.ShiftedNoise}
 
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.nested_given])
@@ -412,14 +411,15 @@ class Faulty(Adjoint):
 
     fault: str
 
-    def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
-        if self.fault == "refuses the SDE" and recursion.frame.eta > 0:
+    def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
+        x_T = recursion.equation.start
+        if self.fault == "refuses the SDE" and recursion.equation.noise_clock is not None:
             raise ValueError("frame: eta > 0 is not for this adjoint; pass adjoint=Checkpoint()")
         if self.fault == "refuses":
             raise ValueError("no; pass adjoint=Checkpoint()")
         if self.fault == "fails" and recursion.steps > 2:
             raise KeyError("step 2")
-        out = Direct().solve(recursion, x_T, keep=keep, observe=observe)
+        out = Direct().solve(recursion, y, keep=keep, observe=observe)
         if self.fault == "rounds":
             return tuple(y * (1 + 1e-15) for y in out)
         if self.fault == "rounds the trajectory" and keep:

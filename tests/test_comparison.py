@@ -15,8 +15,8 @@ from torch import Tensor
 
 import sdeadjoint as sa
 from sdeadjoint import cli
-from sdeadjoint.comparison import Comparison, Method, command, compare, default_methods, plots, scene, table
-from sdeadjoint.comparison.measure import Case
+from sdeadjoint.comparison import Comparison, Method, command, compare, default_methods, plots, result, scene
+from sdeadjoint.comparison.trial import Trial, agreements
 from sdeadjoint.comparison.truth import Truth, refined, true_gradients
 from sdeadjoint.gradient_check.call import Call
 from sdeadjoint.solvers import Solver
@@ -183,7 +183,7 @@ def test_the_truth_in_closed_form_and_on_a_finer_grid_agree() -> None:
 
 
 def test_the_truth_of_an_sde_is_on_the_same_path(sde: Comparison) -> None:
-    assert sde.truth == "SRA1() at 40 steps"
+    assert sde.truth == "ShARK() at 40 steps"
     for steps in (4, 8):
         row = sde.at("Direct()", steps)
         assert row.gradient("noise").true is None  # type: ignore[union-attr]  # it belongs to one grid
@@ -209,10 +209,10 @@ def test_the_truth_of_an_sde_is_on_the_same_path(sde: Comparison) -> None:
 def test_costs_are_those_of_a_path_that_is_not_refinable() -> None:
     problem = sa.comparison.mixture(1.0, 4)
     call = Call(problem.denoiser, problem.x_T, problem.loss, problem.frame, scene.grid(4), sa.Euler(), problem.noise)
-    case = Case.create(EXACT_METHODS[0], call)
-    assert case.as_used().call.noise == sa.BrownianPath(0)
+    trial = Trial.create(EXACT_METHODS[0], call)
+    assert trial.as_used().call.noise == sa.BrownianPath(0)
     increments = sa.BrownianPath(0).increments(call.frame, call.grid, like=call.x_T)
-    fixed = replace(case, call=replace(call, noise=sa.FixedNoise(increments)))
+    fixed = replace(trial, call=replace(call, noise=sa.FixedNoise(increments)))
     assert fixed.as_used() is fixed
 
 
@@ -312,7 +312,7 @@ def test_the_table_has_every_row_its_columns_and_a_legend(ode: Comparison, sde: 
         main = lines.index("Gradient in x_T")
         header, rows = lines[main + 1], lines[main + 2 : main + 2 + len(found.measurements)]
         assert lines[main + 2 + len(found.measurements)] == ""
-        for name, _ in table.COLUMNS:
+        for name, _ in result.COLUMNS:
             end = header.index(name) + len(name)
             assert all(row[end - 1] != " " and row[end : end + 1] in ("", " ") for row in rows)
         assert {(int(row.split()[0]), name) for row in rows for name in found.methods if f"  {name} " in row} == {
@@ -509,15 +509,13 @@ def test_json_is_strict(ode: Comparison, tmp_path: Path) -> None:
 
 def test_tensors_of_the_batch_are_told_apart() -> None:
     """The median is over samples: a minority of wrong ones moves the aggregate alone."""
-    from sdeadjoint.comparison.accuracy import gradients
-
     r = torch.ones(5, 3, dtype=DOUBLE)
     g: Tensor = r.clone()
     g[0] = -9.0
-    (found,) = gradients({"x_T": g}, {"x_T": r}, None)
+    (found,) = agreements({"x_T": g}, {"x_T": r}, None)
     assert found.own is not None
     assert (found.own.median_error, found.own.median_cosine) == (0.0, pytest.approx(1.0))
     assert found.own.error == pytest.approx(10 / 5**0.5)
     assert found.true is None
-    (zero,) = gradients({"x_T": None}, {"x_T": r}, {"x_T": 2 * r})
+    (zero,) = agreements({"x_T": None}, {"x_T": r}, {"x_T": 2 * r})
     assert (zero.own.error, zero.own.cosine, zero.own.median_cosine) == (1.0, None, None)  # type: ignore[union-attr]

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 import sdeadjoint as sa
 from sdeadjoint.adjoints.continuous.course import Course
-from sdeadjoint.adjoints.continuous.quadrature import quadrature_weights, slot_weights
 from sdeadjoint.adjoints.continuous.recorded import Recorded
-from sdeadjoint.discretization import Discretization
+from sdeadjoint.diffusion.equation import Diffusion
 from sdeadjoint.noise import BoundNoise, Increment
+from sdeadjoint.recursion import Recursion
+from sdeadjoint.solvers.facts import quadrature_weights, slot_weights
 
 from .networks import Mlp
 
@@ -406,8 +407,8 @@ class Forgetful(sa.Noise):
 
 
 def reconstruction_error(steps: int, eta: float, solver: sa.Solver, noise: sa.Noise | None) -> Tensor:
-    """The state at t_1 that the adjoint was evaluated at, minus that of the forward pass."""
-    problem = Problem(steps, eta)
+    """The state in the middle that the adjoint was evaluated at, minus that of the forward pass."""
+    problem = Problem(steps, eta, "flow")
     problem.x_T = torch.randn(64, 4, dtype=DOUBLE, generator=torch.Generator().manual_seed(0)).requires_grad_()
     problem.style = torch.zeros(64, 8, dtype=DOUBLE)
     problem.network = Seen(problem.network)  # type: ignore[assignment]
@@ -439,30 +440,35 @@ def test_noise_that_is_not_replayed_is_refused(areas: bool) -> None:
 def test_reconstruction_needs_the_same_noise() -> None:
     """One seed per number of steps: each grid has a path of its own, so the slope is one of averages."""
     steps = (20, 40, 80, 160)
-    same = torch.stack([reconstruction_error(n, 1.0, sa.Euler(), sa.BrownianPath(5)) for n in steps])
-    other = torch.stack([reconstruction_error(n, 1.0, sa.Euler(), Forgetful()) for n in steps])
+    same = torch.stack([reconstruction_error(n, 0.5, sa.Euler(), sa.BrownianPath(5)) for n in steps])
+    other = torch.stack([reconstruction_error(n, 0.5, sa.Euler(), Forgetful()) for n in steps])
     low, _ = slope(steps, same)
     assert low > 0.7
     assert other[-1].mean() > 0.5 * other[0].mean()
     assert other[-1].mean() > 10 * same[-1].mean()
 
 
-def test_levy_areas_are_reversed_too() -> None:
-    """SRA1 backwards with replayed increments and areas: with a wrong sign of either the slope is 1 at most."""
+@pytest.mark.parametrize(("solver", "order"), [(sa.SRA1(), 1.5), (sa.Midpoint(), 2.0), (sa.Heun(), 2.0)], ids=repr)
+def test_levy_areas_are_reversed_too(solver: sa.Solver, order: float) -> None:
+    """C6, 2: the way back with replayed increments and areas; with a wrong sign of either the slope is 1 at most."""
     steps = (20, 40, 80, 160)
-    errors = torch.stack([reconstruction_error(n, 1.0, sa.SRA1(), sa.BrownianPath(5)) for n in steps])
+    errors = torch.stack([reconstruction_error(n, 0.5, solver, sa.BrownianPath(5)) for n in steps])
     low, _ = slope(steps, errors)
-    assert low > 1.4
+    assert low > order - 0.15
 
 
-def test_increments_and_areas_over_several_steps_are_those_of_the_path() -> None:
-    problem, path = Problem(12, 1.0), sa.BrownianPath(seed=5, refinable=True)
+@pytest.mark.parametrize(("kind", "eta"), [("flow", 0.5), ("noise", 2.0), ("data", 1.0)])
+def test_increments_and_areas_over_several_steps_are_those_of_the_path(kind: str, eta: float) -> None:
+    """Joined on the noise clock, which for eta = 1 is the data kind's drift clock, and in no other case."""
+    problem, path = Problem(12, eta, kind), sa.BrownianPath(seed=5, refinable=True)
     own = problem.grid[[0, 1, 5, 9, 12]]
     fine, coarse = (
-        Discretization.create(problem.denoiser, problem.frame, sa.SRA1(), grid, {}).driven_by(path, problem.x_T)
+        Recursion.create(
+            Diffusion.create(problem.denoiser, problem.frame, grid, {}), sa.SRA1(), path, problem.x_T
+        )
         for grid in (problem.grid, own)
     )
-    course = Course.create(fine, None, own)
+    course = Course.create(fine.equation, None, own.tolist())
     for m in range(4):
         got, want = course.noisy(fine, m, problem.x_T), coarse.interval(m, coarse.increment(m), problem.x_T)
         assert (got.s0, got.s1) == (want.s0, want.s1)
@@ -735,13 +741,13 @@ def test_a_grid_of_its_own_that_ends_with_sigma_zero() -> None:
 def test_interpolated_states(eta: float) -> None:
     """Random states: the cubic through two nodes on either side (four at the ends), the line through the neighbours."""
     problem = Problem(6, eta)
-    recursion = Discretization.create(problem.denoiser, problem.frame, sa.Euler(), problem.grid, problem.cond)
+    equation = Diffusion.create(problem.denoiser, problem.frame, problem.grid, problem.cond)
     states = torch.randn(7, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
-    recorded = Recorded(recursion, list(states))
-    x = torch.stack([recursion.state(n, y) for n, y in enumerate(states)]).numpy()
+    recorded = Recorded(equation, list(states))
+    x = torch.stack([equation.leave(n, y) for n, y in enumerate(states)]).numpy()
     nodes = SCHEDULE.lam(problem.grid).numpy()
     for n in range(6):
-        assert torch.equal(recorded.at(float(problem.grid[n])), recursion.state(n, states[n]))
+        assert torch.equal(recorded.at(float(problem.grid[n])), equation.leave(n, states[n]))
         u = 0.3 * nodes[n] + 0.7 * nodes[n + 1]
         near = range(n, n + 2) if eta else range(min(max(n - 1, 0), 3), min(max(n - 1, 0), 3) + 4)
         want = BarycentricInterpolator(nodes[near], x[near])(u)

@@ -11,8 +11,8 @@ import pytest
 
 import sdeadjoint as sa
 from sdeadjoint import solvers
+from sdeadjoint.command_line import named
 from sdeadjoint.convergence.command import COMMAND, HOLDS, INCONCLUSIVE, VIOLATED
-from sdeadjoint.convergence.naming import named
 
 NAMES = {name: getattr(solvers, name) for name in solvers.__all__}
 QUICK = ["--steps", "16,32,64,128", "--paths", "150"]

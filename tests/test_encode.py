@@ -13,10 +13,10 @@ from scipy import stats
 from torch import Tensor, nn
 
 import sdeadjoint as sa
-from sdeadjoint import discretization
-from sdeadjoint.encode import noised
+from sdeadjoint.diffusion.equation import Diffusion
+from sdeadjoint.diffusion.frames import KINDS
 from sdeadjoint.fixed_point import fixed_point
-from sdeadjoint.frames import KINDS
+from sdeadjoint.recursion import Carry, Recursion
 
 from .networks import Mlp
 
@@ -272,8 +272,11 @@ def test_the_variance_of_increments_at_finite_steps(steps: int) -> None:
     assert min(stats.kstest((row / w.sqrt()).numpy(), "norm").pvalue for row, w in zip(unit, want)) > ALARM / steps  # noqa: B905
 
 
-def test_levy_areas_have_their_law() -> None:
-    frame, grid, x_0 = sa.Frame(VP, eta=1.0), sa.uniform_logsnr(VP, 4), torch.zeros(1, 4000, dtype=DOUBLE)
+@pytest.mark.parametrize(("kind", "eta"), [("flow", 0.5), ("noise", 2.0), ("data", 1.0)])
+def test_levy_areas_have_their_law(kind: str, eta: float) -> None:
+    """Of steps on the noise clock, which is another than the drift's unless eta = 1 in the data kind."""
+    frame, grid = sa.Frame(VP, eta, kind), VP.time(torch.linspace(-1, 1, 5, dtype=DOUBLE))
+    x_0 = torch.zeros(1, 4000, dtype=DOUBLE)
     denoiser = sa.Denoiser(elementwise, VP, "sample")
     noise = sa.encode(denoiser, x_0 + 1, frame=frame, grid=grid, solver=sa.ShARK(), seed=0).noise
     assert noise is not None
@@ -283,19 +286,19 @@ def test_levy_areas_have_their_law() -> None:
         assert stats.kstest((H.flatten() / size).numpy(), "norm").pvalue > ALARM / 4
 
 
-def recursion_of(eta: float, lam: list[float]) -> discretization.Discretization:
+def equation_of(eta: float, lam: list[float]) -> Diffusion:
     grid = VP.time(torch.tensor(lam, dtype=DOUBLE))
     denoiser = sa.problems.Gaussian(0.0, 1e-300).denoiser(VP)  # all data at 0: predicts x_0 = 0 (up to 1e-300 x)
-    return discretization.Discretization.create(denoiser, sa.Frame(VP, eta=eta), sa.Euler(), grid, {})
+    return Diffusion.create(denoiser, sa.Frame(VP, eta=eta), grid, {})
 
 
 @pytest.mark.parametrize("eta", [0.2, 1.0, 3.0])
 def test_the_forward_process_keeps_the_marginals_of_a_point_exactly(eta: float) -> None:
     """With x0 known, a forward step of any size takes ``N(alpha x0, sigma^2)`` to ``N(alpha x0, sigma^2)``."""
-    recursion = recursion_of(eta, [-1.5, 0.5])
-    s0, s1 = VP.sigma(torch.tensor(recursion.times, dtype=DOUBLE)).tolist()
+    equation = equation_of(eta, [-1.5, 0.5])
+    s0, s1 = VP.sigma(torch.tensor(equation.times, dtype=DOUBLE)).tolist()
     ones, zeros = torch.ones(1, 1, dtype=DOUBLE), torch.zeros(1, 1, dtype=DOUBLE)
-    kept, fresh = (float(noised(recursion, 0, x, z)) for x, z in ((s1 * ones, zeros), (zeros, ones)))
+    kept, fresh = (float(equation.reversal(0, x, z)) for x, z in ((s1 * ones, zeros), (zeros, ones)))
     assert kept**2 + fresh**2 == pytest.approx(s0**2, rel=1e-12)
     assert kept / s0 == pytest.approx(math.exp(-2 * eta), rel=1e-12)  # e^(-eta h), h = 2
 
@@ -304,14 +307,31 @@ def test_the_forward_process_keeps_the_marginals_of_a_point_exactly(eta: float) 
 def test_the_forward_process_predicts_where_the_step_begins(kind: str) -> None:
     grid, denoiser, eta = VP.time(torch.tensor([-1.5, 0.5], dtype=DOUBLE)), MIXTURE.denoiser(VP), 0.3
     frame = sa.Frame(VP, eta=eta, kind=kind)
-    recursion = discretization.Discretization.create(denoiser, frame, sa.Euler(), grid, {})
+    equation = Diffusion.create(denoiser, frame, grid, {})
     x, z = MIXTURE.sample(4, seed=0), MIXTURE.sample(4, seed=1)
     x0 = denoiser(x, float(grid[1]))
     eps = (x - VP.alpha(grid[1]) * x0) / VP.sigma(grid[1])
     want = VP.alpha(grid[0]) * x0 + VP.sigma(grid[0]) * (
         math.exp(-2 * eta) * eps + math.sqrt(1 - math.exp(-4 * eta)) * z
     )
-    torch.testing.assert_close(noised(recursion, 0, x, z), want, rtol=1e-11, atol=0)
+    torch.testing.assert_close(equation.reversal(0, x, z), want, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_forward_process_predicts_with_the_conditioning_of_its_step(kind: str) -> None:
+    """The network predicts its conditioning, another one on each step."""
+    grid, eta = VP.time(torch.tensor([-2.0, -1.0, 0.0, 1.0], dtype=DOUBLE)), 0.5
+    denoiser, frame = sa.Denoiser(lambda x, t, label: label + 0 * x, VP, "sample"), sa.Frame(VP, eta, kind)
+    slots = torch.tensor([0.3, -0.7, 1.1], dtype=DOUBLE)
+    cond = {"label": sa.Scheduled(slots[:, None, None].expand(3, 2, 4))}
+    equation = Diffusion.create(denoiser, frame, grid, cond)
+    generator = torch.Generator().manual_seed(0)
+    for n, label in enumerate(slots.tolist()):
+        x, z = torch.randn(2, 2, 4, dtype=DOUBLE, generator=generator)
+        (a0, a1), (s0, s1) = (f(grid[n : n + 2]).tolist() for f in (VP.alpha, VP.sigma))
+        eps = (x - a1 * label) / s1
+        want = a0 * label + s0 * (math.exp(-eta) * eps + math.sqrt(1 - math.exp(-2 * eta)) * z)
+        torch.testing.assert_close(equation.reversal(n, x, z), want, rtol=1e-11, atol=1e-13)
 
 
 def test_eta_one_is_the_forward_process_without_the_network() -> None:
@@ -320,24 +340,23 @@ def test_eta_one_is_the_forward_process_without_the_network() -> None:
 
     grid = VP.time(torch.tensor([-1.5, 0.5], dtype=DOUBLE))
     denoiser = sa.Denoiser(network, VP, "sample")
-    recursion = discretization.Discretization.create(denoiser, sa.Frame(VP, eta=1.0), sa.Euler(), grid, {})
+    equation = Diffusion.create(denoiser, sa.Frame(VP, eta=1.0), grid, {})
     (a0, a1), (s0, s1) = VP.alpha(grid).tolist(), VP.sigma(grid).tolist()
     x, z = torch.tensor([[0.3]], dtype=DOUBLE), torch.tensor([[-1.2]], dtype=DOUBLE)
     want = a0 / a1 * 0.3 - 1.2 * (s0**2 - (a0 / a1 * s1) ** 2) ** 0.5
-    assert float(noised(recursion, 0, x, z)) == pytest.approx(want, rel=1e-13)
+    assert float(equation.reversal(0, x, z)) == pytest.approx(want, rel=1e-13)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_ddim_step_of_an_exact_denoiser_is_monotone(seed: int) -> None:
     """``<y - y', E(y) - E(y')> >= |y - y'|^2`` for ``E(y) = y + ds F(y)``, so each target has exactly one solution."""
     denoiser, _ = digits()
-    recursion = discretization.Discretization.create(
-        denoiser, sa.Frame(VP), sa.Euler(), sa.uniform_logsnr(VP, 5), {}
-    )  # fmt: skip
+    equation = Diffusion.create(denoiser, sa.Frame(VP), sa.uniform_logsnr(VP, 5), {})
+    recursion = Recursion(equation, sa.Euler())
     generator = torch.Generator().manual_seed(seed)
     for n in range(1, 5):
-        y, other = (torch.randn(8, 1, 8, 8, dtype=DOUBLE, generator=generator) / recursion.weights[n] for _ in "ab")
-        moved = [recursion.step(n, discretization.Carry(v, ()), None).y for v in (y, other)]
+        y, other = (torch.randn(8, 1, 8, 8, dtype=DOUBLE, generator=generator) / equation.weights[n] for _ in "ab")
+        moved = [recursion.step(n, Carry(v, ()), None).y for v in (y, other)]
         gap, inner = (y - other), ((y - other) * (moved[0] - moved[1])).flatten(1).sum(1)
         assert (inner >= gap.flatten(1).square().sum(1) * (1 - 1e-12)).all()
 
@@ -431,7 +450,7 @@ SDE, ENDS = sa.Frame(VP, eta=1.0), torch.tensor([1.0, 0.5, 0.0], dtype=DOUBLE)
         (mixture_call(frame=SDE), ValueError, "seed: got None, but eta = 1.0"),
         (mixture_call(seed=0), ValueError, "seed: got 0, but eta = 0 is the ODE"),
         (mixture_call(frame=SDE, seed=-1), ValueError, "seed must be in"),
-        (mixture_call(frame=sa.Frame(VP, eta=1e-17), seed=0), ValueError, r"stands still in steps \[0, 1, "),
+        (mixture_call(frame=sa.Frame(VP, eta=1e-17), seed=0), ValueError, r"stands still in steps \[0, "),
         (mixture_call(x_0=MIXTURE.sample(2, seed=0).requires_grad_()), RuntimeError, "x_0 requires a gradient.*detach"),
         (mixture_call(cond={"z": torch.zeros(1, requires_grad=True)}), RuntimeError, "cond requires a gradient"),
         (

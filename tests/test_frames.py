@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sdeadjoint as sa
-from sdeadjoint.frames import KINDS
+from sdeadjoint.diffusion.frames import KINDS
 from sdeadjoint.testing import strategies
 
 EPS = torch.finfo(torch.float64).eps

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sdeadjoint as sa
-from sdeadjoint.grids import validate_grid
+from sdeadjoint.diffusion.grids import validate_grid
 from sdeadjoint.testing import strategies
 
 EPS = torch.finfo(torch.float64).eps

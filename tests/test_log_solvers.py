@@ -195,9 +195,8 @@ def test_one_wrong_coefficient_is_seen_in_the_order(variant: str) -> None:
 
 
 @each_variant
-@pytest.mark.parametrize("ends", [(0.0, 0.5), (0.5, 0.0)])
-def test_steps_from_and_to_zero_are_eulers(variant: str, ends: tuple[float, float]) -> None:
-    y, interval = randn(3), sa.Interval(*ends, randn(3, seed=1))
+def test_steps_from_zero_are_eulers(variant: str) -> None:
+    y, interval = randn(3), sa.Interval(0.0, 0.5, randn(3, seed=1))
     got = sa.DPMSolver3(variant).step(lambda s, y: torch.sin(y) + s, interval, y, ())[0]
     assert torch.equal(got, sa.Euler().step(lambda s, y: torch.sin(y) + s, interval, y, ())[0])
 
@@ -273,9 +272,6 @@ def test_a_node_at_zero_is_infinitely_far_away(variant: str, order: int) -> None
     # The first step is corrected by the mean of its ends; a second drift is not there to predict from.
     assert weights(solver, [0.0, 0.5, 0.8]) == pytest.approx([0.3 + 0.25, -0.25], abs=1e-15)
     assert weights(solver, [0.0, 0.5, 0.8, 1.2, 1.5])[3] == 0
-    falling = weights(solver, [1.0, 0.5, 0.2, 0.0])
-    assert all(map(math.isfinite, falling))
-    assert sum(falling) == pytest.approx(-0.2, abs=1e-15)
 
 
 @pytest.mark.parametrize("variant", ["bh2", "bh1"])
@@ -445,3 +441,10 @@ def test_other_variants_are_refused() -> None:
         sa.UniPC(2, "bh3")
     with pytest.raises(ValueError, match=r"variant: got 'taylor'; pass one of \('dpmsolver', 'heun', 'midpoint'\)"):
         sa.DPMSolver3("taylor")
+
+
+@pytest.mark.parametrize("solver", [sa.DPMSolver3(), sa.DPMSolver3("heun"), sa.UniPC(1), sa.UniPC(3, "bh1")], ids=repr)
+@pytest.mark.parametrize("clock", [[0.5, 0.2, 0.0], [0.5, 0.2, -0.1], [-0.5, -0.2]], ids=str)
+def test_clocks_without_a_log_are_refused(solver: sa.Solver, clock: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"interpolates in log s, and a step from s = .* has no log; pass a clock of pos"):
+        sa.solve(lambda s, y: y, randn(2), clock=clock, solver=solver)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sdeadjoint.predictions import PREDICTIONS, convert
+from sdeadjoint.diffusion.predictions import PREDICTIONS, convert
 
 EPS = torch.finfo(torch.float64).eps
 PAIRS = list(itertools.product(PREDICTIONS, repeat=2))

@@ -16,11 +16,11 @@ from scipy import integrate, stats
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from sdeadjoint.frames import Frame
-from sdeadjoint.grids import uniform_logsnr, uniform_time
+from sdeadjoint.diffusion.frames import Frame
+from sdeadjoint.diffusion.grids import uniform_logsnr, uniform_time
+from sdeadjoint.diffusion.schedules import VE, RectifiedFlow, Schedule, VPCosine, VPLinear
 from sdeadjoint.noise import BrownianPath, FixedNoise
 from sdeadjoint.problems import Digits, Gaussian, Mixture, Problem
-from sdeadjoint.schedules import VE, RectifiedFlow, Schedule, VPCosine, VPLinear
 
 EPS = torch.finfo(torch.float64).eps
 SCHEDULES = [VPLinear(), VPCosine(), VE(), RectifiedFlow()]

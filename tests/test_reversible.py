@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import sdeadjoint as sa
 from sdeadjoint.adjoints.replay.inversion import _distance
-from sdeadjoint.discretization import Carry, Discretization
+from sdeadjoint.diffusion.equation import Diffusion
 from sdeadjoint.memory import PeakMemory
+from sdeadjoint.recursion import Carry, Recursion
 
 from .networks import Mlp
 from .solves import DOUBLE, SCHEDULE, Solve, worst
@@ -265,6 +266,7 @@ def test_the_first_step_undone_is_x_T(kind: str) -> None:
     x_T = torch.linspace(-1, 1, 8, dtype=DOUBLE).reshape(2, 4)
     grid, frame = sa.uniform_logsnr(SCHEDULE, 8), sa.Frame(SCHEDULE, kind=kind)
     denoiser = sa.Denoiser(lambda x, t: torch.tanh(x), SCHEDULE)
-    recursion = Discretization.create(denoiser, frame, sa.Coupled(sa.Heun()), grid, {})
-    back = recursion.invert(0, recursion.step(0, recursion.start(x_T), None), None)
-    torch.testing.assert_close(back.y, x_T, rtol=1e-12, atol=1e-12)
+    equation = Diffusion.create(denoiser, frame, grid, {})
+    recursion = Recursion(equation, sa.Coupled(sa.Heun()))
+    back = recursion.invert(0, recursion.step(0, recursion.start(equation.enter(x_T)), None), None)
+    torch.testing.assert_close(equation.weights[0] * back.y, x_T, rtol=1e-12, atol=1e-12)

@@ -49,10 +49,10 @@ class Setting:
         out = self.raw(x, n)
         return out if self.prediction == "epsilon" else (x - self.alpha[n] * out) / self.sigma[n]
 
-    def sampled(self, sampler: sa.samplers.Sampler, noise: sa.Noise | None = None) -> Tensor:
+    def sampled(self, sampler: sa.samplers.NamedSampler, noise: sa.Noise | None = None) -> Tensor:
         return sa.sample(self.denoiser, self.x_T, **sampler._asdict(), grid=self.grid, noise=noise)
 
-    def normals(self, sampler: sa.samplers.Sampler, path: sa.BrownianPath) -> Tensor:
+    def normals(self, sampler: sa.samplers.NamedSampler, path: sa.BrownianPath) -> Tensor:
         """Standard normals of each step: the increments on the SNR clock, standardised."""
         snr = torch.tensor([math.exp(2 * lam) for lam in self.lam], dtype=DOUBLE)
         return path.increments(sampler.frame, self.grid, self.x_T) / snr.diff().sqrt()[:, None, None]
@@ -96,7 +96,7 @@ def test_sde_dpm_solver_pp(schedule: sa.Schedule, order: int) -> None:
     """SDE-DPM-Solver++(1) and (2M), midpoint form, of Lu et al. (2022b), with the normals of the replayed path."""
     case, path = Setting(schedule), sa.BrownianPath(seed=4)
     name = "sde_dpm_solver_pp_1" if order == 1 else "sde_dpm_solver_pp_2m"
-    sampler: sa.samplers.Sampler = getattr(sa.samplers, name)(schedule)
+    sampler: sa.samplers.NamedSampler = getattr(sa.samplers, name)(schedule)
     z = case.normals(sampler, path)
     x, past, h_past = case.x_T, None, 0.0
     for n in range(STEPS):
@@ -204,7 +204,7 @@ def test_strong_order_three_halves(name: str) -> None:
     """Roessler (2010), Table 6.3, and Foster et al. (2024), on dy = x_0 dSNR + dB_SNR with y = x alpha / sigma^2."""
     schedule, path = sa.VPLinear(), sa.BrownianPath(seed=9)
     case = Setting(schedule, "sample")
-    sampler: sa.samplers.Sampler = getattr(sa.samplers, name)(schedule)
+    sampler: sa.samplers.NamedSampler = getattr(sa.samplers, name)(schedule)
     W, H = (f(sampler.frame, case.grid, case.x_T) for f in (path.increments, path.levy_areas))
     snr = [math.exp(2 * lam) for lam in case.lam]
 

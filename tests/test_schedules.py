@@ -15,9 +15,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.interpolate import PchipInterpolator
 
-from sdeadjoint.grids import karras, uniform_logsnr, uniform_time, validate_grid
-from sdeadjoint.schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLevel, VPLinear
-from sdeadjoint.schedules.tabulated import _cubic, _solve
+from sdeadjoint.diffusion.grids import karras, uniform_logsnr, uniform_time, validate_grid
+from sdeadjoint.diffusion.schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLevel, VPLinear
+from sdeadjoint.diffusion.schedules.tabulated import _cubic, _solve
 from sdeadjoint.testing.strategies import schedules, tables, times
 
 EPS = torch.finfo(torch.float64).eps

@@ -27,7 +27,7 @@ from torch.autograd import gradcheck
 import sdeadjoint as sa
 from sdeadjoint.noise.refinable import Piece, combine
 from sdeadjoint.solvers import RungeKutta
-from sdeadjoint.solvers.base import remembers
+from sdeadjoint.solvers.facts import remembers
 from sdeadjoint.testing import strategies
 from sdeadjoint.testing.strategies import SOLVERS
 

@@ -10,10 +10,10 @@ from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
 import sdeadjoint as sa
-from sdeadjoint.discretization import Discretization
-from sdeadjoint.frames import KINDS
-from sdeadjoint.grids import validate_grid
-from sdeadjoint.predictions import PREDICTIONS
+from sdeadjoint.diffusion.equation import Diffusion
+from sdeadjoint.diffusion.frames import KINDS
+from sdeadjoint.diffusion.grids import validate_grid
+from sdeadjoint.diffusion.predictions import PREDICTIONS
 from sdeadjoint.testing import strategies
 
 ENOUGH = settings(max_examples=2000, database=None)
@@ -30,7 +30,7 @@ def test_frames_and_grids_fit_each_other(data: st.DataObject, singular: bool) ->
         assert (lam.abs() <= 6 + 1e-9).all()
     if not (frame.kind == "noise" and lam[0].isneginf()):
         denoiser = sa.Denoiser(lambda x, t: x, frame.schedule)
-        Discretization.create(denoiser, frame, sa.Euler(), grid, {})
+        Diffusion.create(denoiser, frame, grid, {})
 
 
 @given(strategies.frames(sa.VE()), strategies.seeds(), strategies.etas(), strategies.predictions(), strategies.kinds())

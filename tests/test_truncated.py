@@ -4,35 +4,39 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 import sdeadjoint as sa
-from sdeadjoint.discretization import Carry, Discretization
-from sdeadjoint.integrate import integrate
+from sdeadjoint.diffusion.equation import Diffusion
+from sdeadjoint.recursion import Carry, Recursion
 
 from .solves import DOUBLE, SCHEDULE, Solve, worst
 
 SOLVERS = [sa.Euler(), sa.Heun(), sa.DPMSolverPP2M(), sa.AdamsBashforth(3), sa.ShARK()]
 
 
-def recursion_of(solve: Solve) -> Discretization:
+def recursion_of(solve: Solve) -> tuple[Recursion, Tensor]:
+    """The recursion and ``y_0``."""
     arguments = solve.arguments()
-    recursion = Discretization.create(*(arguments[name] for name in ("denoiser", "frame", "solver", "grid", "cond")))
-    return recursion.driven_by(arguments["noise"], solve.x_T)
+    equation = Diffusion.create(*(arguments[name] for name in ("denoiser", "frame", "grid", "cond")))
+    equation = equation.starting_at(solve.x_T)
+    y = equation.enter(solve.x_T)
+    return Recursion.create(equation, arguments["solver"], arguments["noise"], y), y
 
 
 def tail_gradients(solve: Solve, last: int) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """The last steps by plain autograd from a carry that is a constant."""
-    recursion = recursion_of(solve)
+    recursion, y = recursion_of(solve)
     with torch.no_grad():
-        carries = [recursion.start(solve.x_T), *integrate(recursion, recursion.start(solve.x_T))]
+        carries = [recursion.start(y), *recursion.run(recursion.start(y))]
     carry = carries[recursion.steps - last]
     for n in range(recursion.steps - last, recursion.steps):
         carry = recursion.step(n, carry, recursion.increment(n))
-    out = recursion.state(recursion.steps, carry.y)
+    out = recursion.equation.leave(recursion.steps, carry.y)
     cotangent = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).reshape(out.shape)
     return out.detach(), torch.autograd.grad(out, solve.leaves, cotangent, allow_unused=True)
 
@@ -125,7 +129,7 @@ def test_low_variance_is_the_mean_over_renoised_samples(eta: float, steps: int, 
     want, _ = tail_gradients(solve, 1)
     assert torch.equal(got, want)
 
-    recursion, generator = recursion_of(solve), torch.Generator().manual_seed(5)
+    (recursion, _), generator = recursion_of(solve), torch.Generator().manual_seed(5)
     t0, t1 = grid[-2:].tolist()
     (a0, b0), (a1, b1) = ((float(SCHEDULE.alpha(t)), float(SCHEDULE.sigma(t))) for t in (t0, t1))
     cotangent = torch.linspace(-1, 2, 12, dtype=DOUBLE).reshape(3, 4)
@@ -133,9 +137,10 @@ def test_low_variance_is_the_mean_over_renoised_samples(eta: float, steps: int, 
     for _ in range(3):
         z = torch.randn(3, 4, generator=generator, dtype=DOUBLE)
         x = a0 / a1 * want + math.sqrt(b0**2 - (a0 / a1 * b1) ** 2) * z
-        y = x if steps == 1 else x / recursion.weights[-2]
-        y = recursion.step(steps - 1, Carry(y, ()), recursion.increment(steps - 1)).y
-        out = recursion.state(steps, y)
+        equation = recursion.equation.starting_at(x) if steps == 1 else recursion.equation
+        last = replace(recursion, equation=equation)
+        y = last.step(steps - 1, Carry(equation.enter(x, steps - 1), ()), last.increment(steps - 1)).y
+        out = equation.leave(steps, y)
         grads = torch.autograd.grad(out, solve.leaves, cotangent / 3, allow_unused=True)
         total = [b if a is None else a if b is None else a + b for a, b in zip(total, grads, strict=True)]
     assert worst(found, tuple(total)) <= 1e-12

@@ -12,9 +12,9 @@ from torch import Tensor
 import sdeadjoint as sa
 from sdeadjoint import nests
 from sdeadjoint.adjoints import Adjoint, Direct
-from sdeadjoint.discretization import Discretization
-from sdeadjoint.integrate import Observer
+from sdeadjoint.diffusion.equation import Diffusion
 from sdeadjoint.noise import BoundNoise, Increment
+from sdeadjoint.recursion import Observer, Recursion
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Scaled(Adjoint):
 
     factor: float
 
-    def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
-        (y,) = Direct().solve(recursion, x_T, keep=False, observe=observe)
+    def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
+        (y,) = Direct().solve(recursion, y, keep=False, observe=observe)
         return (y.detach() + self.factor * (y - y.detach()),)
 
 
@@ -32,10 +32,10 @@ class Scaled(Adjoint):
 class WithoutNoise(Adjoint):
     """The right sample, without the gradient of the noise."""
 
-    def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
+    def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
         if recursion.noise is not None:
             recursion = replace(recursion, noise=_Constant(recursion.noise))
-        return Direct().solve(recursion, x_T, keep=keep, observe=observe)
+        return Direct().solve(recursion, y, keep=keep, observe=observe)
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class _Constant(BoundNoise):
 class NotANumber(Adjoint):
     """The right sample, and no gradient to speak of."""
 
-    def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
-        (y,) = Direct().solve(recursion, x_T, keep=False, observe=observe)
+    def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
+        (y,) = Direct().solve(recursion, y, keep=False, observe=observe)
         y.register_hook(lambda a: torch.full_like(a, torch.nan))
         return (y,)
 
@@ -67,8 +67,10 @@ class Forgets(Adjoint):
 
     what: str
 
-    def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
-        cond, denoiser = recursion.cond, recursion.denoiser
+    def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
+        equation = recursion.equation
+        assert isinstance(equation, Diffusion)
+        cond, denoiser = equation.cond, equation.denoiser
         if self.what == "all conditioning":
             cond = nests.map_tensors(Tensor.detach, cond)
         if self.what == "the second tensor":
@@ -79,7 +81,8 @@ class Forgets(Adjoint):
             name = self.what.split(".")[1]
             held = nests.map_tensors(Tensor.detach, denoiser.guidance.tensors[name])
             denoiser = denoiser.guided_by(replace(denoiser.guidance, **{name: held}))
-        return Direct().solve(replace(recursion, cond=cond, denoiser=denoiser), x_T, keep=keep, observe=observe)
+        other = replace(equation, cond=cond, denoiser=denoiser)
+        return Direct().solve(replace(recursion, equation=other), y, keep=keep, observe=observe)
 
 
 def _all_but_first() -> Callable[[Tensor], Tensor]:
@@ -104,21 +107,23 @@ class Sometimes(Adjoint):
 
     when: str
 
-    def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
-        out = Direct().solve(recursion, x_T, keep=keep, observe=observe)
-        guidance, frame = recursion.denoiser.guidance, recursion.frame
+    def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
+        out = Direct().solve(recursion, y, keep=keep, observe=observe)
+        equation = recursion.equation
+        assert isinstance(equation, Diffusion)
+        guidance, frame = equation.denoiser.guidance, equation.frame
         off = {
-            "float32": x_T.dtype != torch.float64,
+            "float32": y.dtype != torch.float64,
             "long": recursion.steps > 6,
             "one step": recursion.steps == 1,
-            "one sample": len(x_T) == 1,
-            "undeclared weights": not any(True for _ in recursion.denoiser.parameters()),
-            "v_prediction": recursion.denoiser.prediction == "v_prediction",
+            "one sample": len(y) == 1,
+            "undeclared weights": not any(True for _ in equation.denoiser.parameters()),
+            "v_prediction": equation.denoiser.prediction == "v_prediction",
             "the noise kind": frame.kind == "noise",
             "other eta": frame.eta not in (0, 1),
             "a flow": isinstance(frame.schedule, sa.RectifiedFlow),
             "two calls": guidance is not None and not guidance.batched,
-            "constant x_T": not x_T.requires_grad,
+            "constant x_T": not y.requires_grad,
             "replayed noise": recursion.noise is not None and not recursion.noise.tensors,
         }[self.when]
         return tuple(y.detach() + 0.9 * (y - y.detach()) for y in out) if off else out
@@ -142,8 +147,8 @@ class OnlyOnce(Adjoint):
 
     refused: bool = False
 
-    def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
-        out = Direct().solve(recursion, x_T, keep=keep, observe=observe)
+    def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
+        out = Direct().solve(recursion, y, keep=keep, observe=observe)
         if not self.refused:
             return tuple(_Once.apply(y) if y.requires_grad else y for y in out)
         passes: list[Tensor] = []

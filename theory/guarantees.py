@@ -28,7 +28,6 @@ class Guarantee:
 
 _ANY = "any noise clock"
 _REGULAR = "noise clock with nonzero derivative in the drift clock (any kind, eta > 0, ends not singular)"
-_BOUNDED = "second derivatives of F in y bounded"
 
 _ONE_STEP = {
     "Euler()": 1,
@@ -82,22 +81,22 @@ GUARANTEES: tuple[Guarantee, ...] = (
     ),
     Guarantee("ReversibleHeun()", "strong", 1.0, _ANY, "reversible.md, R5; Kidger, Foster, Li and Lyons (2021)"),
     *(
-        Guarantee(name, "gradient", 1.0, f"{_ANY}; {_BOUNDED}", "discrete_adjoint.md, D3")
+        Guarantee(name, "gradient", 1.0, _ANY, "discrete_adjoint.md, D3")
         for name in (*_ONE_STEP, *_MULTISTEP, *_LOG)
         if name not in _THREE_HALVES
     ),
-    *(Guarantee(name, "gradient", 1.5, f"{_REGULAR}; {_BOUNDED}", "discrete_adjoint.md, D3") for name in _THREE_HALVES),
+    *(Guarantee(name, "gradient", 1.5, _REGULAR, "discrete_adjoint.md, D3") for name in _THREE_HALVES),
     *(
-        Guarantee(name, "gradient", 1.5, f"{_REGULAR}; {_BOUNDED}", "discrete_adjoint.md, D3; reversible.md, R3")
+        Guarantee(name, "gradient", 1.5, _REGULAR, "discrete_adjoint.md, D3; reversible.md, R3")
         for name, base in _COUPLED.items()
         if base in _THREE_HALVES
     ),
     *(
-        Guarantee(name, "gradient", 1.0, f"{_ANY}; {_BOUNDED}", "discrete_adjoint.md, D3; reversible.md, R2")
+        Guarantee(name, "gradient", 1.0, _ANY, "discrete_adjoint.md, D3; reversible.md, R2")
         for name, base in _COUPLED.items()
         if base not in _THREE_HALVES
     ),
-    Guarantee("ReversibleHeun()", "gradient", 1.0, f"{_ANY}; {_BOUNDED}", "discrete_adjoint.md, D3; reversible.md, R5"),
+    Guarantee("ReversibleHeun()", "gradient", 1.0, _ANY, "discrete_adjoint.md, D3; reversible.md, R5"),
     *(Guarantee(name, "weak", 2 if name in _WEAK_TWO else 1, _ANY, "weak.md, W1") for name in _ONE_STEP),
     *(Guarantee(name, "weak", 1, _ANY, "weak.md, W1") for name in _SINGLESTEP),
     *(Guarantee(name, "weak", 2, _ANY, "weak.md, W2") for name in _UNI_PC),
@@ -106,10 +105,10 @@ GUARANTEES: tuple[Guarantee, ...] = (
         for name, (order, start) in _MULTISTEP.items()
     ),
     *(
-        Guarantee(name, "weak", 1.5, _REGULAR, "weak.md, W3; reversible.md, R3")
-        if base in _THREE_HALVES
-        else Guarantee(name, "weak", 1.0, _ANY, "weak.md, W3; reversible.md, R2")
+        Guarantee(name, "weak", 2, f"{_ANY}; 0 < zeta <= 1", "weak.md, W4")
+        if base in _WEAK_TWO
+        else Guarantee(name, "weak", 1, _ANY, "weak.md, W3; reversible.md, R2")
         for name, base in _COUPLED.items()
     ),
-    Guarantee("ReversibleHeun()", "weak", 1.0, _ANY, "weak.md, W3; reversible.md, R5"),
+    Guarantee("ReversibleHeun()", "weak", 2, _ANY, "weak.md, W5"),
 )

@@ -160,6 +160,17 @@ def weak_order(method: Coefficients) -> int:
     return 2 if all(conditions) else 1
 
 
+def return_order(method: Coefficients) -> float:
+    """0.0, 1.0, 1.5 or 2.0: how near a solve and its way back along the same path come to the start (R8)."""
+    b, c, noise = method.b, method.c, method.noise
+    if dot(b) != 1:
+        return 0.0
+    if not dot(b, noise) == dot(b, c) == dot(b, method.times_a((Fraction(1),) * len(b))) == _HALF:
+        return 1.0
+    kappa = 2 * dot(b, noise, method.levy) - dot(b, method.levy)
+    return 1.5 if kappa else 2.0
+
+
 def inconsistencies(method: Coefficients) -> list[str]:
     """What no order shows: rows of a that miss their nodes; stages of a method without Levy areas that see another
     part of the increment than its mean at their node, ``noise = c``."""

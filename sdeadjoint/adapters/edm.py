@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..guidance import Guidance
-from ..samplers import Sampler, edm_heun
-from ..schedules import Schedule
+from ..diffusion.guidance import Guidance
+from ..diffusion.schedules import Schedule
+from ..samplers import NamedSampler, edm_heun
 from .base import Adapter
 from .k_diffusion import from_denoiser
 
@@ -18,7 +18,7 @@ def from_edm(
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
     rho: float = 7.0,
-    sampler: Callable[[Schedule], Sampler] = edm_heun,
+    sampler: Callable[[Schedule], NamedSampler] = edm_heun,
     guidance: Guidance | None = None,
 ) -> Adapter:
     """A network of EDM (Karras et al., 2022) with its deterministic sampler, Algorithm 1, on its grid, eq. 5.

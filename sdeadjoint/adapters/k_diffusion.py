@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..grids import karras
-from ..guidance import Guidance
-from ..samplers import Sampler, dpm_solver_pp_2m
-from ..schedules import VE, Schedule
-from .base import Adapter, Wrapper, adapter, count_of, range_of
+from ..diffusion.grids import karras
+from ..diffusion.guidance import Guidance
+from ..diffusion.schedules import VE, Schedule
+from ..samplers import NamedSampler, dpm_solver_pp_2m
+from .base import Adapter, OwnTimes, Wrapper, adapter, range_of
 
 
 def from_denoiser(
@@ -21,7 +21,7 @@ def from_denoiser(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     rho: float = 7.0,
-    sampler: Callable[[Schedule], Sampler] = dpm_solver_pp_2m,
+    sampler: Callable[[Schedule], NamedSampler] = dpm_solver_pp_2m,
     guidance: Guidance | None = None,
 ) -> Adapter:
     """A k-diffusion denoiser, on ``x_t = x_0 + sigma eps``.
@@ -40,10 +40,10 @@ def from_denoiser(
     """
     schedule = VE(*range_of(model, sigma_min, sigma_max))
 
-    def times(steps: int | None) -> Tensor:
-        return karras(schedule, count_of(steps), rho=rho, final_zero=True)
+    def rule(steps: int) -> Tensor:
+        return karras(schedule, steps, rho=rho, final_zero=True)
 
-    return adapter(_Denoising(model), sampler(schedule), "sample", guidance, times)
+    return adapter(_Denoising(model), sampler(schedule), "sample", guidance, OwnTimes(rule))
 
 
 class _Denoising(Wrapper):

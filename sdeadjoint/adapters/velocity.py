@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..grids import uniform_time
-from ..guidance import Guidance
-from ..samplers import Sampler, flow_heun
-from ..schedules import RectifiedFlow, Schedule
-from .base import Adapter, Wrapper, adapter, count_of
+from ..diffusion.grids import uniform_time
+from ..diffusion.guidance import Guidance
+from ..diffusion.schedules import RectifiedFlow, Schedule
+from ..samplers import NamedSampler, flow_heun
+from .base import Adapter, OwnTimes, Wrapper, adapter
 
 
 def from_velocity(
     v: Callable[..., Any],
     *,
     data_at: int = 1,
-    sampler: Callable[[Schedule], Sampler] = flow_heun,
+    sampler: Callable[[Schedule], NamedSampler] = flow_heun,
     guidance: Guidance | None = None,
 ) -> Adapter:
     """The velocity ``dx/dt`` of a straight-line flow between data and a standard normal, in either direction of time.
@@ -40,10 +40,10 @@ def from_velocity(
         raise ValueError(f"data_at: got {data_at!r}; pass the time of the data, 0 or 1")
     schedule = RectifiedFlow()
 
-    def times(steps: int | None) -> Tensor:
-        return uniform_time(schedule, count_of(steps), t_max=1.0, t_min=0.0)
+    def rule(steps: int) -> Tensor:
+        return uniform_time(schedule, steps, t_max=1.0, t_min=0.0)
 
-    return adapter(_Velocity(v, data_at), sampler(schedule), "flow_prediction", guidance, times)
+    return adapter(_Velocity(v, data_at), sampler(schedule), "flow_prediction", guidance, OwnTimes(rule))
 
 
 class _Velocity(Wrapper):

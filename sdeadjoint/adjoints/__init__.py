@@ -1,13 +1,12 @@
 """How a sampler is differentiated."""
 
-from ..discretization import Hook
 from .base import Adjoint
 from .checkpoint import Checkpoint
 from .continuous.adaptive import Adaptive
 from .continuous.adjoint import ContinuousAdjoint
 from .continuous.published import adjoint_deis, adjoint_dpm
 from .direct import Direct
-from .hooked import Hooked, clip_norm, normalize, record_norms
+from .hooked import Hook, Hooked, clip_norm, normalize, record_norms
 from .low_variance import LowVariance
 from .replay.inversion import RoundTripWarning
 from .reversible import Reversible

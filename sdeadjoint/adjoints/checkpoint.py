@@ -5,15 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from .. import nests
-from ..discretization import Discretization
-from ..integrate import Observer
-from ..solvers import Interval
+from ..recursion import Observer, Recursion
+from ..solvers.facts import tensors_per_carry
 from .base import Adjoint
-from .replay.backward import Replayed
+from .replay.forward import Replayed
 from .replay.snapshots import Snapshots
 
 UNITS = {"": 1, "B": 1} | {
@@ -69,12 +66,12 @@ class Checkpoint(Adjoint):
                     "snapshots, memory: got both, but memory decides how many snapshots there are; pass one"
                 )
 
-    def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
+    def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
         snapshots, graphs = self.snapshots or recursion.steps, 0
         if self.memory is not None:
-            snapshots, graphs = _spend(parse_bytes(self.memory), recursion, x_T)
+            snapshots, graphs = _spend(parse_bytes(self.memory), recursion, y)
         replayed = Replayed(Snapshots(snapshots), graphs=graphs)
-        return replayed.solve(recursion, x_T, keep=keep, observe=observe)
+        return replayed.solve(recursion, y, keep=keep, observe=observe)
 
 
 def parse_bytes(memory: int | str) -> int:
@@ -86,21 +83,12 @@ def parse_bytes(memory: int | str) -> int:
     return int(float(match[1]) * UNITS[unit])
 
 
-def _spend(memory: int, recursion: Discretization, x_T: Tensor) -> tuple[int, int]:
+def _spend(memory: int, recursion: Recursion, y: Tensor) -> tuple[int, int]:
     """How many snapshots to store, and the bytes left for whole graphs: states first, as they are small."""
-    state = x_T.numel() * x_T.element_size() * _tensors_per_carry(recursion)
+    clocks = recursion.equation.clocks[: recursion.steps + 1 - recursion.equation.projects]
+    state = y.numel() * y.element_size() * tensors_per_carry(recursion.solver, clocks)
     if memory < state:
         raise ValueError(f"memory: got {memory} bytes, but one stored state takes {state}; pass at least that")
     if memory < recursion.steps * state:
         return memory // state, 0
     return recursion.steps, memory - recursion.steps * state
-
-
-def _tensors_per_carry(recursion: Discretization) -> int:
-    """The state and what the solver remembers with it, counted on its first steps with a drift that is zero."""
-    y, state, most = torch.zeros(1, dtype=torch.float64, device="cpu"), recursion.solver.initial_state, 1
-    for n in range(min(recursion.steps - recursion.projects, 8)):
-        interval = Interval(recursion.clocks[n], recursion.clocks[n + 1])
-        y, state = recursion.solver.step(lambda s, y: torch.zeros_like(y), interval, y, state)
-        most = max(most, 1 + sum(1 for _ in nests.tensors(state)))
-    return most

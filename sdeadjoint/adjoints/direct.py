@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..discretization import Discretization
-from ..integrate import Observer, integrate
+from ..recursion import Observer, Recursion
 from .base import Adjoint
 
 
@@ -21,9 +20,9 @@ class Direct(Adjoint):
     ``Checkpoint``.
     """
 
-    def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
+    def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
         states = []
-        for n, carry in enumerate(integrate(recursion, recursion.start(x_T)), start=1):
+        for n, carry in enumerate(recursion.run(recursion.start(y)), start=1):
             observe(n, carry)
             if keep or n == recursion.steps:
                 states.append(carry.y)

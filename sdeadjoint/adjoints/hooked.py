@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..discretization import Discretization, Hook
-from ..integrate import Observer
+from .. import nests
+from ..arguments import check_types
+from ..equation import Equation
+from ..recursion import Observer, Recursion
 from .base import Adjoint
+
+Hook = Callable[[int, float, Any], Any]
+"""``hook(n, t, a)`` in the backward pass, for n = N .. 1: ``a = dL/dx_n`` of the state at time t; what it returns, if
+anything, goes on in its place."""
 
 
 @dataclass(frozen=True)
@@ -27,24 +35,43 @@ class Hooked(Adjoint):
     hook: Hook
 
     def __post_init__(self) -> None:
-        if not isinstance(self.adjoint, Adjoint):
-            given = self.adjoint
-            got = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
-            raise TypeError(f"adjoint: got {got}; pass Hooked(adjoint, hook) with an adjoint such as Checkpoint()")
+        check_types(("adjoint", self.adjoint, Adjoint, "Hooked(adjoint, hook) with an adjoint such as Checkpoint()"))
         if not callable(self.hook):
             raise TypeError(f"hook: got {type(self.hook).__name__}; pass a function hook(n, t, a)")
 
-    def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
-        hook, outer = self.hook, recursion.hook
-        if outer is not None:
+    def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
+        before = recursion.hook.hooks if isinstance(recursion.hook, _Outward) else ()
+        hook = _Outward(recursion.equation, (*before, self.hook))
+        return self.adjoint.solve(replace(recursion, hook=hook), y, keep=keep, observe=observe)
 
-            def hook(n: int, t: float, a: Tensor) -> Tensor:
-                changed = outer(n, t, a)
-                a = a if changed is None else changed
-                changed = self.hook(n, t, a)
-                return a if changed is None else changed
 
-        return self.adjoint.solve(replace(recursion, hook=hook), x_T, keep=keep, observe=observe)
+@dataclass(frozen=True)
+class _Outward:
+    """A recursion's hook, which sees ``dL/dy_n``, from hooks that see ``dL/dx_n``, one after the other."""
+
+    equation: Equation
+    hooks: tuple[Hook, ...]
+
+    def __call__(self, n: int, cotangent: Tensor) -> Tensor:
+        a = given = self.equation.outward(n, cotangent)
+        for hook in self.hooks:
+            changed = hook(n, self.equation.times[n], a)
+            if changed is not None:
+                a = changed
+        if a is given:
+            return cotangent
+        _check_shapes(a, given)
+        return self.equation.inward(n, nests.map_tensors(lambda tensor: tensor.to(cotangent.dtype), a))
+
+
+def _check_shapes(changed: Any, given: Any) -> None:
+    shapes = [[tuple(tensor.shape) for tensor in nests.tensors(nest)] for nest in (changed, given)]
+    if shapes[0] != shapes[1]:
+        got, want = (found[0] if len(found) == 1 else found for found in shapes)
+        raise ValueError(
+            f"hook: returned {got or type(changed).__name__} for an adjoint of shape {want}; "
+            "return a tensor of that shape, or None to leave the adjoint as it is"
+        )
 
 
 def clip_norm(limit: float) -> Hook:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..discretization import Carry, Discretization
-from ..integrate import Observer
+from ..recursion import Carry, Observer, Recursion
 from .base import Adjoint
-from .replay.backward import Replayed
+from .replay.forward import Replayed
 from .replay.snapshots import Snapshots
 from .truncated import refuse_beyond_reach
 
@@ -45,29 +43,28 @@ class LowVariance(Adjoint):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}: got {value!r}; pass an integer >= {least}")
 
-    def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
-        refuse_beyond_reach(repr(self), x_T, keep=keep)
+    def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
+        refuse_beyond_reach(repr(self), y, keep=keep)
         replayed = Replayed(Snapshots(1), last=1)
-        y = replayed.solve(recursion, x_T, keep=False, observe=observe)[0].detach()
+        y = replayed.solve(recursion, y, keep=False, observe=observe)[0].detach()
         if not torch.is_grad_enabled():
             return (y,)
         n, generator = recursion.steps - 1, torch.Generator(device="cpu").manual_seed(self.seed)
-        unhooked, mean = replace(recursion, hook=None), torch.zeros_like(y)
+        mean = torch.zeros_like(y)
         for _ in range(self.copies):
-            carry = Carry(self._noised(recursion, y, generator), recursion.solver.initial_state)
-            mean = mean + unhooked.step(n, carry, recursion.increment(n)).y / self.copies
+            z = torch.randn(y.shape, generator=generator, dtype=torch.float64, device="cpu").to(y)
+            mean = mean + _last_step(recursion, y, z) / self.copies
         out = y + (mean - mean.detach())
         if recursion.hook is not None and out.requires_grad:
-            out.register_hook(partial(recursion.hooked, n + 1))
+            out.register_hook(partial(recursion.hook, n + 1))
         return (out,)
 
-    def _noised(self, recursion: Discretization, y: Tensor, generator: torch.Generator) -> Tensor:
-        """A state before the last step, drawn from the forward process started at the sample; in the carry's form."""
-        n, schedule = recursion.steps - 1, recursion.frame.schedule
-        (alpha0, sigma0), (alpha1, sigma1) = (
-            (float(schedule.alpha(t)), float(schedule.sigma(t))) for t in recursion.times[n:]
-        )
-        ratio = alpha0 / alpha1
-        z = torch.randn(y.shape, generator=generator, dtype=torch.float64, device="cpu").to(y)
-        x = ratio * recursion.state(n + 1, y) + math.sqrt(sigma0**2 - (ratio * sigma1) ** 2) * z
-        return x if n == 0 else x / recursion.weights[n]
+
+def _last_step(recursion: Recursion, y: Tensor, z: Tensor) -> Tensor:
+    """``y_N`` from a state before the last step that is drawn anew, by the forward process, from the present one."""
+    n, equation = recursion.steps - 1, recursion.equation
+    x = equation.noising(n, equation.leave(n + 1, y), z)
+    if n == 0:
+        equation = equation.starting_at(x)
+    fresh = replace(recursion, equation=equation, hook=None)
+    return fresh.step(n, Carry(equation.enter(x, n), recursion.solver.initial_state), recursion.increment(n)).y

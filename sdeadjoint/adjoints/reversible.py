@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..conditioning import scheduled
-from ..discretization import Discretization
-from ..integrate import Observer
+from ..recursion import Observer, Recursion
 from ..solvers import ReversibleHeun, ReversibleSolver
 from .base import Adjoint
-from .replay.backward import Replayed
+from .replay.forward import Replayed
 from .replay.inversion import Inversion
 
 
@@ -52,21 +51,25 @@ class Reversible(Adjoint):
         if self.watch is not None and not callable(self.watch):
             raise TypeError(f"watch: got {type(self.watch).__name__}; pass a function of the round trip's error")
 
-    def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
+    def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
         solver = recursion.solver
         if not isinstance(solver, ReversibleSolver):
             raise TypeError(
                 f"solver: {solver!r} has no inverse, which Reversible() needs; pass Coupled(Euler()) or "
                 "ReversibleHeun() as the solver, or adjoint=Checkpoint(), which serves every solver"
             )
-        guidance = recursion.denoiser.guidance
-        if isinstance(solver, ReversibleHeun) and any(scheduled([recursion.cond, guidance and guidance.tensors])):
+        if recursion.after_step is not None:
+            raise ValueError(
+                "after_step: Reversible() undoes the solver's steps, and what after_step changes cannot be undone; "
+                "pass adjoint=Checkpoint()"
+            )
+        if isinstance(solver, ReversibleHeun) and any(scheduled(recursion.equation.tensors)):
             raise ValueError(
                 "cond: ReversibleHeun() carries a network call from each step into the next, so a step with Scheduled "
                 "conditioning cannot be inverted by itself; pass Coupled(Heun()), or adjoint=Checkpoint()"
             )
         replayed = Replayed(Inversion(self.tolerance, self.watch), refuse_random=_RANDOM)
-        return replayed.solve(recursion, x_T, keep=keep, observe=observe)
+        return replayed.solve(recursion, y, keep=keep, observe=observe)
 
 
 _RANDOM = (

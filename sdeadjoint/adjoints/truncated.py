@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..discretization import Discretization
-from ..integrate import Observer
+from ..recursion import Observer, Recursion
 from .base import Adjoint
-from .replay.backward import Replayed
+from .replay.forward import Replayed
 from .replay.snapshots import Snapshots
 
 
@@ -43,16 +42,16 @@ class Truncated(Adjoint):
             raise ValueError(f"low, high: got {low}, {high}; pass 1 <= low <= high")
         return cls(int(torch.randint(low, high + 1, (), generator=generator)))
 
-    def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
+    def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
         if self.last < recursion.steps:
-            refuse_beyond_reach(f"Truncated(last={self.last})", x_T, keep=keep)
+            refuse_beyond_reach(f"Truncated(last={self.last})", y, keep=keep)
         replayed = Replayed(Snapshots(self.last), last=self.last)
-        return replayed.solve(recursion, x_T, keep=keep, observe=observe)
+        return replayed.solve(recursion, y, keep=keep, observe=observe)
 
 
-def refuse_beyond_reach(name: str, x_T: Tensor, *, keep: bool) -> None:
+def refuse_beyond_reach(name: str, y: Tensor, *, keep: bool) -> None:
     """Raise if a gradient is asked for that a truncation cannot reach."""
-    if x_T.requires_grad and torch.is_grad_enabled():
+    if y.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
             f"x_T requires a gradient, but {name} stops before it; pass x_T.detach(), or adjoint=Checkpoint()"
         )

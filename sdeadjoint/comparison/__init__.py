@@ -5,9 +5,8 @@ both for a built-in problem.
 """
 
 from .compare import compare
-from .measurement import Agreement, Gradient, Measurement
 from .methods import Method, default_methods
-from .result import Comparison
+from .result import Agreement, Agreements, Comparison, Measurement
 from .scene import mixture
 
-__all__ = ["Agreement", "Comparison", "Gradient", "Measurement", "Method", "compare", "default_methods", "mixture"]
+__all__ = ["Agreement", "Agreements", "Comparison", "Measurement", "Method", "compare", "default_methods", "mixture"]

@@ -1,4 +1,4 @@
-"""The comparison itself."""
+"""The gradients of all methods compared, on one call and several grids."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoiser import Denoiser
-from ..frames import Frame
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.frames import Frame
 from ..gradient_check.call import Call, Gradients, Loss
 from ..noise import Noise
 from ..solvers import Solver
-from .accuracy import gradients
-from .measure import Answer, Case
-from .measurement import Measurement
 from .methods import Method, default_methods
-from .result import Comparison
+from .result import Comparison, Measurement
+from .trial import Answer, Trial, agreements
 from .truth import Solution, Truth, true_gradients
 
 Watch = Callable[[str], None]
@@ -89,48 +87,48 @@ def compare(
 
 
 def _rows(call: Call, methods: Sequence[Method], truth: Truth | None, repeats: int, tell: Watch) -> list[Measurement]:
-    """All methods on one grid."""
-    references: dict[str, Gradients] = {repr(call.solver): Case(methods[0], call).own_reference()}
+    """Try all methods on one grid."""
+    references: dict[str, Gradients] = {repr(call.solver): Trial(methods[0], call).own_reference()}
     steps = call.recursion.steps
     rows: list[Measurement] = []
-    cases: list[tuple[int, Case]] = []
+    trials: list[tuple[int, Trial]] = []
     for method in methods:
         tell(f"{steps} steps: {method.name}")
-        case = Case.create(method, call)
-        answer = case.answer()
-        row = Measurement(method.name, method.family, steps, repr(case.call.solver), answer.refused)
+        trial = Trial.create(method, call)
+        answer = trial.answer()
+        row = Measurement(method.name, method.family, steps, repr(trial.call.solver), answer.refused)
         if answer.gradients is not None:
-            key = repr(case.call.solver)
+            key = repr(trial.call.solver)
             if key not in references:
-                references[key] = case.own_reference()
-            case = replace(case, without=answer.without)
-            row = _measured(row, case, answer, references[key], truth)
-            cases.append((len(rows), case))
+                references[key] = trial.own_reference()
+            trial = replace(trial, without=answer.without)
+            row = _measured(row, trial, answer, references[key], truth)
+            trials.append((len(rows), trial))
         rows.append(row)
     tell(f"{steps} steps: timing")
-    times: dict[int, list[float]] = {k: [] for k, _ in cases}
+    times: dict[int, list[float]] = {k: [] for k, _ in trials}
     for _ in range(repeats):
-        for k, case in cases:
-            times[k].append(case.seconds())
+        for k, trial in trials:
+            times[k].append(trial.seconds())
     return [replace(row, seconds=statistics.median(times[k])) if k in times else row for k, row in enumerate(rows)]
 
 
-def _measured(row: Measurement, case: Case, answer: Answer, own: Gradients, truth: Truth | None) -> Measurement:
+def _measured(row: Measurement, trial: Trial, answer: Answer, own: Gradients, truth: Truth | None) -> Measurement:
     assert answer.gradients is not None
     return replace(
         row,
         forward_calls=answer.counts.forward,
         backward_calls=answer.counts.backward,
         products=answer.counts.products,
-        peak_bytes=case.peak_bytes(),
+        peak_bytes=trial.peak_bytes(),
         round_trip=answer.round_trip,
-        gradients=gradients(answer.gradients, own, None if truth is None else truth.gradients),
+        gradients=agreements(answer.gradients, own, None if truth is None else truth.gradients),
         warnings=answer.warnings,
     )
 
 
 def _budget(call: Call) -> str:
-    """Half of what the whole graph takes on the finest grid: a budget that leaves something to recompute."""
+    """Half of the memory of the whole graph on the finest grid: a budget that leaves something to recompute."""
     graph = call.copied().probe().graph_bytes(call.recursion.steps)
     return f"{-(-graph // 2048)}kiB"
 
@@ -141,7 +139,7 @@ def _check(calls: Sequence[Call], truth_steps: int, repeats: int) -> None:
             raise ValueError(f"{name}: got {value!r}; pass an integer >= 1")
     if not calls:
         raise ValueError("grids: got none; pass a grid, or several")
-    times = [call.recursion.times for call in calls]
+    times = [call.recursion.equation.times for call in calls]
     if len({len(grid) for grid in times}) < len(times) or len({(grid[0], grid[-1]) for grid in times}) > 1:
         raise ValueError(
             f"grids: got {[len(grid) - 1 for grid in times]} steps from {[grid[0] for grid in times]} to "
@@ -158,7 +156,7 @@ def _check_methods(methods: Sequence[Method]) -> None:
 
 
 def _settings(call: Call, repeats: int) -> dict[str, Any]:
-    """What the numbers depend on."""
+    """List all that the numbers depend on."""
     packages = {name: version(name) for name in ("sdeadjoint", "torch", "torchsde")}
     return {
         "denoiser": repr(call.denoiser),

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .measurement import KINDS, Agreement, Measurement
 from .methods import EXACT, OTHER, RECONSTRUCTED, RECORDED, TRUNCATED
-from .result import Comparison
+from .result import KINDS, Agreement, Comparison, Measurement
 
 # Okabe and Ito's colours, which the colour-blind can tell apart: one for each family, whose members differ by marker.
 COLOURS = {EXACT: "#0072B2", RECORDED: "#D55E00", RECONSTRUCTED: "#CC79A7", TRUNCATED: "#009E73", OTHER: "#E69F00"}

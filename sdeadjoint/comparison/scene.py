@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Denoiser
-from ..frames import Frame
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.frames import Frame
+from ..diffusion.grids import uniform_logsnr
+from ..diffusion.schedules import VPLinear
 from ..gradient_check.call import Loss
-from ..grids import uniform_logsnr
 from ..noise import BrownianPath, Noise
-from ..schedules import VPLinear
 
 COMPONENTS, DIMENSIONS, VARIANCE = 5, 8, 0.36
 SCHEDULE = VPLinear()
@@ -39,8 +40,18 @@ class MixtureNetwork(nn.Module):
         return (sigma**2 * (r @ self.means) + alpha * self.variance * x) / P
 
 
-class Scene(NamedTuple):
-    """What ``compare`` is called with."""
+@dataclass(frozen=True, eq=False)
+class SquaredDistance:
+    """``loss(x) = |x - target|^2 / 2``, summed over the batch."""
+
+    target: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return 0.5 * ((x - self.target) ** 2).sum()
+
+
+class Example(NamedTuple):
+    """The arguments of ``compare`` for one problem, but for the grids and the solver."""
 
     denoiser: Denoiser
     x_T: Tensor
@@ -49,7 +60,7 @@ class Scene(NamedTuple):
     noise: Noise | None
 
 
-def mixture(eta: float = 0.0, samples: int = 256, seed: int = 0) -> Scene:
+def mixture(eta: float = 0.0, samples: int = 256, seed: int = 0) -> Example:
     """Five standard-normal means in eight dimensions (always the same ones), variance 0.36, ``VPLinear``, float64.
 
     ``x_T`` is standard normal and the loss ``|x_0 - c|^2 / 2`` with a standard-normal c, both drawn from ``seed``.
@@ -59,7 +70,7 @@ def mixture(eta: float = 0.0, samples: int = 256, seed: int = 0) -> Scene:
     x_T, target = _normal(generator, samples, DIMENSIONS), _normal(generator, DIMENSIONS)
     denoiser = Denoiser(MixtureNetwork(means, VARIANCE), SCHEDULE, prediction="sample", time_dtype=torch.float64)
     noise = BrownianPath(seed, refinable=True) if eta > 0 else None
-    return Scene(denoiser, x_T.requires_grad_(), lambda x: 0.5 * ((x - target) ** 2).sum(), Frame(SCHEDULE, eta), noise)
+    return Example(denoiser, x_T.requires_grad_(), SquaredDistance(target), Frame(SCHEDULE, eta), noise)
 
 
 def _normal(generator: torch.Generator, *shape: int) -> Tensor:

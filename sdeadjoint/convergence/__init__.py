@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from ..noise.paths import Paths
 from . import settings
 from .measure import measure
-from .paths import Paths
 from .plots import draw_orders, draw_work_precision
 from .quantities import Gradient, Power, Quantity, RoundTrip, State, Weak
-from .result import Convergence
+from .result import Convergence, work_precision
 from .settings import Setting
 from .slope import Slope, TooFewLevelsError, fit
 from .study import Study
 from .verdict import Verdict
-from .work_precision import work_precision
 
 __all__ = [
     "Convergence",

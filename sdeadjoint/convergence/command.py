@@ -12,19 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from .. import problems, solvers
-from ..command_line import Command, count, directory, seed
+from ..command_line import Command, count, directory, named, seed
 from ..problems import Problem
 from ..solvers import Solver
 from . import settings
 from .fingerprint import NoDigestError
 from .measure import measure
-from .naming import named
 from .plots import draw_orders, draw_work_precision
 from .quantities import SOURCES, Gradient, Quantity, RoundTrip, State, Weak
-from .result import Convergence, dumps
+from .result import Convergence, dumps, work_precision
 from .settings import Setting
 from .study import Study
-from .work_precision import work_precision
 
 STEPS = (16, 32, 64, 128, 256, 512)
 HOLDS, VIOLATED, INCONCLUSIVE = 0, 3, 4  # 1 is a failure and 2 a wrong command line

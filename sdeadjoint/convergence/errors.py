@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..grids import coarsen
+from ..diffusion.grids import coarsen
+from ..noise.paths import Paths
 from ..solvers import Solver
 from .fingerprint import NoDigestError
-from .level import Level
-from .paths import Paths
 from .record import Record
+from .settings import Run
 from .study import Study
 
 BUDGET = 2**24  # float64 numbers of dB held at once, and as many of H: more paths are done in parts
@@ -47,6 +47,18 @@ class Errors:
     uncertainty: float
     seconds: tuple[float, ...]
 
+    @property
+    def rms(self) -> tuple[float, ...]:
+        """The root mean square distance at each level."""
+        return tuple(np.sqrt((self.distances**2).mean(axis=1)).tolist())
+
+    @property
+    def means(self) -> tuple[tuple[float, float], ...]:
+        """The modulus of the mean signed error at each level, and its standard error."""
+        mean = np.abs(self.signed.mean(axis=1))
+        deviation = self.signed.std(axis=1, ddof=1) / math.sqrt(self.signed.shape[1])
+        return tuple(zip(mean.tolist(), deviation.tolist(), strict=True))
+
 
 @dataclass(frozen=True)
 class _Task:
@@ -70,12 +82,12 @@ def measure_errors(study: Study, resume: Path | None, progress: Progress | None)
     for part, paths in enumerate(parts):
         names = {task.name: f"{part}/{task.name}" for task in tasks}
         ready = all(name in record for name in names.values())
-        for task, level in [(task, None) for task in tasks] if ready else _levels(study, tasks, part, paths):
+        for task, run in [(task, None) for task in tasks] if ready else _runs(study, tasks, part, paths):
             if names[task.name] not in record:
-                assert level is not None
+                assert run is not None
                 start = time.perf_counter()
                 quantity = study.quantity.exactly if task.is_reference else study.quantity
-                values = quantity.evaluate(level)
+                values = quantity.evaluate(run)
                 record.add(names[task.name], values, time.perf_counter() - start)
             done += task.steps
             if progress is not None:
@@ -114,7 +126,7 @@ def _parts(study: Study) -> list[int]:
     return [min(size, study.paths - start) for start in range(0, study.paths, size)]
 
 
-def _levels(study: Study, tasks: list[_Task], part: int, paths: int) -> Iterator[tuple[_Task, Level]]:
+def _runs(study: Study, tasks: list[_Task], part: int, paths: int) -> Iterator[tuple[_Task, Run]]:
     """Each task with what it solves. Paths are coarsened from level to level where grids nest."""
     setting, grid = study.setting, study.setting.grid(study.finest)
     x_T = setting.start(paths, _seed(study, part, 0)).to(study.dtype)
@@ -130,9 +142,9 @@ def _levels(study: Study, tasks: list[_Task], part: int, paths: int) -> Iterator
             at = at.coarsened(at.steps // task.steps)
         driving = at.standardised_onto(setting.frame.noise_clock(own)) if at and setting.clock else at
         start = x_T.double() if task.is_reference else x_T
-        level = Level(setting, task.solver, own, driving, start, cond, study.steps[0])
+        run = Run(setting, task.solver, own, driving, start, cond, study.steps[0])
         unit = study.quantity.unit
-        yield task, level.part(slice(0, max(1, PILOT // unit) * unit)) if task.is_pilot else level
+        yield task, run.part(slice(0, max(1, PILOT // unit) * unit)) if task.is_pilot else run
 
 
 def _assembled(study: Study, record: Record, parts: int) -> Errors:

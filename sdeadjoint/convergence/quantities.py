@@ -1,4 +1,4 @@
-"""What is compared between a coarse solve and the truth: states, gradients, weak functionals, a way there and back."""
+"""What a study compares between a coarse solve and the truth: states, gradients, expectations, round trips."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ..adjoints import Adjoint, Checkpoint, Direct
-from ..discretization import Discretization
+from ..diffusion.equation import Diffusion
 from ..noise import FixedNoise
+from ..recursion import Recursion
 from ..solvers import ReversibleSolver, Solver
-from .level import Level
-from .settings import Setting
+from .settings import Run, Setting
 
 Functional = Callable[[Tensor], Tensor]
 """``f(x)``: (paths, *event) to (paths,), one number for each path from that path alone."""
@@ -49,12 +49,12 @@ class Quantity(ABC):
         """In a word or two, for labels."""
 
     @abstractmethod
-    def evaluate(self, level: Level) -> Tensor:
-        """(units, numbers): detached values of independent units."""
+    def evaluate(self, run: Run) -> Tensor:
+        """Return (units, numbers): detached values of independent units, each a path or a block of paths."""
 
     @property
     def exactly(self) -> Quantity:
-        """The same of the reference, which nothing under test may compute."""
+        """The quantity as the reference has it, computed by nothing that is under test."""
         return self
 
     @property
@@ -63,24 +63,24 @@ class Quantity(ABC):
         return 1
 
     def check(self, setting: Setting, steps: tuple[int, ...]) -> None:  # noqa: B027 (nothing to refuse by default)
-        """``ValueError`` where the quantity does not exist."""
+        """Raise ``ValueError`` where the quantity does not exist."""
 
     def order(self, setting: Setting, solver: Solver) -> float:
-        """The order that the solver's claims imply: gradients inherit the states' order."""
+        """Return the order that the solver's claims imply: gradients inherit the states' order."""
         return setting.order(solver)
 
 
 @dataclass(frozen=True)
 class State(Quantity):
-    """The state at the end, in the Euclidean norm."""
+    """The state at the end of the grid, compared in the Euclidean norm."""
 
     @property
     def name(self) -> str:
         return "states"
 
-    def evaluate(self, level: Level) -> Tensor:
+    def evaluate(self, run: Run) -> Tensor:
         with torch.no_grad():
-            return level.solve().reshape(len(level.x_T), -1)
+            return run.solve().reshape(len(run.x_T), -1)
 
 
 @dataclass(frozen=True)
@@ -98,18 +98,18 @@ class Weak(Quantity):
     def name(self) -> str:
         return "weak errors"
 
-    def evaluate(self, level: Level) -> Tensor:
+    def evaluate(self, run: Run) -> Tensor:
         with torch.no_grad():
-            return self.functional(level.solve()).reshape(-1, 1)
+            return self.functional(run.solve()).reshape(-1, 1)
 
     def order(self, setting: Setting, solver: Solver) -> float:
-        """The claimed weak order; the law does not depend on the clock that the paths were drawn on."""
+        """Return the claimed weak order; the law does not depend on the clock that the paths were drawn on."""
         return float(solver.claims.weak) if setting.frame.eta > 0 else setting.order(solver)
 
 
 @dataclass(frozen=True)
 class Gradient(Quantity):
-    """The gradient of ``loss(x)`` of each path, by an adjoint.
+    """The gradient of ``loss(x)`` of each path, computed by an adjoint.
 
     Args:
         of: ``"x_T"``; ``"cond"``, all tensors of the setting's conditioning; ``"weights"``, the denoiser's parameters,
@@ -158,40 +158,40 @@ class Gradient(Quantity):
         if self.of == "noise" and any(n % steps[0] for n in steps):
             raise ValueError(f"steps: got {steps}; gradients in the noise need multiples of the first one")
 
-    def evaluate(self, level: Level) -> Tensor:
+    def evaluate(self, run: Run) -> Tensor:
         if self.of == "weights":
-            return self._in_weights(level)
+            return self._in_weights(run)
         if self.of == "noise":
-            return self._in_noise(level)
-        x_T, cond = level.x_T.clone(), {name: value.clone() for name, value in level.cond.items()}
+            return self._in_noise(run)
+        x_T, cond = run.x_T.clone(), {name: value.clone() for name, value in run.cond.items()}
         leaves = [x_T] if self.of == "x_T" else list(cond.values())
         for leaf in leaves:
             leaf.requires_grad_()
         with torch.enable_grad():
-            x = replace(level, x_T=x_T, cond=cond).solve(self.adjoint)
+            x = replace(run, x_T=x_T, cond=cond).solve(self.adjoint)
             found = torch.autograd.grad(self.loss(x).sum(), leaves)
         return torch.cat([grad.reshape(len(x_T), -1) for grad in found], 1)
 
-    def _in_noise(self, level: Level) -> Tensor:
-        assert level.paths is not None
-        dB = level.paths.dB.clone().requires_grad_()
+    def _in_noise(self, run: Run) -> Tensor:
+        assert run.paths is not None
+        dB = run.paths.dB.clone().requires_grad_()
         with torch.enable_grad():
-            x = level.driven_by(FixedNoise(dB, level.paths.H), self.adjoint)
+            x = run.driven_by(FixedNoise(dB, run.paths.H), self.adjoint)
             (found,) = torch.autograd.grad(self.loss(x).sum(), dB)
         column = (-1, *[1] * (dB.dim() - 1))
-        dnu, clock = level.paths.clock.diff().reshape(column), level.paths.clock
-        along = (found * dnu).reshape(level.cells, -1, *dB.shape[1:]).sum(1)
-        lengths = clock[:: level.paths.steps // level.cells].diff().reshape(column)
+        dnu, clock = run.paths.clock.diff().reshape(column), run.paths.clock
+        along = (found * dnu).reshape(run.cells, -1, *dB.shape[1:]).sum(1)
+        lengths = clock[:: run.paths.steps // run.cells].diff().reshape(column)
         return (along / lengths.sqrt()).transpose(0, 1).reshape(len(x), -1)
 
-    def _in_weights(self, level: Level) -> Tensor:
-        weights = [p for p in level.setting.denoiser.parameters() if p.requires_grad]
-        blocks = [slice(i, i + self.block) for i in range(0, len(level.x_T), self.block)]
+    def _in_weights(self, run: Run) -> Tensor:
+        weights = [p for p in run.setting.denoiser.parameters() if p.requires_grad]
+        blocks = [slice(i, i + self.block) for i in range(0, len(run.x_T), self.block)]
         rows = []
         with torch.enable_grad():
-            losses = self.loss(level.solve(self.adjoint)) if isinstance(self.adjoint, Direct) else None
+            losses = self.loss(run.solve(self.adjoint)) if isinstance(self.adjoint, Direct) else None
             for block in blocks:
-                own = self.loss(level.part(block).solve(self.adjoint)) if losses is None else losses[block]
+                own = self.loss(run.part(block).solve(self.adjoint)) if losses is None else losses[block]
                 found = torch.autograd.grad(own.mean(), weights, retain_graph=losses is not None)
                 rows.append(torch.cat([grad.flatten() for grad in found]))
         return torch.stack(rows)
@@ -211,28 +211,29 @@ class RoundTrip(Quantity):
     def name(self) -> str:
         return "round trips"
 
-    def evaluate(self, level: Level) -> Tensor:
-        setting, solver = level.setting, level.solver
+    def evaluate(self, run: Run) -> Tensor:
+        setting, solver = run.setting, run.solver
         assert solver is not None
         with torch.no_grad():
-            recursion = Discretization.create(setting.denoiser, setting.frame, solver, level.grid, level.cond)
-            recursion = recursion.driven_by(level.noise, level.x_T)
-            carry = recursion.start(level.x_T)
-            for n in range(recursion.steps):
-                carry = recursion.step(n, carry, recursion.increment(n))
+            equation = Diffusion.create(setting.denoiser, setting.frame, run.grid, run.cond)
+            equation = equation.starting_at(run.x_T)
+            y = equation.enter(run.x_T)
+            recursion = Recursion.create(equation, solver, run.noise, y)
+            *_, carry = recursion.run(recursion.start(y))
             if isinstance(solver, ReversibleSolver):
                 for n in reversed(range(recursion.steps)):
                     carry = recursion.invert(n, carry, recursion.increment(n))
-                x_T = carry.y
+                y = carry.y
             else:
-                x_T = recursion.weights[0] * _back(recursion, carry.y)
-        return (x_T - level.x_T).reshape(len(x_T), -1)
+                y = _back(recursion, carry.y)
+            x_T = equation.weights[0] * y
+        return (x_T - run.x_T).reshape(len(x_T), -1)
 
 
-def _back(recursion: Discretization, y: Tensor) -> Tensor:
+def _back(recursion: Recursion, y: Tensor) -> Tensor:
     """``y_0`` by the same method on the reversed grid and path, its memory empty at the start."""
     state = recursion.solver.initial_state
     for n in reversed(range(recursion.steps)):
         interval = recursion.interval(n, recursion.increment(n), y).reversed
-        y, state = recursion.solver.step(recursion.drift(n, y), interval, y, state)
+        y, state = recursion.solver.step(recursion.equation.drift(n), interval, y, state)
     return y

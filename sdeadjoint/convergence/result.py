@@ -1,18 +1,21 @@
-"""A measured order of convergence, with everything it was read from."""
+"""Measured orders of convergence, with everything they were read from, and what an error costs."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .slope import Slope
+from .slope import Dropped, Slope
 from .verdict import Verdict, interval_text
-from .window import Dropped
+
+TARGETS = 5  # errors whose costs are compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +58,7 @@ class Convergence:
 
     @property
     def error(self) -> tuple[float, ...]:
-        """What the slope is of: the modulus of the mean for weak errors, else the rms."""
+        """The errors that the slope is of: the modulus of the mean for weak errors, else the rms."""
         return tuple(mean for mean, _ in self.mean) or self.rms
 
     @property
@@ -68,7 +71,7 @@ class Convergence:
         return (self.interval[1] - self.interval[0]) / 2
 
     def as_json(self) -> dict[str, Any]:
-        """All but the errors of single paths; numbers that do not exist are ``None``."""
+        """Return all but the errors of single paths; numbers that do not exist are ``None``."""
         names = ("steps", "rms", "median", "slope", "interval", "mean", "calls", "seconds", "scale", "uncertainty")
         fields: dict[str, Any] = {name: getattr(self, name) for name in (*names, "study", "solver", "subject")}
         fits = {name: fit and asdict(fit) for name, fit in (("fit", self.fit), ("median_fit", self.median_fit))}
@@ -77,7 +80,7 @@ class Convergence:
         return plain
 
     def table(self) -> str:
-        """A table in plain text: one row per level, then the order and the verdict."""
+        """Print a table in plain text: one row per level, then the order and the verdict."""
         head = ("steps", "calls", "rms", "median", *(["|mean|", "+-"] if self.mean else []), "order", "seconds", "")
         reasons = {gone.steps: f"dropped: {gone.reason}" for gone in self.dropped}
         rows = [head]
@@ -113,7 +116,7 @@ class Convergence:
 
 
 def dumps(results: list[Convergence]) -> str:
-    """Several results as one JSON text."""
+    """Write several results as one JSON text."""
     return json.dumps([result.as_json() for result in results], indent=1, allow_nan=False)
 
 
@@ -123,3 +126,47 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# ---------------------------------------------------------------- work against precision
+
+
+def cost_of(result: Convergence, error: float, work: str = "calls") -> float:
+    """Return the network calls (``"calls"``) or the seconds for all paths (``"seconds"``) that ``error`` costs.
+
+    Interpolated between measured levels on logarithmic axes; NaN outside of what was measured.
+    """
+    if work not in ("calls", "seconds"):
+        raise ValueError(f"work: got {work!r}; pass 'calls' or 'seconds'")
+    costs = result.calls if work == "calls" else result.seconds
+    levels = list(zip(result.error, costs, strict=True))
+    for (coarse, less), (fine, more) in pairwise(levels):
+        if coarse >= error >= fine > 0 and coarse > fine:
+            share = math.log(coarse / error) / math.log(coarse / fine)
+            return float(less * (more / less) ** share)
+    return math.nan
+
+
+def work_precision(results: Sequence[Convergence]) -> str:
+    """Print a table of calls and seconds per error for several solvers on one problem.
+
+    Errors are those of ``Convergence.error``, on a logarithmic scale that all solvers reach between them. Seconds are
+    of one run on a machine that may have had other work, for all paths at once: compare calls first.
+    """
+    positive = [error for result in results for error in result.error if error > 0]
+    if not positive:
+        raise ValueError("results: no errors to compare; pass results of measure(...)")
+    top, bottom = math.log10(max(positive)), math.log10(min(positive))
+    exponents = sorted({round(top - (top - bottom) * (k + 0.5) / TARGETS, 1) for k in range(TARGETS)}, reverse=True)
+    rows = [["error", *(f"{10**exponent:.1e}" for exponent in exponents)]]
+    for result in results:
+        for work, form in (("calls", "{:.0f}"), ("seconds", "{:.2f}")):
+            costs = [cost_of(result, 10**exponent, work) for exponent in exponents]
+            cells = ["-" if math.isnan(cost) else form.format(cost) for cost in costs]
+            rows.append([f"{result.solver}, {work}", *cells])
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a study solves: a denoiser, a frame, the two ends of the grid, and where it starts."""
+"""The equations that are studied: a denoiser, a frame, the two ends of the grid, and where it starts."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Denoiser
-from ..frames import Frame
-from ..grids import uniform_logsnr
-from ..noise import Noise
+from ..adjoints import Adjoint, Direct
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.frames import Frame
+from ..diffusion.grids import uniform_logsnr
+from ..diffusion.schedules import VE, Schedule, VPLinear
+from ..noise import FixedNoise, Noise
+from ..noise.paths import Paths
 from ..problems import Gaussian, Mixture
 from ..problems.base import PosteriorMean, Problem
-from ..schedules import VE, Schedule, VPLinear
+from ..sample import sample
 from ..solvers import Solver
-from .paths import Clock
 
 NAMES = ("mild", "mixture", "separated", "line", "gaussian", "steered", "standardised")
 """The functions of this module that give a ``Setting`` for ``(eta, kind)``."""
+
+Clock = Callable[[Tensor], Tensor]
+"""A noise clock as a function of time, nondecreasing along a grid: ``Frame.noise_clock``."""
 
 Exact = Callable[[Tensor, Tensor, Noise | None], Tensor]
 """``exact(x_T, grid, noise)``: the solution at the end of the grid, differentiable like ``sample``."""
@@ -52,10 +57,11 @@ class Setting:
     clock: Clock | None = None
 
     def grid(self, steps: int) -> Tensor:
+        """Return N + 1 times, of which those of a coarser grid are a part."""
         return uniform_logsnr(self.frame.schedule, steps, t_max=self.t_max, t_min=self.t_min)
 
     def start(self, paths: int, seed: int) -> Tensor:
-        """x_T of every path, float64."""
+        """Draw x_T of every path, float64."""
         t = self.frame.schedule.t_max if self.t_max is None else self.t_max
         scale = float(self.frame.schedule.sigma(t)) if self.scale is None else self.scale
         generator = torch.Generator(device="cpu").manual_seed(seed)
@@ -63,7 +69,7 @@ class Setting:
 
     @property
     def has_levy_areas(self) -> bool:
-        """Whether the noise is Brownian on the frame's own clock, where Levy areas give the strong order 1.5."""
+        """True where the noise is Brownian on the frame's own clock: Levy areas then give the strong order 1.5."""
         return self.clock is None
 
     def order(self, solver: Solver) -> float:
@@ -72,6 +78,52 @@ class Setting:
             return float(solver.claims.ode)
         strong = solver.claims.strong
         return strong if self.has_levy_areas else min(strong, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A setting on one grid with one solver (``None``: the exact solution) and the starts and paths of all samples.
+
+    ``cells`` is the number of steps of the study's coarsest grid.
+    """
+
+    setting: Setting
+    solver: Solver | None
+    grid: Tensor
+    paths: Paths | None
+    x_T: Tensor
+    cond: Mapping[str, Tensor]
+    cells: int
+
+    @property
+    def noise(self) -> FixedNoise | None:
+        return None if self.paths is None else self.paths.noise()
+
+    def solve(self, adjoint: Adjoint = Direct()) -> Tensor:  # noqa: B008 (frozen)
+        """Return the state at the end of the grid."""
+        return self.driven_by(self.noise, adjoint)
+
+    def driven_by(self, noise: Noise | None, adjoint: Adjoint) -> Tensor:
+        """Return the state at the end under this noise."""
+        if self.solver is None:
+            assert self.setting.exact is not None
+            return self.setting.exact(self.x_T, self.grid, noise)
+        return sample(
+            self.setting.denoiser,
+            self.x_T,
+            frame=self.setting.frame,
+            grid=self.grid,
+            solver=self.solver,
+            noise=noise,
+            cond=self.cond,
+            adjoint=adjoint,
+        )
+
+    def part(self, of: slice) -> Run:
+        """Return the same for some of the paths."""
+        paths = self.paths and self.paths.part(of)
+        cond = {name: value[of] for name, value in self.cond.items()}
+        return replace(self, paths=paths, x_T=self.x_T[of], cond=cond)
 
 
 @dataclass(frozen=True)
@@ -127,23 +179,23 @@ class Steered(nn.Module):
 
 
 def mild(eta: float = 1.0, kind: str = "data") -> Setting:
-    """Three wide components in the plane, SNR from e^-6 to e^5 (``VE``): nonlinear, tails light in gradients too."""
+    """Three wide components in the plane, SNR from e^-6 to e^5 (``VE``): nonlinear, with light tails."""
     return _setting(_triangle(0.6), VE(math.exp(-2.5), math.exp(3.0)), eta, kind)
 
 
 def mixture(eta: float = 1.0, kind: str = "data") -> Setting:
-    """The same components, of standard deviation 0.5: states converge as smoothly, a few paths' gradients do not."""
+    """The same components, of standard deviation 0.5: a few paths' gradients converge late, states do not."""
     return _setting(_triangle(0.25), VE(math.exp(-2.5), math.exp(3.0)), eta, kind)
 
 
 def separated(eta: float = 1.0, kind: str = "data") -> Setting:
-    """Two narrow components far apart: a few paths change mode, so that rms errors converge late, medians do not."""
+    """Two narrow components far apart. A few paths change mode, so rms errors converge late; medians do not."""
     problem = Mixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], 0.01)
     return _setting(problem, VE(math.exp(-2.5), math.exp(3.0)), eta, kind)
 
 
 def line(eta: float = 0.0, kind: str = "data") -> Setting:
-    """A scalar mixture under VP, lambda from -2 to 2; the exact reference for eta = 0 is quantile transport."""
+    """A scalar mixture under VP, lambda from -2 to 2. For eta = 0 the exact solution is quantile transport."""
     problem, schedule = Mixture([0.4, 0.6], [-1.0, 1.0], [0.5, 0.3]), VPLinear()
     t_max, t_min = float(schedule.time(-2.0)), float(schedule.time(2.0))
     exact = Transport(problem, schedule) if eta == 0 else None
@@ -168,7 +220,7 @@ def steered(eta: float = 1.0, kind: str = "data") -> Setting:
 def standardised(eta: float = 1.0, kind: str = "data") -> Setting:
     """The counterexample: the mixture with increments standardised on the sigma clock, as k-diffusion has them.
 
-    The path is then another one on each grid, but for the part that converges with order 1: no method does better.
+    The grids then see different paths, which agree to order 1 only, so no method does better.
     """
     setting = mixture(eta, kind)
     return replace(setting, clock=SigmaClock(setting.frame.schedule))

@@ -1,4 +1,4 @@
-"""Studies as values: everything that determines a measured order."""
+"""A study as a value: everything that determines a measured order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import torch
 
-from ..solvers import RK4, SRA1, Heun, ShARK, Solver
+from ..solvers import Solver
+from ..solvers.reference import reference_solver
 from .fingerprint import fingerprint
 from .quantities import Quantity, State
 from .settings import Setting, mild
@@ -25,10 +26,8 @@ class Study:
         paths: independent samples; each has its own x_T and Brownian path.
         seed: of all of them.
         finer: how many times finer than the finest grid the reference's grid is.
-        reference: the solver of the reference. Unless given: none where the setting has an exact solution; else a
-            method that is not the one measured (which would agree with its own mistakes) and more accurate at its own
-            cost: RK4 without noise; ShARK where its order 1.5 holds; Heun elsewhere, where all have order 1. RK4, ShARK
-            and Heun themselves are compared with RK4, SRA1 and ShARK.
+        reference: the solver of the reference. Unless given: none where the setting has an exact solution, else the
+            choice of ``solvers.reference.reference_solver``.
         dtype: of the states; paths are drawn in float64 and rounded.
 
     A reference on a grid r times finer by a method of equal order p is off by ``r^-p`` of the finest error, and the
@@ -63,6 +62,7 @@ class Study:
 
     @property
     def finest(self) -> int:
+        """The number of steps of the reference's grid."""
         return self.steps[-1] * self.finer
 
     @property
@@ -72,11 +72,8 @@ class Study:
             return self.reference
         if self.setting.exact is not None:
             return None
-        if self.setting.frame.eta == 0:
-            return RK4()
-        if self.setting.has_levy_areas:
-            return SRA1() if self.solver == ShARK() else ShARK()
-        return ShARK() if self.solver == Heun() else Heun()
+        noisy = self.setting.frame.eta > 0
+        return reference_solver(self.solver, noisy=noisy, levy_areas=self.setting.has_levy_areas)
 
     @property
     def order(self) -> float:
@@ -90,8 +87,8 @@ class Study:
         return f"{self.quantity.name}, eta = {frame.eta:g}, {frame.kind} kind, {self.paths} paths"
 
     def fingerprint(self) -> str:
-        """A digest of all that determines the numbers, but for the machine: values and code, see ``fingerprint``.
+        """Return a digest of all that determines the numbers, but for the machine; see ``fingerprint``.
 
-        ``NoDigestError`` (a ``ValueError``) if something in it cannot be seen, such as a ``torch.Generator``.
+        ``NoDigestError`` (a ``ValueError``) if something in it cannot be compared, such as a ``torch.Generator``.
         """
         return fingerprint(self)

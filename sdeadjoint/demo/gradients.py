@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..adjoints import Adjoint, Checkpoint, Direct
 from ..noise import BrownianPath, FixedNoise
-from ..samplers import Sampler
+from ..samplers import NamedSampler
 from .scene import ODE, SDE, SHARK, Scene
 
 SAMPLERS = {"ODE, DPM-Solver++(2M)": ODE, "SDE, SDE-DPM-Solver++(2M)": SDE, "SDE, ShARK": SHARK}
@@ -43,7 +43,7 @@ def compare(scene: Scene) -> list[Comparison]:
     return rows
 
 
-def _gradients(scene: Scene, sampler: Sampler, adjoint: Adjoint) -> tuple[Tensor, dict[str, Tensor]]:
+def _gradients(scene: Scene, sampler: NamedSampler, adjoint: Adjoint) -> tuple[Tensor, dict[str, Tensor]]:
     """Samples, and the gradients of their loss in x_T, the label's logits, and the noise where there is any."""
     leaves = {"x_T": scene.latents(BATCH, offset=1), "label": scene.normals(BATCH, 10, offset=2)}
     frame, solver = sampler

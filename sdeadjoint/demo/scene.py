@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..adjoints import Adjoint, Checkpoint
-from ..denoiser import Denoiser
-from ..grids import uniform_logsnr
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.grids import uniform_logsnr
+from ..diffusion.schedules import VPLinear
 from ..noise import Noise
 from ..problems import Digits
 from ..sample import sample
-from ..samplers import Sampler, dpm_solver_pp_2m, sde_dpm_solver_pp_2m, shark_sde
-from ..schedules import VPLinear
+from ..samplers import NamedSampler, dpm_solver_pp_2m, sde_dpm_solver_pp_2m, shark_sde
 from . import classifier
 
 SCHEDULE = VPLinear()
@@ -61,7 +61,7 @@ class Scene:
 
     def sample(
         self,
-        sampler: Sampler,
+        sampler: NamedSampler,
         x_T: Tensor,
         label: Tensor,
         noise: Noise | None = None,

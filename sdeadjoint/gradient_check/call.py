@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -13,14 +14,14 @@ from torch import Tensor, nn
 from .. import nests
 from ..adjoints import Adjoint, Direct
 from ..adjoints.replay.leaves import dependencies, distinct
-from ..adjoints.replay.surroundings import generators_untouched
-from ..arguments import check_problem, check_state
+from ..arguments import check_state, check_types
 from ..conditioning import Scheduled
-from ..denoiser import Denoiser
-from ..discretization import Carry, Discretization
-from ..frames import Frame
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.equation import Diffusion, check_diffusion
+from ..diffusion.frames import Frame
 from ..memory import PeakMemory
-from ..noise import FixedNoise, Noise, ShiftedNoise
+from ..noise import Noise
+from ..recursion import Carry, Recursion
 from ..sample import sample
 from ..solvers import Solver
 
@@ -58,18 +59,19 @@ class Call:
 
     def __post_init__(self) -> None:
         check_state("x_T", self.x_T)
-        check_problem(self.denoiser, self.frame, self.solver, self.cond)
+        check_types(("solver", self.solver, Solver, "a solver such as Heun()"))
+        check_diffusion(self.denoiser, self.frame, self.cond)
         if not callable(self.loss):
             raise TypeError(f"loss: got {type(self.loss).__name__}; pass a function from the sample to one number")
 
     @property
-    def recursion(self) -> Discretization:
-        """What ``sample`` solves."""
-        create = Discretization.create(self.denoiser, self.frame, self.solver, self.grid, self.cond)
-        return create.driven_by(self.noise, self.x_T)
+    def recursion(self) -> Recursion:
+        """The recursion that ``sample`` solves."""
+        equation = Diffusion.create(self.denoiser, self.frame, self.grid, self.cond).starting_at(self.x_T)
+        return Recursion.create(equation, self.solver, self.noise, self.x_T)
 
     def leaves(self) -> dict[str, Tensor]:
-        """Every tensor of the call that requires a gradient, once, under the first name it has.
+        """Return every tensor of the call that requires a gradient, once, under the first name it has.
 
         Names: ``x_T``, ``cond.style[0]``, ``noise.increments``, ``noise.levy_areas``, ``guidance.scale``, and those of
         the denoiser's parameters, ``network.layer.weight``.
@@ -83,16 +85,16 @@ class Call:
     def _named(self) -> Iterator[tuple[str, Tensor]]:
         yield "x_T", self.x_T
         yield from _paths(self.cond, "cond")
-        noise = self.recursion.noise
-        names = _noise_names(self.noise)
-        for i, tensor in enumerate(() if noise is None else noise.tensors):
-            yield names[i] if i < len(names) else f"noise[{i}]", tensor
+        bound = self.recursion.noise
+        names = {id(tensor): name for name, tensor in (self.noise.tensors if self.noise is not None else {}).items()}
+        for i, tensor in enumerate(() if bound is None else bound.tensors):
+            yield f"noise.{names[id(tensor)]}" if id(tensor) in names else f"noise[{i}]", tensor
         if self.denoiser.guidance is not None:
             yield from _paths(self.denoiser.guidance.tensors, "guidance")
         yield from self.denoiser.named_parameters()
 
     def copied(self, dtype: torch.dtype | None = None) -> Call:
-        """The same call on copies of everything that holds tensors, floating ones cast to ``dtype`` if it is given.
+        """Return the call on copies of all that holds tensors, floating ones cast to ``dtype`` if it is given.
 
         Copies share no memory, no ``.grad`` and no history with the originals; a tensor given twice is still one. A
         function as network is not copied, nor are the tensors that it closes over.
@@ -108,7 +110,10 @@ class Call:
             memo[id(guidance)] = replace(guidance, **nests.map_tensors(twin, guidance.tensors))
         try:
             denoiser = copy.deepcopy(self.denoiser, memo)
-            noise = _noise_on(self.noise, twin) or copy.deepcopy(self.noise, memo)
+            noise = self.noise
+            if noise is not None:
+                named = noise.tensors
+                noise = noise.on({k: twin(v) for k, v in named.items()}) if named else copy.deepcopy(noise, memo)
         except (RuntimeError, TypeError) as error:
             raise TypeError(
                 "denoiser, noise: gradients are compared on copies, and copy.deepcopy failed "
@@ -121,8 +126,8 @@ class Call:
         return replace(self, denoiser=denoiser, x_T=x_T, cond=cond, noise=noise)
 
     def gradients(self, adjoint: Adjoint, wanted: Mapping[str, Tensor]) -> tuple[float, Gradients]:
-        """The loss and its gradients by autograd under an adjoint; no ``.grad`` and no generator is changed."""
-        with generators_untouched(self.x_T.device):
+        """Return the loss and its gradients under an adjoint; no ``.grad`` and no generator is changed."""
+        with generators_kept(self.x_T.device):
             loss = self.evaluate(adjoint)
             if not loss.requires_grad:
                 raise RuntimeError(f"{adjoint!r}: the loss does not depend on any of {', '.join(wanted)}")
@@ -148,29 +153,35 @@ class Call:
         return loss.sum()
 
     def value(self) -> float:
-        """The loss alone, without any graph of the call's own tensors: none of them may require a gradient."""
-        with generators_untouched(self.x_T.device), torch.no_grad():
+        """Return the loss alone, without a graph; none of the call's own tensors may require a gradient."""
+        with generators_kept(self.x_T.device), torch.no_grad():
             return float(self.evaluate(Direct()))
 
     def probe(self) -> Probe:
-        """One step with its graph; to be asked of a copy."""
+        """Make one step with its graph; to be asked of a copy."""
         known = [tensor for _, tensor in self._named()]
         recursion = self.recursion
         increment = recursion.increment(0)  # a path's own memory is no activation
-        with generators_untouched(self.x_T.device), torch.enable_grad(), PeakMemory() as memory:
-            out = recursion.step(0, recursion.start(self.x_T), increment)
+        with generators_kept(self.x_T.device), torch.enable_grad(), PeakMemory() as memory:
+            y = recursion.equation.enter(self.x_T)
+            out = recursion.step(0, recursion.start(y), increment)
             found = dependencies(nests.tensors(out)).leaves_but(known)
         late = self._late_leaves(nests.map_tensors(Tensor.detach, out), known)
         return Probe(memory.live, memory.peak, distinct([*found, *late]))
 
     def _late_leaves(self, carry: Carry, known: list[Tensor]) -> Iterator[Tensor]:
-        """Leaves that the network reads after the first step: a network may read some at some times only."""
+        """Find leaves that the network reads after the first step only: it may read some at some times."""
         recursion = self.recursion
         for n in range(1, recursion.steps):
-            with generators_untouched(self.x_T.device), torch.enable_grad():
+            with generators_kept(self.x_T.device), torch.enable_grad():
                 out = recursion.step(n, carry, recursion.increment(n))
             yield from dependencies(nests.tensors(out)).leaves_but(known)
             carry = nests.map_tensors(Tensor.detach, out)
+
+
+def generators_kept(device: torch.device) -> AbstractContextManager[None]:
+    """Put torch's global generators back afterwards: the CPU's and the device's."""
+    return torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=device.type)
 
 
 def _paths(nest: Any, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -185,23 +196,6 @@ def _paths(nest: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(nest, list | tuple):
         for i, value in enumerate(nest):
             yield from _paths(value, f"{name}[{i}]")
-
-
-def _noise_names(noise: Noise | None) -> tuple[str, ...]:
-    """What a noise calls its tensors, in the order of ``BoundNoise.tensors``."""
-    if isinstance(noise, FixedNoise):
-        return "noise.increments", "noise.levy_areas"
-    return ("noise.shifts", "noise.levy_shifts") if isinstance(noise, ShiftedNoise) else ()
-
-
-def _noise_on(noise: Noise | None, twin: Callable[[Tensor], Tensor]) -> Noise | None:
-    """The package's own noise on other tensors; None for any other."""
-    if isinstance(noise, FixedNoise):
-        return FixedNoise(twin(noise.increments), None if noise.levy_areas is None else twin(noise.levy_areas))
-    if isinstance(noise, ShiftedNoise):
-        shifts = None if noise.levy_shifts is None else twin(noise.levy_shifts)
-        return ShiftedNoise(noise.path, twin(noise.shifts), shifts)
-    return None
 
 
 def _twin(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

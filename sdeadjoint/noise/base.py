@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import weakref
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, Protocol
@@ -42,7 +43,8 @@ class BoundNoise(ABC):
     2. It is in the dtype and on the device of ``like``, and no in-place edit of it changes a later answer,
        unless it is itself one of ``tensors``.
     3. A step over which the clock stands still, or that ends at ``+inf``, injects no noise: its increment is 0.
-    4. ``tensors`` lists every tensor whose gradient or in-place change matters to the answers.
+    4. ``tensors`` lists every tensor whose gradient or in-place change matters to the answers, and ``pull_back``
+       takes gradients of the answers to them.
     """
 
     @abstractmethod
@@ -54,17 +56,64 @@ class BoundNoise(ABC):
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors that the noise is made of, a caller's leaves, in a fixed order; empty for a seed."""
 
-    @property
-    def slotted(self) -> bool:
-        """Whether ``dB_n`` is ``tensors[0][n]`` and ``H_n`` ``tensors[1][n]``, but for a cast and a constant.
+    def pull_back(self, n: int, grads: Sequence[Tensor | None], totals: list[Tensor | None]) -> None:
+        """Add the gradients through step n's noise to ``totals``, which has a place for each of ``tensors``.
 
-        Gradients are then written into their slots; otherwise they go through the graph of ``increment(n)``.
+        ``grads`` are ``dL/d(dB_n)`` and, where there are Levy areas, ``dL/dH_n``. Nothing is added for tensors that do
+        not require a gradient. This is plain autograd through ``increment(n)``; noise whose step n reads a slot of a
+        tensor adds to that slot instead (``add_to_slots``), at the cost of one step and not of all.
         """
-        return False
+        with torch.enable_grad():
+            increment = self.increment(n)
+        parts = (part for part in increment if part is not None)
+        pairs = [
+            (part, grad.to(part))
+            for part, grad in zip(parts, grads, strict=False)
+            if grad is not None and part.requires_grad
+        ]
+        wanted = [k for k, tensor in enumerate(self.tensors) if tensor.requires_grad]
+        if not (pairs and wanted):
+            return
+        outputs, seeds = zip(*pairs, strict=True)
+        # Retained: the noise may have computed something for all of its steps at once.
+        found = torch.autograd.grad(
+            outputs, [self.tensors[k] for k in wanted], seeds, allow_unused=True, retain_graph=True
+        )
+        for k, grad in zip(wanted, found, strict=True):
+            if grad is not None:
+                total = totals[k]
+                totals[k] = grad.clone() if total is None else total.add_(grad)
+
+
+def add_to_slots(
+    tensors: Sequence[Tensor], n: int, grads: Sequence[Tensor | None], totals: list[Tensor | None]
+) -> None:
+    """``pull_back`` where ``dB_n`` is ``tensors[0][n]`` and ``H_n`` is ``tensors[1][n]``, cast and shifted."""
+    for k, (tensor, grad) in enumerate(zip(tensors, grads, strict=False)):
+        if tensor.requires_grad and grad is not None:
+            total = totals[k]
+            if total is None:
+                total = totals[k] = torch.zeros_like(tensor)
+            total[n] += grad.to(total)
 
 
 class Noise(ABC):
-    """A source of Brownian increments that does not know the problem yet."""
+    """A source of Brownian increments that does not know the problem yet.
+
+    To add one, write ``bind`` and the ``BoundNoise`` it returns, and for noise that is made of a caller's tensors
+    ``tensors`` and ``on``: one file, which ``sdeadjoint.testing.check_noise`` checks.
+    """
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The caller's tensors that the noise is made of, by the names of its arguments; none for a seed."""
+        return {}
+
+    def on(self, tensors: Mapping[str, Tensor]) -> Noise:
+        """The same noise made of other tensors, which have the names of ``self.tensors``."""
+        if self.tensors:
+            raise NotImplementedError(f"{type(self).__name__} has tensors and must say what it is on other ones")
+        return self
 
     @abstractmethod
     def bind(self, clock: Tensor, like: Tensor, levy: bool) -> BoundNoise:

@@ -25,6 +25,7 @@ from .base import (
     checked_step,
     release_with,
 )
+from .normal import scales
 from .refinable import LinePath, check_range
 
 # Pairs of tensors that torchsde keeps to climb the tree. It forgets the oldest first, so a small number serves any
@@ -49,7 +50,8 @@ class BrownianPath(Noise):
             True: a path per seed, the same on every grid, so that coarse and fine grids can be compared path
             by path; 10 to 20 times slower. The path lives on the noise clock: frames with another ``eta`` or
             kind see other increments of it, and positive and negative clocks (data and noise kind) see
-            independent halves. Steps shorter than 2^-16 of the clock's value, or 2^-80, are refused.
+            independent halves; a clock may cross 0. Two nodes on one side of 0 that are closer than 2^-16 of the
+            clock's value, or 2^-80, are refused.
         dtype, device: where the numbers are drawn, float64 (or float32) on the CPU by default; they are then
             cast to the state's. A path does not depend on the state's dtype or device, but a seed means
             unrelated numbers in another dtype or on another device of drawing. Draw on the GPU only when the
@@ -111,6 +113,17 @@ class BrownianPath(Noise):
         bound = self.bind(_noise_clock(frame, grid), like, levy=True)
         areas = [bound.increment(n).H for n in range(len(grid) - 1)]
         return torch.stack([H for H in areas if H is not None])
+
+    def normals(self, frame: HasNoiseClock, grid: Tensor | Sequence[float], like: Tensor) -> Tensor:
+        """The increments of every step over their standard deviations, for ``NormalNoise``: laid out like them.
+
+        Zero in steps that inject no noise.
+        """
+        return _over_scales(self.increments(frame, grid, like), _noise_clock(frame, grid), 1.0)
+
+    def levy_normals(self, frame: HasNoiseClock, grid: Tensor | Sequence[float], like: Tensor) -> Tensor:
+        """The Levy areas of every step over their standard deviations: see :meth:`normals`."""
+        return _over_scales(self.levy_areas(frame, grid, like), _noise_clock(frame, grid), 1 / 12)
 
     def _seeds(self, like: Tensor) -> Sequence[int]:
         if isinstance(self.seed, int):
@@ -206,6 +219,12 @@ class _BoundPath(BoundNoise):
 def _noise_clock(frame: HasNoiseClock, grid: Tensor | Sequence[float]) -> Tensor:
     # On the CPU, as a solve does: another device's exp may differ in the last bit, and that would be another grid.
     return frame.noise_clock(torch.as_tensor(grid, dtype=torch.float64, device="cpu"))
+
+
+def _over_scales(values: Tensor, clock: Tensor, variance: float) -> Tensor:
+    """Each step's values over the root of ``variance`` times its length; zeros stay zeros."""
+    factors = [1 / (math.sqrt(variance) * scale) if scale > 0 else 0.0 for scale in scales(clock.tolist())]
+    return torch.stack([factor * value for factor, value in zip(factors, values, strict=True)])
 
 
 def _checked_seeds(seed: object) -> int | tuple[int, ...]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
-from .base import BoundNoise, Increment, Noise, advances, checked_clock, checked_like, checked_step
+from .base import BoundNoise, Increment, Noise, add_to_slots, advances, checked_clock, checked_like, checked_step
 
 
 @final
@@ -51,6 +52,14 @@ class FixedNoise(Noise):
         areas = "" if self.levy_areas is None else f", levy_areas={summary(self.levy_areas)}"
         return f"FixedNoise(increments={summary(self.increments)}{areas})"
 
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        named = {"increments": self.increments}
+        return named if self.levy_areas is None else named | {"levy_areas": self.levy_areas}
+
+    def on(self, tensors: Mapping[str, Tensor]) -> FixedNoise:
+        return FixedNoise(tensors["increments"], tensors.get("levy_areas"))
+
     def bind(self, clock: Tensor, like: Tensor, levy: bool) -> BoundNoise:
         """See :meth:`Noise.bind`. ``levy_areas`` is left out of ``tensors`` where the solver does not ask for it."""
         nodes = checked_clock(clock)
@@ -84,9 +93,8 @@ class _BoundFixed(BoundNoise):
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.increments,) if self.levy_areas is None else (self.increments, self.levy_areas)
 
-    @property
-    def slotted(self) -> bool:
-        return True
+    def pull_back(self, n: int, grads: Sequence[Tensor | None], totals: list[Tensor | None]) -> None:
+        add_to_slots(self.tensors, n, grads, totals)
 
     def increment(self, n: int) -> Increment:
         checked_step(n, len(self.increments))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
-from .base import BoundNoise, Increment, Noise
+from .base import BoundNoise, Increment, Noise, add_to_slots
 from .fixed import check_real, check_still, summary
 
 
@@ -61,6 +62,14 @@ class ShiftedNoise(Noise):
         areas = "" if self.levy_shifts is None else f", levy_shifts={summary(self.levy_shifts)}"
         return f"ShiftedNoise(path={self.path!r}, shifts={summary(self.shifts)}{areas})"
 
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        named = {"shifts": self.shifts}
+        return named if self.levy_shifts is None else named | {"levy_shifts": self.levy_shifts}
+
+    def on(self, tensors: Mapping[str, Tensor]) -> ShiftedNoise:
+        return ShiftedNoise(self.path, tensors["shifts"], tensors.get("levy_shifts"))
+
     def bind(self, clock: Tensor, like: Tensor, levy: bool) -> BoundNoise:
         """See :meth:`Noise.bind`. ``levy_shifts`` is left out of ``tensors`` where the solver does not ask for it."""
         bound = self.path.bind(clock, like, levy)
@@ -95,9 +104,8 @@ class _BoundShifted(BoundNoise):
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.shifts,) if self.levy_shifts is None else (self.shifts, self.levy_shifts)
 
-    @property
-    def slotted(self) -> bool:
-        return True
+    def pull_back(self, n: int, grads: Sequence[Tensor | None], totals: list[Tensor | None]) -> None:
+        add_to_slots(self.tensors, n, grads, totals)
 
     def increment(self, n: int) -> Increment:
         dB, H = self.path.increment(n)  # refuses steps that the grid does not have

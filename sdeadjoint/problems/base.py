@@ -11,8 +11,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from sdeadjoint.denoiser import Denoiser
-from sdeadjoint.schedules import Schedule
+from sdeadjoint.diffusion.denoiser import Denoiser
+from sdeadjoint.diffusion.schedules import Schedule
 
 Cond: TypeAlias = Mapping[str, Tensor] | None
 Numbers: TypeAlias = float | Tensor | list | tuple

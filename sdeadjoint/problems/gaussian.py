@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdeadjoint.diffusion.schedules import Schedule
 from sdeadjoint.noise import Noise
 from sdeadjoint.problems.base import Cond, Numbers, Problem, call, constant, generator, no_cond, positive
-from sdeadjoint.schedules import Schedule
 
 NODES = 100  # Gauss-Legendre nodes per step: see Gaussian.pathwise
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sdeadjoint.diffusion.schedules import Schedule
 from sdeadjoint.problems.base import Cond, Numbers, Problem, call, constant, generator, no_cond, positive
-from sdeadjoint.schedules import Schedule
 
 _EPS = torch.finfo(torch.float64).eps
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .base import Claims, Drift, Interval, Solver, State, remembers
+from .base import Claims, Drift, Interval, Solver, State, refuse_without_log
+from .facts import remembers
 from .interpolation import integrals
 
 VARIABLES = ("log", "clock")
@@ -37,10 +38,11 @@ class AdamsBashforth(Solver):
     and 4 pay all the same.) Strong order 1.0 with additive noise, weak order min(k, 2).
 
     One network call per step (a step of the start costs what it costs alone), k - 1 past drifts as
-    state. ``"log"`` needs clocks >= 0, and drops a node at 0 from the history. Not for few steps of
-    very different sizes: the weights grow and errors with them.
+    state. ``"log"`` drops a node at 0 from the history; clocks below 0, and those that fall to 0,
+    have no log. Not for few steps of very different sizes: the weights grow and errors with them.
 
-    Errors: ``ValueError`` or ``TypeError`` for other orders, variables and starts.
+    Errors: ``ValueError`` or ``TypeError`` for other orders, variables and starts; ``ValueError``
+    for steps that have no log where one is needed.
     Source: Zhang and Chen (2023), section 3 (DEIS); Hairer, Norsett and Wanner (1993), III.5.
     """
 
@@ -72,6 +74,8 @@ class AdamsBashforth(Solver):
         )
 
     def step(self, drift: Drift, interval: Interval, y: Tensor, state: State) -> tuple[Tensor, State]:
+        if self.variable == "log" and self.order > 1:
+            refuse_without_log(self, interval, state)
         F = drift(interval.s0, y)
         history = ((interval.s0, F), *state)
         kept = history[: self.order - 1]

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 Drift = Callable[[float, Tensor], Tensor]
@@ -114,8 +113,10 @@ class ReversibleSolver(Solver):
         """The solution and the state at ``interval.s0`` from those at ``interval.s1``."""
 
 
-def remembers(solver: Solver) -> bool:
-    """Whether a step of the solver hands a state on; steps are pure, so one on a number tells."""
-    y = torch.ones(1, dtype=torch.float64, device="cpu")
-    _, state = solver.step(lambda s, y: y, Interval(1.0, 2.0), y, solver.initial_state)
-    return solver.initial_state != () or state != ()
+def refuse_without_log(solver: Solver, interval: Interval, state: State) -> None:
+    """Refuse a step for a solver that interpolates in ``log s``. It may start from 0, where it has no past."""
+    if interval.s0 < 0 or interval.s1 < 0 or (state and interval.s1 == 0):
+        raise ValueError(
+            f"solver: {solver!r} interpolates in log s, and a step from s = {interval.s0} to {interval.s1} has no log; "
+            "pass a clock of positive numbers, or a solver such as AdamsBashforth(2, 'clock')"
+        )

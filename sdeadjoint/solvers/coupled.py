@@ -8,7 +8,9 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from .base import Claims, Drift, Interval, ReversibleSolver, Solver, State, remembers
+from .base import Claims, Drift, Interval, ReversibleSolver, Solver, State
+from .facts import remembers
+from .runge_kutta import RungeKutta
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Coupled(ReversibleSolver):
         base: a one-step solver that commutes with shifts of the state, as every Runge-Kutta method does.
         zeta: 0 < zeta <= 1, how much of y is kept.
 
-    The base's ODE order and, for Runge-Kutta bases, its strong order, on any grid; twice the base's network calls per
-    step, and as many to undo it. Undoing N steps multiplies round-off by ``zeta^-N`` (2.7 for 0.999 and N = 1000, 4e4
+    The base's ODE order and, for Runge-Kutta bases, its strong and weak orders with additive noise, on any grid (weak
+    order 2 around ``Heun``, ``SRA1`` and ``ShARK``: ``theory/weak.md``, W4); twice the base's network calls per step,
+    and as many to undo it. Undoing N steps multiplies round-off by ``zeta^-N`` (2.7 for 0.999 and N = 1000, 4e4
     for 0.9 and N = 100) and by ``e^|G|``, ``G = int dF/dy ds``. Over all noise levels G is bounded in the flow kind and
     large in the others, most of all with eta > 0 (``theory/reversible.md``, R7): take the flow kind there, and in
     float32. Forward, y - yh shrinks where ``z = ds dF/dy`` > 0 (data kind) and grows like ``zeta e^-z`` per step where
@@ -61,8 +64,9 @@ class Coupled(ReversibleSolver):
     @property
     def claims(self) -> Claims:
         base = self.base.claims
-        # Of the weak order no more is proved than the strong one gives.
-        return replace(base, evaluations=2 * base.evaluations, weak=base.strong)
+        # A strong order is a weak one (W3). More is proved of Runge-Kutta bases only (W4).
+        weak = max(base.weak, base.strong) if isinstance(self.base, RungeKutta) else base.strong
+        return replace(base, evaluations=2 * base.evaluations, weak=weak)
 
     def step(self, drift: Drift, interval: Interval, y: Tensor, state: State) -> tuple[Tensor, State]:
         (d,) = state or (torch.zeros_like(y),)

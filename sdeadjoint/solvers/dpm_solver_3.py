@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import Claims, Drift, Interval, Solver, State
+from .base import Claims, Drift, Interval, Solver, State, refuse_without_log
 from .interpolation import integrals
 from .runge_kutta import Tableau
 
@@ -39,14 +39,14 @@ class DPMSolver3(Solver):
             ``DPMSolverSinglestepScheduler(solver_order=3)``.
 
     Order 3; strong order 1.0 with additive noise; three network calls per step, no state. From
-    s = 0 a step is Euler's. Not for very few calls, of which ``DPMSolverPP2M`` makes three times as
+    s = 0 a step is Euler's; clocks below 0, and those that fall to 0, have no log. Not for very few calls, of which ``DPMSolverPP2M`` makes three times as
     many steps; with noise it gains nothing over ``Heun``.
 
     diffusers' scheduler has its stages at nodes of its grid: at thirds if that is even in lambda.
     If not, its third stage is not at 2/3 of the step, and its order is 2 unless the lengths of
     neighbouring steps tend to each other (theory/orders.md, O6).
 
-    Errors: ``ValueError`` for other variants.
+    Errors: ``ValueError`` for other variants, and for steps that have no log.
     Source: Lu et al. (2022a), Algorithm 2 (DPM-Solver-3, r1 = 1/3, r2 = 2/3).
     """
 
@@ -59,7 +59,9 @@ class DPMSolver3(Solver):
 
     def tableau(self, interval: Interval) -> Tableau:
         """The coefficients of one step, which depend on ``log(s1/s0)`` alone."""
-        if interval.s0 <= 0 or interval.s1 <= 0:
+        # A step to 0 needs its log, unlike the first step of a multistep method: hence a state.
+        refuse_without_log(self, interval, ("stages",))
+        if interval.s0 == 0:
             return _EULER
         h = math.log(interval.s1) - math.log(interval.s0)
         ds = math.expm1(h)  # in units of s0

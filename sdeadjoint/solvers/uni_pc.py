@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .base import Claims, Drift, Interval, Solver, State
+from .base import Claims, Drift, Interval, Solver, State, refuse_without_log
 from .interpolation import integrals
 
 VARIANTS = ("bh2", "bh1")
@@ -36,12 +36,13 @@ class UniPC(Solver):
             these names of diffusers' ``UniPCMultistepScheduler``.
 
     Order min(order + 1, 3), as the first step leaves ``O(h^3)``. Strong order 1.0 with additive
-    noise, weak order 2; one network call per step, ``order`` past drifts as state. Needs clocks
-    >= 0; from s = 0 a step is Euler's. Not for very uneven grids, where the weights grow.
+    noise, weak order 2; one network call per step, ``order`` past drifts as state. From s = 0 a step
+    is Euler's; clocks below 0, and those that fall to 0, have no log. Not for very uneven grids,
+    where the weights grow.
 
     The last state is a predicted one: to correct it would take one more call.
 
-    Errors: ``ValueError`` for other orders and variants.
+    Errors: ``ValueError`` for other orders and variants, and for steps that have no log.
     Source: Zhao et al. (2023), Algorithms 1 and 2; B1 and B2 of section 3.
     """
 
@@ -59,6 +60,7 @@ class UniPC(Solver):
         return Claims(ode=min(self.order + 1, 3), strong=1.0, evaluations=1, weak=2.0)
 
     def step(self, drift: Drift, interval: Interval, y: Tensor, state: State) -> tuple[Tensor, State]:
+        refuse_without_log(self, interval, state)
         F = drift(interval.s0, y)
         if state:
             y = y + self._correction(interval.s0, F, state)
@@ -83,7 +85,7 @@ class UniPC(Solver):
         s0, ds = nodes[0], s1 - nodes[0]
         # A node at s = 0 lies infinitely far away in log s.
         u = [math.log(node) for node in nodes if node > 0]
-        if len(u) < 2 or s1 <= 0:
+        if len(u) < 2:
             return [ds]
         if len(u) == 2:
             slope = 0.5 * self._scale(s0, s1) * (math.log(s1) - u[0]) / (u[0] - u[1])

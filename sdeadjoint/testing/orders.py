@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from ..convergence.paths import Paths
+from ..noise.paths import Paths
 from ..solvers import Interval, RungeKutta, ShARK, Solver
 from .contract import Case, numbers, require
 from .walks import COUPLED, Formula, solve

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from ..adjoints import Adjoint
 from ..conditioning import Scheduled
-from ..denoiser import Denoiser
-from ..frames import KINDS, Frame
-from ..grids import uniform_logsnr
-from ..guidance import Guidance
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.frames import KINDS, Frame
+from ..diffusion.grids import uniform_logsnr
+from ..diffusion.guidance import Guidance
+from ..diffusion.predictions import PREDICTIONS
+from ..diffusion.schedules import RectifiedFlow, Schedule, VPCosine, VPLinear
 from ..noise import BrownianPath, FixedNoise, Noise, ShiftedNoise
-from ..predictions import PREDICTIONS
 from ..sample import sample
-from ..schedules import RectifiedFlow, Schedule, VPCosine, VPLinear
 from ..solvers import Euler, Solver
 from .contract import Case, numbers
 from .networks import Network

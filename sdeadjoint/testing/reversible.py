@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import nests
 from ..adjoints import Reversible
-from ..frames import KINDS
+from ..diffusion.frames import KINDS
 from ..solvers import ReversibleSolver
 from .adjoint import check_recomputed
 from .contract import Item, Subject, distance, hold, require

@@ -13,7 +13,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ..schedules import Schedule
+from ..diffusion.schedules import Schedule
 from .contract import Case, Item, Itself, Subject, hold, require
 from .strategies import times
 

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from .. import solvers as _solvers
 from ..adjoints import Adjoint, Checkpoint, Direct, Hooked
-from ..frames import KINDS, Frame
-from ..grids import karras, uniform_logsnr, uniform_time
+from ..diffusion.frames import KINDS, Frame
+from ..diffusion.grids import karras, uniform_logsnr, uniform_time
+from ..diffusion.predictions import PREDICTIONS
+from ..diffusion.schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLevel, VPLinear
 from ..noise import BrownianPath, FixedNoise, Noise, ShiftedNoise
-from ..predictions import PREDICTIONS
 from ..problems import Mixture
-from ..schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLevel, VPLinear
 from ..solvers import RK4, AdamsBashforth, Coupled, DPMSolver3, Euler, Heun, ShARK, Solver, Tableau, UniPC
 from ..solvers.adams_bashforth import VARIABLES
 from ..solvers.dpm_solver_3 import VARIANTS as DPM_SOLVER_3

@@ -24,21 +24,26 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 # What answers for what: source files, and the tests that must notice a change there, quickest first. The iterations of
 # ``inversion.py`` and ``fixed_point.py`` are left out: what they return has been checked, and faults cost calls only.
 TARGETS: dict[str, tuple[str, ...]] = {
-    "sdeadjoint/predictions.py": ("test_predictions",),
-    "sdeadjoint/frames.py": ("test_frames", "test_samplers"),
+    "sdeadjoint/diffusion/predictions.py": ("test_predictions",),
+    "sdeadjoint/diffusion/frames.py": ("test_frames", "test_samplers"),
     "sdeadjoint/samplers.py": ("test_samplers", "test_defaults"),
-    "sdeadjoint/denoiser.py": ("test_denoiser",),
-    "sdeadjoint/guidance.py": ("test_denoiser",),
-    "sdeadjoint/grids.py": ("test_grids", "test_defaults"),
-    "sdeadjoint/schedules/*.py": ("test_schedules", "test_defaults"),
+    "sdeadjoint/diffusion/denoiser.py": ("test_denoiser",),
+    "sdeadjoint/diffusion/guidance.py": ("test_denoiser",),
+    "sdeadjoint/diffusion/grids.py": ("test_grids", "test_defaults"),
+    "sdeadjoint/diffusion/schedules/*.py": ("test_schedules", "test_defaults"),
     "sdeadjoint/solvers/*.py": (
         "test_theory", "test_claims", "test_defaults", "test_solvers", "test_reversible_solvers", "test_samplers",
         "test_guarantees",
     ),
-    "sdeadjoint/noise/*.py": ("test_noise", "test_shifted_noise"),
-    "sdeadjoint/discretization.py": (
+    "sdeadjoint/noise/*.py": ("test_noise", "test_shifted_noise", "test_sampler_module", "test_solve"),
+    "sdeadjoint/diffusion/kinds.py": ("test_frames", "test_samplers"),
+    "sdeadjoint/diffusion/equation.py": (
         "test_sample", "test_frames", "test_samplers", "test_hooked", "test_reversible", "test_encode",
     ),
+    "sdeadjoint/equation.py": ("test_solve", "test_sample", "test_hooked"),
+    "sdeadjoint/recursion.py": ("test_sampler_module", "test_sample", "test_solve"),
+    "sdeadjoint/field.py": ("test_solve",),
+    "sdeadjoint/packing.py": ("test_solve",),
     "sdeadjoint/adjoints/continuous/*.py": ("test_defaults", "test_continuous", "test_sample"),
     "sdeadjoint/adjoints/replay/*.py": (
         "test_checkpoint", "test_checkpoint_memory", "test_truncated", "test_conditioning", "test_reversible",

@@ -11,7 +11,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from .equation import Equation, March
+from .equation import AdjointEquation, March
 
 METHODS = ("RK23", "RK45", "DOP853")
 
@@ -46,7 +46,7 @@ class Adaptive:
 class AdaptiveMarch(March):
     """The march of scipy's integrators: each step of the course is an initial value problem of its own."""
 
-    def __init__(self, equation: Equation, how: Adaptive, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, equation: AdjointEquation, how: Adaptive, inputs: Sequence[Tensor]) -> None:
         self._equation, self._how, self._inputs = equation, how, inputs
         ends = np.cumsum([tensor.numel() for tensor in inputs]).tolist()
         self._places = {id(tensor): slice(end - tensor.numel(), end) for tensor, end in zip(inputs, ends, strict=True)}

@@ -8,21 +8,21 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
+from ...arguments import check_types
 from ...conditioning import scheduled
-from ...discretization import Discretization
-from ...frames import KINDS
-from ...integrate import Observer
+from ...recursion import Observer, Recursion
 from ...solvers import Euler, Solver
+from ...solvers.facts import quadrature_weights
 from ..base import Adjoint
 from ..direct import Direct
-from ..replay.backward import sweep_and_plan
+from ..replay.forward import sweep_and_plan
 from ..replay.snapshots import Snapshots
 from .adaptive import Adaptive
 from .course import Course
-from .descent import RANDOM, Descended, Descent
-from .quadrature import quadrature_weights
+from .descent import RANDOM, BackwardSolve, Descended
 
 STATES = ("recorded", "reconstructed")
+KINDS = ("data", "noise", "flow")  # that diffusions have; other equations refuse all but None
 LAST = Snapshots(1)  # the stage before the last step, which is evaluated again
 
 
@@ -76,9 +76,8 @@ class ContinuousAdjoint(Adjoint):
     ode_only: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.solver, Solver | Adaptive):
-            got = f"the class {self.solver.__name__}" if isinstance(self.solver, type) else type(self.solver).__name__
-            raise TypeError(f"solver: got {got}; pass a solver such as Heun(), or Adaptive()")
+        if not isinstance(self.solver, Adaptive):
+            check_types(("solver", self.solver, Solver, "a solver such as Heun(), or Adaptive()"))
         if self.states not in STATES:
             raise ValueError(f"states: got {self.states!r}; pass one of {STATES}")
         if self.kind is not None and self.kind not in KINDS:
@@ -86,50 +85,54 @@ class ContinuousAdjoint(Adjoint):
         if self.grid is not None:
             object.__setattr__(self, "grid", _times(self.grid))
 
-    def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
+    def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
         if not torch.is_grad_enabled():
-            return Direct().solve(recursion, x_T, keep=keep, observe=observe)
-        course = Course.create(recursion, self.kind, self.grid)
+            return Direct().solve(recursion, y, keep=keep, observe=observe)
+        if recursion.after_step is not None:
+            raise ValueError(
+                "after_step: it changes the state by jumps, and the adjoint equation of this method has none; pass "
+                "adjoint=Checkpoint()"
+            )
+        course = Course.create(recursion.equation, self.kind, None if self.grid is None else _times(self.grid))
         self._refuse_sde(recursion, course)
         self._refuse_grid(recursion, course, keep=keep)
         weights = () if isinstance(self.solver, Adaptive) else quadrature_weights(self.solver, course.clocks)
         recorded = self.states == "recorded"
         first = None if recorded else recursion.increment(0)
-        swept, plan = sweep_and_plan(recursion, x_T, LAST, keep=keep, observe=observe, states=recorded)
+        swept, plan = sweep_and_plan(recursion, y, LAST, keep=keep, observe=observe, states=recorded)
         if plan is None:
             return swept.outputs if keep else swept.outputs[-1:]
         if swept.random:
             raise RuntimeError(RANDOM)
-        descent = Descent(plan, course, self.solver, weights, recorded, first)
+        descent = BackwardSolve(plan, course, self.solver, weights, recorded, recursion.equation.start, first)
         outputs: tuple[Tensor, ...] = Descended.apply(descent, swept.outputs, swept.stages[-1][1], *plan.inputs)
         return outputs
 
-    def _refuse_sde(self, recursion: Discretization, course: Course) -> None:
+    def _refuse_sde(self, recursion: Recursion, course: Course) -> None:
         """What is known only of the ODE, or only with the sampler's own increments."""
-        if recursion.frame.eta == 0:
+        if not (driven := recursion.equation.driven):
             return
-        eta = f"eta = {recursion.frame.eta} > 0"
         if self.ode_only:
             raise ValueError(
-                f"adjoint_dpm: it is a method for the ODE, but {eta}; pass adjoint_deis(order=1), which has a form for "
-                "the SDE, or adjoint=Checkpoint()"
+                f"adjoint_dpm: it is a method for the ODE, but {driven}; pass adjoint_deis(order=1), which has a form "
+                "for the SDE, or adjoint=Checkpoint()"
             )
         if isinstance(self.solver, Adaptive):
             raise ValueError(
-                f"solver: {self.solver!r} adapts its steps to smooth solutions, but {eta}; pass a solver such as "
+                f"solver: {self.solver!r} adapts its steps to smooth solutions, but {driven}; pass a solver such as "
                 "Heun(), or a Frame(..., eta=0.0)"
             )
         if self.states == "recorded":
             return
-        if course.frame.kind != recursion.frame.kind:
+        if course.equation.kind != recursion.equation.kind:
             raise ValueError(
-                f"kind: with {eta} the increments of the {recursion.frame.kind} kind do not determine those of the "
-                f"{course.frame.kind} kind, so that states cannot be reconstructed there; pass kind=None, "
+                f"kind: with {driven} the increments of the {recursion.equation.kind} kind do not determine those of "
+                f"the {course.equation.kind} kind, so that states cannot be reconstructed there; pass kind=None, "
                 "states='recorded', or adjoint=Checkpoint()"
             )
         if not course.coarsens:
             raise ValueError(
-                f"grid: with {eta} states can be reconstructed only where the path is known; pass times of the "
+                f"grid: with {driven} states can be reconstructed only where the path is known; pass times of the "
                 "sampler's own grid, states='recorded', or adjoint=Checkpoint()"
             )
         if self.solver.claims.levy != "none" and recursion.solver.claims.levy == "none":
@@ -139,7 +142,7 @@ class ContinuousAdjoint(Adjoint):
                 "states='recorded'"
             )
 
-    def _refuse_grid(self, recursion: Discretization, course: Course, *, keep: bool) -> None:
+    def _refuse_grid(self, recursion: Recursion, course: Course, *, keep: bool) -> None:
         """What a grid of the adjoint's own does not allow."""
         if course.refines and course.coarsens:
             return
@@ -154,8 +157,7 @@ class ContinuousAdjoint(Adjoint):
             )
         if course.refines:
             return
-        guidance = recursion.denoiser.guidance
-        if any(True for _ in scheduled([recursion.cond, None if guidance is None else guidance.tensors])):
+        if any(True for _ in scheduled(recursion.equation.tensors)):
             raise ValueError(
                 "grid: the conditioning is Scheduled, and an adjoint step over several of its slots would reach "
                 "only some; pass a grid that contains all of the sampler's times, or None"

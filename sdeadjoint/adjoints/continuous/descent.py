@@ -12,16 +12,13 @@ from torch import Tensor
 from ... import nests
 from ...noise import Increment
 from ...solvers import Solver
-from ..replay.backward import pull_back, recompute
-from ..replay.forward import Stage
-from ..replay.leaves import hooks_off
-from ..replay.plan import Plan
+from ...solvers.facts import Weights, quadrature_weights
+from ..replay.backward import Plan, Totals, pull_back, recompute
+from ..replay.leaves import Stage, hooks_off
 from ..replay.surroundings import GeneratorStates, generators_untouched
-from ..replay.totals import Totals
 from .adaptive import Adaptive, AdaptiveMarch
 from .course import Course
-from .equation import Equation, March, SolverMarch
-from .quadrature import Weights, quadrature_weights
+from .equation import AdjointEquation, March, SolverMarch
 from .recorded import Recorded
 
 RANDOM = (
@@ -31,7 +28,7 @@ RANDOM = (
 
 
 @dataclass(frozen=True)
-class Descent:
+class BackwardSolve:
     """One frozen backward solve.
 
     Args:
@@ -40,6 +37,7 @@ class Descent:
         solver: the adjoint's.
         weights: of its evaluations, without restarts; empty if adaptive.
         recorded: whether states are stored; otherwise they are part of the solution.
+        start: the user's initial state.
         first: the noise of the first step as it was in the forward sweep, where states are not recorded.
     """
 
@@ -48,12 +46,14 @@ class Descent:
     solver: Solver | Adaptive
     weights: Weights
     recorded: bool
+    start: Any
     first: Increment | None
 
     @property
     def end(self) -> int:
         """The sampler's node at which the equation starts."""
-        return self.plan.recursion.steps - self.plan.recursion.projects
+        equation = self.plan.recursion.equation
+        return equation.steps - equation.projects
 
     def gradients(self, outputs: Sequence[Tensor], stage: Stage, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         """The inputs' gradients.
@@ -66,21 +66,22 @@ class Descent:
         last, totals = recursion.steps - 1, Totals(self.plan.inputs, self.plan.recursion)
         a = torch.zeros_like(outputs[-1]) if grads[-1] is None else grads[-1]
         done, y = recompute(plan, last, stage, outputs[-1]), outputs[-1]
-        if recursion.projects:
+        if recursion.equation.projects:
             back = pull_back(plan, last, done, [a], totals)
             if last == 0:
-                return totals.grads
+                return totals.finished()
             a = torch.zeros_like(a) if back[0] is None else back[0]
             y = stage.carry.y
         del done
-        states = [plan.isolated.x_T, *outputs[: self.end]] if self.recorded else []
-        equation = Equation(plan, self.course, Recorded(recursion, states) if self.recorded else None, totals)
-        x = None if self.recorded else recursion.state(self.end, y)
+        course = self.course.of(recursion.equation)
+        states = [plan.start, *outputs[: self.end]] if self.recorded else []
+        recorded = Recorded(recursion.equation, states) if self.recorded else None
+        equation = AdjointEquation(plan, course, recorded, totals)
+        x = None if self.recorded else recursion.equation.scaled(self.end, y)
         a = self._descend(equation, self._march(equation, grads), x, a, grads)
-        for tensor, copy in zip(plan.isolated.originals, plan.isolated.copies, strict=True):
-            if copy is plan.isolated.x_T:
-                totals.add([tensor], [a / self.course.weights[0]])
-        return totals.grads
+        # In the user's coordinates, and given to the user's own tensors: rounded once.
+        totals.add(list(nests.tensors(self.start)), list(nests.tensors(course.equation.outward(0, a))))
+        return totals.finished()
 
     def _refuse_other_noise(self) -> None:
         """Recorded states are compared where they are; reconstructed ones are as good as the replay."""
@@ -93,18 +94,20 @@ class Descent:
                 "states cannot be reconstructed; make increment(n) a function of n alone, or pass adjoint=Checkpoint()"
             )
 
-    def _march(self, equation: Equation, grads: Sequence[Tensor | None]) -> March:
+    def _march(self, equation: AdjointEquation, grads: Sequence[Tensor | None]) -> March:
         if isinstance(self.solver, Adaptive):
-            return AdaptiveMarch(equation, self.solver, self.plan.inputs)
+            # y_0 itself is no unknown: its cotangent is the solution.
+            inputs = [tensor for tensor in self.plan.inputs if tensor is not self.plan.start]
+            return AdaptiveMarch(equation, self.solver, inputs)
         jumps = {n for n in range(1, self.end) if self._cotangent(n, grads) is not None}
         weights = quadrature_weights(self.solver, self.course.clocks, jumps) if jumps else self.weights
         return SolverMarch(equation, self.solver, weights)
 
     def _descend(
-        self, equation: Equation, march: March, x: Tensor | None, a: Tensor, grads: Sequence[Tensor | None]
+        self, equation: AdjointEquation, march: March, x: Tensor | None, a: Tensor, grads: Sequence[Tensor | None]
     ) -> Tensor:
         """``a`` at node 0 in the course's frame. It enters as ``dL/dy`` in the sampler's, at the last node."""
-        course, weights = self.course, self.plan.recursion.weights
+        course, weights = equation.course, self.plan.recursion.equation.weights
         y = None if x is None else x / course.weights[-1]
         a = above = self._arrive(self.end, a, grads, march)
         a = a * (course.weights[-1] / weights[self.end])
@@ -127,7 +130,8 @@ class Descent:
         if (extra := self._cotangent(n, grads)) is not None:
             a = a + extra
             march.restart()
-        hooked = self.plan.recursion.hooked(n, a)
+        hook = self.plan.recursion.hook
+        hooked = a if hook is None else hook(n, a)
         # Hooks see dL/dx: one that changes nothing, such as a clip above the norm, gives a back with two roundings.
         if hooked is a or torch.allclose(hooked, a, rtol=4 * torch.finfo(a.dtype).eps, atol=0):
             return a
@@ -155,7 +159,7 @@ class Descended(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, descent: Descent, states: tuple[Tensor, ...], stage: Stage, *inputs: Tensor
+        ctx: Any, descent: BackwardSolve, states: tuple[Tensor, ...], stage: Stage, *inputs: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.descent, ctx.stage, ctx.count = descent, nests.emptied(stage), len(states)
         ctx.set_materialize_grads(False)
@@ -165,7 +169,7 @@ class Descended(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        descent: Descent = ctx.descent
+        descent: BackwardSolve = ctx.descent
         plan = descent.plan
         plan.check()
         saved = iter(ctx.saved_tensors[len(plan.inputs) + len(plan.watched) :])

@@ -13,15 +13,14 @@ from torch import Tensor
 from ... import nests
 from ...conditioning import scheduled
 from ...solvers import Interval, Solver
+from ...solvers.facts import Weights, slot_weights
+from ..replay.backward import Plan, Totals
 from ..replay.leaves import dependencies, leaf
-from ..replay.plan import Plan
-from ..replay.totals import Totals
 from .course import Course
-from .quadrature import Weights, slot_weights
 from .recorded import Recorded
 
 
-class Slope(NamedTuple):
+class Pulled(NamedTuple):
     """``F``, ``(dF/dy)^T a``, and ``(dF/dp)^T a`` for each tensor p that F depends on."""
 
     F: Tensor
@@ -31,7 +30,7 @@ class Slope(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Equation:
+class AdjointEquation:
     """``dy = F(s, y) ds`` and ``da = -(dF/dy)^T a ds`` on a course, with ``dL/dp = int (dF/dp)^T a ds``.
 
     Args:
@@ -49,24 +48,23 @@ class Equation:
     @property
     def slotted(self) -> frozenset[int]:
         """Identities of the arguments that are conditioning of single steps."""
-        isolated, guidance = self.plan.isolated, self.plan.recursion.denoiser.guidance
-        nest = [self.plan.recursion.cond, None if guidance is None else guidance.tensors]
-        inside = {id(copy) for found in scheduled(nest) for copy in nests.tensors(found.values)}
+        isolated, given = self.plan.isolated, self.plan.recursion.equation.tensors
+        inside = {id(copy) for found in scheduled(given) for copy in nests.tensors(found.values)}
         pairs = zip(isolated.originals, isolated.copies, strict=True)
         return frozenset(id(original) for original, copy in pairs if id(copy) in inside)
 
-    def slope(self, m: int, s: float, y: Tensor | None, a: Tensor) -> Slope:
+    def slope(self, m: int, s: float, y: Tensor | None, a: Tensor) -> Pulled:
         """One network call and one vector-Jacobian product, at clock value s of step m; ``y`` if it is not recorded."""
         plan = self.plan
         if y is None:
             assert self.recorded is not None
-            t, weight = self.course.time(m, s)
+            t, weight = self.course.equation.at(m, s)
             y = self.recorded.at(t) / weight
         point = leaf(y)
         with torch.enable_grad(), plan.autocast.replayed():
-            F = self.course.view(plan.recursion, m).drift(m, point)(s, point)
+            F = self.course.equation.drift(m)(s, point)
         if not F.requires_grad:
-            return Slope(F, torch.zeros_like(a), [], [])
+            return Pulled(F, torch.zeros_like(a), [], [])
         copies = plan.isolated.copies
         found = dependencies([F]).leaves_but([point, *copies])
         if any(id(tensor) not in self.totals.slots for tensor in found):
@@ -79,7 +77,7 @@ class Equation:
         pulled, *grads = torch.autograd.grad(
             F, [point, *copies, *found], a, allow_unused=True, retain_graph=plan.borrows_graph
         )
-        return Slope(
+        return Pulled(
             F.detach(), torch.zeros_like(a) if pulled is None else pulled, [*plan.isolated.originals, *found], grads
         )
 
@@ -108,7 +106,7 @@ class SolverMarch(March):
     added to the totals, with the weight that the solver gives it.
     """
 
-    def __init__(self, equation: Equation, solver: Solver, weights: Weights) -> None:
+    def __init__(self, equation: AdjointEquation, solver: Solver, weights: Weights) -> None:
         self._equation, self._solver, self._weights = equation, solver, weights
         self._slot_weights = slot_weights(weights, equation.course.clocks)
         self._slotted = equation.slotted
@@ -124,7 +122,7 @@ class SolverMarch(March):
     def advance(self, m: int, y: Tensor | None, a: Tensor) -> tuple[Tensor | None, Tensor]:
         weights = zip(self._weights[m], self._slot_weights[m], strict=True)
 
-        def slope(s: float, y: Tensor | None, a: Tensor) -> Slope:
+        def slope(s: float, y: Tensor | None, a: Tensor) -> Pulled:
             found, (weight, slot_weight) = self._equation.slope(m, s, y, a), next(weights)
             scaled = [
                 None if grad is None else -(slot_weight if id(tensor) in self._slotted else weight) * grad
@@ -148,7 +146,7 @@ class SolverMarch(March):
     def _driven(self, m: int, y: Tensor) -> Interval:
         """Step m backwards, with the replayed noise on y and none on a."""
         course, recursion = self._equation.course, self._equation.plan.recursion
-        if recursion.frame.eta == 0:
+        if recursion.equation.noise_clock is None:
             return course.still(m).reversed
         forwards = course.noisy(recursion, m, y)
         dB, H = (

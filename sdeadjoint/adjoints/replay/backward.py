@@ -2,95 +2,119 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ... import nests
-from ...discretization import Discretization
-from ...integrate import Observer
-from ..direct import Direct
-from .forward import Evaluation, Stage, Sweep, Swept, sweep, training_modes
-from .isolation import arguments, isolate
-from .leaves import dependencies, distinct, hooks_off
-from .plan import Plan, Retrieval
+from ...equation import Equation
+from ...recursion import Recursion
+from .leaves import Evaluation, Isolated, Stage, dependencies, hooks_off, modules
 from .surroundings import Autocast, generators_untouched
-from .totals import Totals
+
+
+class Retrieval(ABC):
+    """How the backward sweep gets the stages that the forward sweep did not store."""
+
+    @abstractmethod
+    def stored(self, first: int, steps: int) -> frozenset[int]:
+        """The steps from ``first`` on whose stages the forward sweep stores, besides the last."""
+
+    @abstractmethod
+    def backwards(self, plan: Plan, stack: list[tuple[int, Stage]], end: Tensor) -> Iterator[tuple[int, Stage, Tensor]]:
+        """``(n, stage before step n, y_{n+1})`` for n from the last step to ``plan.first``.
+
+        ``stack``: the stored stages, which are used up; ``end``: ``y_N``.
+        """
+
+    def permanent(self, stages: list[tuple[int, Stage]]) -> list[tuple[int, Stage]]:
+        """Those of the stored stages that a second backward pass over a retained graph starts from."""
+        return stages
+
+    def tolerance(self, state: Tensor) -> float:
+        """How far, relatively, a recomputed step may end from the state that was found in another way."""
+        return 0.0
 
 
 @dataclass(frozen=True)
-class Replayed:
-    """Runs a recursion without its activations, for a backward sweep that has its stages from ``retrieval``.
+class Plan:
+    """One frozen solve.
 
     Args:
+        isolated: the recursion on copies of its arguments.
+        start: the initial state y_0.
+        inputs: the tensors that get gradients, each once.
+        watched: tensors without gradients whose change between the sweeps would change the function.
         retrieval: where stages come from.
-        graphs: bytes for whole graphs of the latest steps.
-        last: how many steps are differentiated, counted from the end; None for all.
-        refuse_random: the sentence for networks that draw from torch's global generators; empty if they may.
+        keep: whether every state is an output.
+        autocast: as it was in the forward sweep.
+        borrows_graph, differentiates: see ``Swept``.
+        modes: which of the network's modules were in training mode.
+        first: the first step that is differentiated.
     """
 
+    isolated: Isolated
+    start: Tensor
+    inputs: tuple[Tensor, ...]
+    watched: tuple[Tensor, ...]
     retrieval: Retrieval
-    graphs: int = 0
-    last: int | None = None
-    refuse_random: str = ""
+    keep: bool
+    autocast: Autocast
+    borrows_graph: bool
+    differentiates: bool
+    modes: tuple[bool, ...]
+    first: int
 
-    def solve(self, recursion: Discretization, x_T: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
-        if not torch.is_grad_enabled():
-            return Direct().solve(recursion, x_T, keep=keep, observe=observe)
-        first = 0 if self.last is None else max(0, recursion.steps - self.last)
-        swept, plan = sweep_and_plan(
-            recursion, x_T, self.retrieval, keep=keep, observe=observe, graphs=self.graphs, first=first
-        )
-        if swept.random and self.refuse_random:
-            raise RuntimeError(self.refuse_random)
-        if plan is None:
-            return swept.outputs
-        outputs: tuple[Tensor, ...] = Replay.apply(plan, swept, *plan.inputs)
-        return outputs
+    @property
+    def recursion(self) -> Recursion:
+        return self.isolated.recursion
+
+    def check(self) -> None:
+        """The door of the backward pass: no second derivatives, and flags are those of the forward sweep."""
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "this adjoint gives first derivatives only, but backward was called with create_graph=True; "
+                "pass adjoint=Direct() for second derivatives"
+            )
+        flags = [*(tensor.requires_grad for tensor in self.inputs), *(not t.requires_grad for t in self.watched)]
+        if not all(flags):
+            raise RuntimeError(
+                "requires_grad of a parameter, of x_T, of cond or of the noise was changed between the forward and the "
+                "backward pass; change it before sample or after backward, or use adjoint=Direct()"
+            )
+        if training_modes(self.recursion.equation) != self.modes:
+            raise RuntimeError(
+                "network: train() or eval() was called between the forward and the backward pass, so the recomputed "
+                "function would be another; call it before sample or after backward, or use adjoint=Direct()"
+            )
 
 
-def sweep_and_plan(
-    recursion: Discretization,
-    x_T: Tensor,
-    retrieval: Retrieval,
-    *,
-    keep: bool,
-    observe: Observer,
-    states: bool = False,
-    graphs: int = 0,
-    first: int = 0,
-) -> tuple[Swept, Plan | None]:
-    """The forward sweep, and the plan of the backward pass unless nothing requires a gradient.
+def training_modes(equation: Equation) -> tuple[bool, ...]:
+    """Whether each module of the network is in training mode."""
+    return tuple(module.training for module in modules(equation))
 
-    ``states``: the sweep returns all states, although only the last (``keep=False``) is an output. ``graphs``,
-    ``first``: see ``Sweep``.
+
+class Swept(NamedTuple):
+    """What a forward sweep found.
+
+    ``stages``: ``(n, stage before step n)`` for the steps to be stored and the last; ``kept``: evaluations whose graphs
+    are still whole, by step; ``outputs``: ``(y_N,)`` or all of ``y_1, ..., y_N``; ``leaves``: the leaves that the
+    network read, declared or not, besides the copies of its arguments; ``borrows_graph``: whether it read tensors
+    computed outside of it, whose graph must outlive each step's; ``differentiates``: whether it calls autograd itself;
+    ``random``: whether it drew from a global generator.
     """
-    noise = () if recursion.noise is None else recursion.noise.tensors
-    parameters = [*recursion.denoiser.parameters(), *recursion.denoiser.buffers()]
-    declared = distinct([*arguments(recursion, x_T), *parameters, *noise])
-    autocast, isolated = Autocast.current(x_T.device), isolate(recursion, x_T)
-    stored = retrieval.stored(first, recursion.steps)
-    swept = sweep(
-        isolated, recursion.start(x_T), Sweep(stored, keep or states, autocast, observe, graphs=graphs, first=first)
-    )
-    inputs = distinct([*(tensor for tensor in declared if tensor.requires_grad), *swept.leaves])
-    if not inputs:
-        return swept, None
-    return swept, Plan(
-        isolated,
-        tuple(inputs),
-        # Inference tensors have no version to watch, and can be changed in inference mode alone.
-        watched=tuple(tensor for tensor in declared if not (tensor.requires_grad or tensor.is_inference())),
-        retrieval=retrieval,
-        keep=keep,
-        autocast=autocast,
-        borrows_graph=swept.borrows_graph,
-        differentiates=swept.differentiates,
-        modes=training_modes(recursion),
-        first=first,
-    )
+
+    stages: list[tuple[int, Stage]]
+    kept: dict[int, Evaluation]
+    outputs: tuple[Tensor, ...]
+    leaves: tuple[Tensor, ...]
+    borrows_graph: bool
+    differentiates: bool
+    random: bool
 
 
 class Replay(torch.autograd.Function):
@@ -103,7 +127,7 @@ class Replay(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         # Saved rather than kept: autograd then frees them after backward, refuses a second backward, and refuses
         # tensors that were changed in place. Only snapshots that the backward sweep replaces by later ones are kept
-        # by hand, so that it can let go of them; the first of them is x_T, from which all others can be had again.
+        # by hand, so that it can let go of them; from the first of them all others can be had again.
         ctx.complete = len(swept.stages) == plan.recursion.steps - plan.first
         ctx.stages = nests.emptied(swept.stages) if ctx.complete else swept.stages
         stored = nests.tensors(swept.stages) if ctx.complete else ()
@@ -130,7 +154,9 @@ class Replay(torch.autograd.Function):
                 del done
                 if plan.keep and n > 0 and (grad := grads[n - 1]) is not None:
                     cotangents[0] = grad if cotangents[0] is None else cotangents[0] + grad
-        return (None, None, *totals.grads)
+        if plan.isolated.starts and plan.first == 0:
+            totals.add([plan.start], cotangents[:1])
+        return (None, None, *totals.finished())
 
 
 def recompute(plan: Plan, n: int, stage: Stage, reached: Tensor) -> Evaluation:
@@ -147,17 +173,14 @@ def recompute(plan: Plan, n: int, stage: Stage, reached: Tensor) -> Evaluation:
 def pull_back(
     plan: Plan, n: int, done: Evaluation, cotangents: list[Tensor | None], totals: Totals
 ) -> list[Tensor | None]:
-    """Cotangents of ``carry_n`` from those of ``carry_{n+1}``; the inputs' gradients are added to the totals.
-
-    ``carry_0`` is x_T, itself an input, so nothing is returned for n = 0.
-    """
+    """Cotangents of ``carry_n`` from those of ``carry_{n+1}``; the inputs' gradients are added to the totals."""
     pairs = [
         (o, a) for o, a in zip(nests.tensors(done.out), cotangents, strict=False) if a is not None and o.requires_grad
     ]
     if not pairs:
         return [None]
     outputs, seeds = zip(*pairs, strict=True)
-    own = [] if n == 0 else list(nests.tensors(done.entry))
+    own = [tensor for tensor in nests.tensors(done.entry) if tensor.requires_grad]
     found = dependencies(outputs).leaves_but([*own, *done.noise, *plan.isolated.copies])
     if any(id(leaf) not in totals.slots for leaf in found):
         raise RuntimeError(
@@ -204,3 +227,39 @@ def round_off(dtype: torch.dtype, device: str, narrow: bool) -> float:
     if narrow and device != "cpu":
         return 2.0**-10
     return 64 * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+
+
+class Totals:
+    """Gradients of the inputs of a solve, summed over its steps."""
+
+    def __init__(self, inputs: Sequence[Tensor], recursion: Recursion) -> None:
+        self.slots = {id(tensor): k for k, tensor in enumerate(inputs)}
+        self._grads: list[Tensor | None] = [None] * len(inputs)
+        self._bound = recursion.noise
+        self._noise: list[Tensor | None] = [None] * (0 if recursion.noise is None else len(recursion.noise.tensors))
+
+    def add(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+        """Add one step's gradients of inputs; tensors that are no inputs get none."""
+        for tensor, grad in zip(tensors, grads, strict=True):
+            if grad is None or id(tensor) not in self.slots:
+                continue
+            k = self.slots[id(tensor)]
+            total = self._grads[k]
+            if total is None:
+                # Autograd may hand out one tensor for two inputs: a copy, before anything is added to it.
+                self._grads[k] = grad.clone()
+            elif total.is_sparse and not grad.is_sparse:
+                self._grads[k] = grad + total
+            else:
+                total.add_(grad)
+
+    def add_noise(self, n: int, grads: Sequence[Tensor | None]) -> None:
+        """Add the gradients of step n's noise, given those of its increment and its Levy area."""
+        if self._bound is not None:
+            self._bound.pull_back(n, grads, self._noise)
+
+    def finished(self) -> list[Tensor | None]:
+        """The gradients of all inputs. To be called once."""
+        if self._bound is not None:
+            self.add(self._bound.tensors, self._noise)
+        return self._grads

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -11,49 +12,98 @@ import torch
 from torch import Tensor
 
 from ... import nests
-from ...discretization import Carry, Discretization
-from .activations import Activations, ActivationsNeededError
-from .isolation import Isolated
-from .leaves import Dependencies, dependencies, precedes, sequence_number, updates_batch_statistics
+from ...recursion import Carry, Observer, Recursion
+from ..direct import Direct
+from .backward import Plan, Replay, Retrieval, Swept, training_modes
+from .leaves import (
+    ActivationsNeededError,
+    Dependencies,
+    Evaluation,
+    Isolated,
+    Stage,
+    dependencies,
+    distinct,
+    evaluate,
+    isolate,
+    parameters,
+    precedes,
+    sequence_number,
+    updates_batch_statistics,
+)
 from .surroundings import Autocast, GeneratorStates
 
 
-class Stage(NamedTuple):
-    """Everything a recomputation starts from: the carry before a step and the global generators' states there."""
+@dataclass(frozen=True)
+class Replayed:
+    """Runs a recursion without its activations, for a backward sweep that has its stages from ``retrieval``.
 
-    carry: Carry
-    generators: GeneratorStates
-
-
-class Evaluation(NamedTuple):
-    """One step with its graph: the carry it starts from and its noise, as leaves, and the carry it makes.
-
-    ``activations``: what the graph saves, None for ordinary saving.
+    Args:
+        retrieval: where stages come from.
+        graphs: bytes for whole graphs of the latest steps.
+        last: how many steps are differentiated, counted from the end; None for all.
+        refuse_random: the sentence for networks that draw from torch's global generators; empty if they may.
     """
 
-    entry: Carry
-    noise: list[Tensor]
-    out: Carry
-    activations: Activations | None = None
+    retrieval: Retrieval
+    graphs: int = 0
+    last: int | None = None
+    refuse_random: str = ""
+
+    def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
+        if not torch.is_grad_enabled():
+            return Direct().solve(recursion, y, keep=keep, observe=observe)
+        first = 0 if self.last is None else max(0, recursion.steps - self.last)
+        swept, plan = sweep_and_plan(
+            recursion, y, self.retrieval, keep=keep, observe=observe, graphs=self.graphs, first=first
+        )
+        if swept.random and self.refuse_random:
+            raise RuntimeError(self.refuse_random)
+        if plan is None:
+            return swept.outputs
+        outputs: tuple[Tensor, ...] = Replay.apply(plan, swept, *plan.inputs)
+        return outputs
 
 
-class Swept(NamedTuple):
-    """What a forward sweep found.
+def sweep_and_plan(
+    recursion: Recursion,
+    y: Tensor,
+    retrieval: Retrieval,
+    *,
+    keep: bool,
+    observe: Observer,
+    states: bool = False,
+    graphs: int = 0,
+    first: int = 0,
+) -> tuple[Swept, Plan | None]:
+    """The forward sweep, and the plan of the backward pass unless nothing requires a gradient.
 
-    ``stages``: ``(n, stage before step n)`` for the steps to be stored and the last; ``kept``: evaluations whose graphs
-    are still whole, by step; ``outputs``: ``(y_N,)`` or all of ``y_1, ..., y_N``; ``leaves``: the leaves that the
-    network read, declared or not, besides the copies of its arguments; ``borrows_graph``: whether it read tensors
-    computed outside of it, whose graph must outlive each step's; ``differentiates``: whether it calls autograd itself;
-    ``random``: whether it drew from a global generator.
+    ``states``: the sweep returns all states, although only the last (``keep=False``) is an output. ``graphs``,
+    ``first``: see ``Sweep``.
     """
-
-    stages: list[tuple[int, Stage]]
-    kept: dict[int, Evaluation]
-    outputs: tuple[Tensor, ...]
-    leaves: tuple[Tensor, ...]
-    borrows_graph: bool
-    differentiates: bool
-    random: bool
+    noise = () if recursion.noise is None else recursion.noise.tensors
+    given = nests.tensors(recursion.equation.tensors)
+    declared = distinct([y, *given, *parameters(recursion.equation), *noise])
+    autocast, isolated = Autocast.current(y.device), isolate(recursion, y)
+    stored = retrieval.stored(first, recursion.steps)
+    how = Sweep(stored, keep or states, autocast, observe, graphs=graphs, first=first)
+    swept = sweep(isolated, recursion.start(y.detach()), how)
+    inputs = distinct([*(tensor for tensor in declared if tensor.requires_grad), *swept.leaves])
+    if not inputs:
+        return swept, None
+    return swept, Plan(
+        isolated,
+        y,
+        tuple(inputs),
+        # Inference tensors have no version to watch, and can be changed in inference mode alone.
+        watched=tuple(tensor for tensor in declared if not (tensor.requires_grad or tensor.is_inference())),
+        retrieval=retrieval,
+        keep=keep,
+        autocast=autocast,
+        borrows_graph=swept.borrows_graph,
+        differentiates=swept.differentiates,
+        modes=training_modes(recursion.equation),
+        first=first,
+    )
 
 
 class Sweep(NamedTuple):
@@ -79,7 +129,7 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep) -> Swept:
     it is done, and so are the following ones. With bytes for graphs, those of the latest steps stay whole.
     """
     last, device, mark = isolated.recursion.steps - 1, carry.y.device, sequence_number()
-    window, made = Window(how.graphs, isolated), WeakValueDictionary[int, Tensor]()
+    window, made = KeptGraphs(how.graphs, isolated, carry.y), WeakValueDictionary[int, Tensor]()
     stages: list[tuple[int, Stage]] = []
     outputs: list[Tensor] = []
     leaves: dict[int, Tensor] = {}
@@ -111,17 +161,16 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep) -> Swept:
     return Swept(stages, dict(window.kept), tuple(outputs), tuple(leaves.values()), borrows, differentiates, random)
 
 
-class Window:
+class KeptGraphs:
     """Evaluations whose graphs stay whole for the backward pass: the latest ones, as many as fit into some bytes."""
 
-    def __init__(self, nbytes: int, isolated: Isolated) -> None:
+    def __init__(self, nbytes: int, isolated: Isolated, y: Tensor) -> None:
         self.kept: deque[tuple[int, Evaluation]] = deque()
         self._room = nbytes
         self._sizes: deque[int] = deque()
         self._latest = 0
-        parameters = [*isolated.recursion.denoiser.parameters(), *isolated.recursion.denoiser.buffers()]
-        states = [*isolated.copies, isolated.x_T]
-        self._elsewhere = {tensor.untyped_storage().data_ptr() for tensor in (*parameters, *states)}
+        given = [*parameters(isolated.recursion.equation), *isolated.copies, y]
+        self._elsewhere = {tensor.untyped_storage().data_ptr() for tensor in given}
 
     @property
     def is_open(self) -> bool:
@@ -162,15 +211,6 @@ def _refuse_connections(found: Dependencies, made: Mapping[int, Tensor], own: li
         )
 
 
-def evaluate(isolated: Isolated, n: int, carry: Carry, autocast: Autocast, *, keep: bool) -> Evaluation:
-    """Step n with its graph."""
-    entry = isolated.entry(n, carry)
-    increment, noise = isolated.increment(n)
-    activations = Activations(keep=keep)
-    with torch.enable_grad(), activations.saved(), autocast.replayed():
-        return Evaluation(entry, noise, isolated.recursion.step(n, entry, increment), activations)
-
-
 def _examined(
     isolated: Isolated, n: int, carry: Carry, autocast: Autocast, *, keep: bool
 ) -> tuple[Evaluation, Dependencies]:
@@ -199,8 +239,3 @@ def _refuse_what_cannot_be_repeated(nodes: Iterable[Any]) -> None:
             "network: it uses torch.utils.checkpoint with use_reentrant=True, which works with .backward() alone; pass "
             "use_reentrant=False there, or adjoint=Direct() here"
         )
-
-
-def training_modes(recursion: Discretization) -> tuple[bool, ...]:
-    """Whether each module of the network is in training mode."""
-    return tuple(module.training for module in recursion.denoiser.modules())

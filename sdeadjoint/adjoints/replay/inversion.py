@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from ... import nests
-from ...discretization import Carry
-from .activations import Activations
-from .forward import Stage
-from .leaves import leaf
-from .plan import Plan, Retrieval
+from ...recursion import Carry
+from .backward import Plan, Retrieval
+from .leaves import Activations, Stage, leaf
 
 
 class RoundTripWarning(UserWarning):
@@ -25,8 +23,8 @@ class RoundTripWarning(UserWarning):
 class Inversion(Retrieval):
     """Each stage from the next by the solver's inverse.
 
-    The stages before the first step, the second and the last are stored: the first is x_T, the last may precede a
-    projection to sigma = 0, which has no inverse, and the second shows how far the way back has strayed.
+    The stages before the first step, the second and the last are stored: the last may precede a projection, which has
+    no inverse, and the second shows how far the way back has strayed.
     """
 
     tolerated: float
@@ -50,12 +48,11 @@ class Inversion(Retrieval):
         if self.watch is not None:
             self.watch(error)
         if not error <= self.tolerated:
-            frame = plan.recursion.frame
-            other = "" if frame.kind == "flow" else f"Frame(..., eta={frame.eta}, kind='flow'), "
             warnings.warn(
                 f"Reversible: the way back strayed by {error:.1e} of the state, more than the {self.tolerated:.1e} "
-                f"tolerated, and the gradient may be as wrong; pass {other}a larger zeta, x_T in float64 "
-                "(Denoiser(network_dtype=...) leaves the network its own dtype), or adjoint=Checkpoint()",
+                f"tolerated, and the gradient may be as wrong; pass {plan.recursion.equation.tamer}a larger zeta, "
+                "x_T in float64 (Denoiser(network_dtype=...) leaves the network its own dtype), "
+                "or adjoint=Checkpoint()",
                 RoundTripWarning,
                 stacklevel=2,
             )
