@@ -39,8 +39,9 @@ class DPMSolver3(Solver):
             ``DPMSolverSinglestepScheduler(solver_order=3)``.
 
     Order 3; strong order 1.0 with additive noise; three network calls per step, no state. From
-    s = 0 a step is Euler's; clocks below 0, and those that fall to 0, have no log. Not for very few calls, of which ``DPMSolverPP2M`` makes three times as
-    many steps; with noise it gains nothing over ``Heun``.
+    s = 0 a step is Euler's; clocks below 0, and those that fall to 0, have no log. Not for very few
+    calls, of which ``DPMSolverPP2M`` makes three times as many steps; with noise it gains nothing
+    over ``Heun``.
 
     diffusers' scheduler has its stages at nodes of its grid: at thirds if that is even in lambda.
     If not, its third stage is not at 2/3 of the step, and its order is 2 unless the lengths of
