@@ -26,6 +26,7 @@ from .diffusion.grids import coarsen, karras, uniform_logsnr, uniform_time
 from .diffusion.guidance import Guidance
 from .diffusion.schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLevel, VPLinear
 from .encode import Encoded, encode
+from .equation import Equation
 from .field import noise_clock
 from .gradient_check import GradientCheck, check_gradient
 from .noise import BrownianPath, FixedNoise, Noise, NormalNoise, ShiftedNoise
@@ -69,6 +70,7 @@ __all__ = [
     "Direct",
     "Dopri5",
     "Encoded",
+    "Equation",
     "Euler",
     "FixedNoise",
     "Frame",

@@ -17,8 +17,9 @@ class Equation(ABC):
     """``dy = F(s, y) ds + dB_nu`` on the nodes ``n = 0 .. steps`` of a clock.
 
     Users see the state in their own coordinates, ``x_n = weights[n] * y_n``, and the nodes under their own names,
-    ``times``. Solvers and adjoints see ``y`` and ``clocks`` only. To add an equation, derive from this class (or hand a
-    drift to ``sdeadjoint.solve``, which makes a ``Field``), and let ``sdeadjoint.testing.check_equation`` check it.
+    ``times``. Solvers and adjoints see ``y`` and ``clocks`` only. To add an equation, derive from this class, or hand a
+    drift to ``sdeadjoint.solve``, which makes a ``Field``. ``sdeadjoint.testing.check_equation`` holds an equation
+    against the contract, and ``sdeadjoint.solve`` takes it in the place of a drift.
 
     The contract:
 

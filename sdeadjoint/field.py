@@ -145,7 +145,10 @@ class Field(Equation):
 
     def recast(self, kind: str | None, times: Sequence[float], slots: Sequence[int]) -> Field:
         if kind is not None:
-            raise ValueError(f"kind: got {kind!r}, but this equation has one kind of coordinates; pass kind=None")
+            raise ValueError(
+                f"adjoint: it asks for the kind {kind!r}, but only a diffusion has kinds of coordinates; "
+                "pass ContinuousAdjoint(kind=None), or Checkpoint()"
+            )
         clocks = tuple(times)
         rising = all(a < b for a, b in pairwise(clocks))
         if not rising and not all(a > b for a, b in pairwise(clocks)):

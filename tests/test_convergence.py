@@ -29,8 +29,7 @@ from sdeadjoint.convergence import (
     settings,
     work_precision,
 )
-from sdeadjoint.convergence.errors import Errors
-from sdeadjoint.convergence.errors import runs as runs_of
+from sdeadjoint.convergence.errors import Errors, _runs, _tasks
 from sdeadjoint.convergence.quantities import Quantity
 from sdeadjoint.convergence.result import cost_of, dumps
 from sdeadjoint.convergence.settings import Run
@@ -207,7 +206,7 @@ def test_single_precision_shows_its_floor() -> None:
 
 
 def runs(study: Study) -> list[Run]:
-    return [run for _, run in runs_of(study, 0)]
+    return [run for _, run in _runs(study, _tasks(study), 0, study.paths)]
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_the_way_back_along_a_path_misses_by_no_more_than_its_order(solver: Rung
     """C6, 2, and R8: 1, 1.5 or 2, by the coefficients; and no more."""
     order, errors = return_order(solver), of_returns(solver, name)
     assert slope(errors) > order - MARGIN
-    if solver != sa.RK4():  # whose terms of size h^(5/2) cancel too
+    if solver not in (sa.RK4(), sa.Dopri5()):  # whose terms of size h^(5/2) cancel too
         assert slope(errors) < order + 2 * MARGIN
 
 

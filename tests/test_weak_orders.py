@@ -245,10 +245,7 @@ GAPS = 0.3 * np.cos(np.pi * (2 * np.arange(5) + 1) / 10)  # of the copies; they 
 
 def at_gaps(gaps: np.ndarray) -> list[np.ndarray]:
     """Lagrange's polynomials of the nodes ``GAPS``."""
-    return [
-        math.prod((gaps - other) / (node - other) for other in GAPS if other != node)  # type: ignore[misc]
-        for node in GAPS
-    ]
+    return [np.prod([(gaps - other) / (node - other) for other in GAPS if other != node], axis=0) for node in GAPS]
 
 
 def pair_expectation(solver: sa.Solver, steps: int) -> np.ndarray:
@@ -272,8 +269,8 @@ def pair_expectation(solver: sa.Solver, steps: int) -> np.ndarray:
         parts = zip(at_gaps(gap_end.numpy()), values, strict=True)
         means = sum(part * make_interp_spline(COARSE_Y, value, k=5)(inside) for part, value in parts)
         values = [*np.einsum("w,gwy->gy", weights / weights.sum(), means)]
-    together = sum(part * value for part, value in zip(at_gaps(np.zeros(1)), values, strict=True))
-    return together[np.abs(COARSE_Y) < 2]
+    together = np.stack(at_gaps(np.zeros(1))).T @ np.stack(values)
+    return together[0, np.abs(COARSE_Y) < 2]
 
 
 @cache

@@ -24,7 +24,6 @@ STYLE: Any = {
     "svg.hashsalt": "sdeadjoint",
 }
 GREY = "0.4"
-SUFFIXES = (".png", ".svg", ".pdf")
 DASHES = ("-", "-.", ":")
 
 

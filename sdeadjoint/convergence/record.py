@@ -1,4 +1,4 @@
-"""The finished solves of a study, in a file of one JSON line each, which a later run continues."""
+"""What a study has finished, in a JSON file that a later run continues."""
 
 from __future__ import annotations
 
@@ -6,49 +6,33 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
-FORMAT = 2
-
-
-class Piece(NamedTuple):
-    """One solve of one batch of paths: ``values`` (units, numbers), and the seconds that it took.
-
-    ``seconds`` is ``None`` where other solves may have run at the same time.
-    """
-
-    batch: int
-    name: str
-    values: NDArray[np.float64]
-    seconds: float | None
+FORMAT = 1
 
 
 @dataclass
 class Record:
-    """The pieces of a study by batch and name, each written to ``path`` (if any) as soon as it is added.
+    """Finished pieces of a study by name, kept in ``path`` (if any) after each: numbers and seconds.
 
-    The first line is the study's fingerprint. Numbers are written with all their digits, so a continued study gives
-    the same numbers as an uninterrupted one. An interruption costs at most the line that was being written.
+    Numbers are written with all their digits, so a continued study gives the same numbers as an uninterrupted one.
     """
 
     fingerprint: str
     path: Path | None = None
-    pieces: dict[tuple[int, str], Piece] = field(default_factory=dict)
+    pieces: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path | None, fingerprint: str) -> Record:
-        """Read the record at ``path``; ``ValueError`` if the file belongs to another study or to none."""
-        record = cls(fingerprint, path)
+        """The record at ``path``, or an empty one; ``ValueError`` if what is there belongs to another study."""
         if path is None or not path.exists():
-            return record
-        whole, _, torn = path.read_bytes().rpartition(b"\n")
+            return cls(fingerprint, path)
         try:
-            head, *rows = [json.loads(line) for line in whole.splitlines()] or [{}]
-            known = head["format"] == FORMAT and head["fingerprint"]
-            pieces = [_piece(row) for row in rows]
+            found = json.loads(path.read_text())
+            known = found["format"] == FORMAT and found["fingerprint"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"resume: {path} holds no study ({error}); pass another file, or delete it") from None
         if known != fingerprint:
@@ -56,31 +40,22 @@ class Record:
                 f"resume: {path} holds another study (another solver, setting, steps, seed, or version of "
                 "their code or of torch); pass another file, or delete it"
             )
-        if torn:
-            os.truncate(path, len(whole) + 1)
-        record.pieces = {(piece.batch, piece.name): piece for piece in pieces}
-        return record
+        return cls(fingerprint, path, found["pieces"])
 
-    def add(self, piece: Piece) -> None:
-        """Keep a piece, and have it on the disk before anything else is done."""
-        self.pieces[piece.batch, piece.name] = piece
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            if file.tell() == 0:
-                file.write(json.dumps({"format": FORMAT, "fingerprint": self.fingerprint}) + "\n")
-            row = {"batch": piece.batch, "name": piece.name, "seconds": piece.seconds}
-            file.write(json.dumps({**row, "values": piece.values.tolist()}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+    def __contains__(self, name: str) -> bool:
+        return name in self.pieces
 
+    def values(self, name: str) -> Tensor:
+        return torch.tensor(self.pieces[name]["values"], dtype=torch.float64, device="cpu")
 
-def _piece(row: dict[str, object]) -> Piece:
-    batch, name, seconds = row["batch"], row["name"], row["seconds"]
-    values = np.array(row["values"], dtype=np.float64)
-    if not isinstance(batch, int) or not isinstance(name, str) or not isinstance(seconds, float | None):
-        raise TypeError("a line is no solve of a study")
-    if values.ndim != 2:
-        raise TypeError("a line's values are no table")
-    return Piece(batch, name, values, seconds)
+    def seconds(self, name: str) -> float:
+        return float(self.pieces[name]["seconds"])
+
+    def add(self, name: str, values: Tensor, seconds: float) -> None:
+        self.pieces[name] = {"seconds": seconds, "values": values.double().cpu().tolist()}
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            partial = self.path.with_name(self.path.name + ".partial")
+            content = {"format": FORMAT, "fingerprint": self.fingerprint, "pieces": self.pieces}
+            partial.write_text(json.dumps(content))
+            os.replace(partial, self.path)  # an interruption leaves the old file or the new one, never half of one

@@ -30,8 +30,7 @@ class Convergence:
         verdict: against the claimed order.
         fit, median_fit: both fitted laws, ``None`` where there is none; ``median_fit`` is on the levels of ``fit``.
         mean: modulus of the mean error and its standard error, per level; for weak errors only.
-        calls, seconds: network calls of one solve at each level, and the time of all paths; NaN where solves may have
-            run beside others.
+        calls, seconds: network calls of one solve at each level, and the time of all paths.
         dropped: levels that the slope does not use, with reasons.
         scale: rms of what was compared. ``uncertainty``: estimated error of the reference.
         study, solver: their ``repr``. ``subject``: the quantity and the equation in a line.
@@ -89,7 +88,7 @@ class Convergence:
             order = "" if i == 0 else f"{self._local(i):.2f}"
             weak = [f"{value:.3g}" for value in self.mean[i]] if self.mean else []
             numbers = [f"{value:.4g}" for value in (self.rms[i], self.median[i])]
-            seconds = "-" if math.isnan(self.seconds[i]) else f"{self.seconds[i]:.2f}"
+            seconds = f"{self.seconds[i]:.2f}"
             rows.append((str(n), str(self.calls[i]), *numbers, *weak, order, seconds, reasons.get(n, "")))
         widths = [max(len(row[k]) for row in rows) for k in range(len(head) - 1)]
         lines = [
