@@ -25,6 +25,7 @@ WIDTH = 32  # of states that are not images
 AUGMENTED = 16
 CLOCK = torch.linspace(0, 1, 5, dtype=torch.float64)
 TOL = 1e-3
+UNROLLED = 2000
 BATCH, ITERATIONS, RATE = 128, 100, 5e-3
 
 
@@ -129,7 +130,7 @@ class HomoODE(Trajectory):
 
     def __init__(self, *, shared: bool = False) -> None:
         super().__init__(WIDTH, 67, PIXELS)
-        self.shared = equilibria.SharedStart(WIDTH, every=5, rate=0.5) if shared else None
+        self.shared = equilibria.SharedStart(WIDTH, every=5) if shared else None
 
     def cond(self, x: Tensor) -> dict[str, Tensor]:
         return {"x": x}
@@ -150,6 +151,7 @@ class DeepEquilibrium(Model):
 
     def __init__(self) -> None:
         super().__init__(WIDTH, 67, PIXELS)
+        self.method: equilibria.Method = equilibria.Broyden(max_iterations=60)
         self.gradient: equilibria.Gradient = equilibria.Implicit()
         self.missed = 0  # samples, in the forward or the backward pass, that did not reach the tolerance
 
@@ -159,7 +161,7 @@ class DeepEquilibrium(Model):
             self.start(x),
             {"x": x},
             tol=TOL,
-            method=equilibria.Broyden(max_iterations=60),
+            method=self.method,
             gradient=self.gradient,
             watch=self._note,
         )
@@ -168,11 +170,16 @@ class DeepEquilibrium(Model):
     def _note(self, report: equilibria.Report) -> None:
         self.missed += int((report.residual > TOL).sum())
 
-    def unrolled(self, x: Tensor, iterations: int = 400) -> Tensor:
-        """The equilibrium by damped iteration under plain autograd, ``z' = (z + f(z; x)) / 2``."""
+    def unrolled(self, x: Tensor) -> Tensor:
+        """The equilibrium by damped iteration under plain autograd, ``z' = (z + f(z; x)) / 2``.
+
+        Until it does not move any more, to 1e-10, or ``UNROLLED`` times.
+        """
         z = self.start(x)
-        for _ in range(iterations):
-            z = (z + self.f.network(z, x)) / 2
+        for _ in range(UNROLLED):
+            before, z = z, (z + self.f.network(z, x)) / 2
+            if float((z - before).detach().norm(dim=1).max()) < 1e-10:
+                break
         return z
 
 
