@@ -8,6 +8,7 @@ import torch
 from hypothesis import strategies as st
 
 from ..adjoints import Checkpoint
+from ..arguments import named
 from ..solvers import Solver
 from . import embedded, orders, steps, surroundings
 from .adjoint import check_recomputed
@@ -146,6 +147,6 @@ def check_solver(solver: Solver, *, only: str | None = None, skip: Collection[st
     smoothness. Errors: ``TypeError`` for something that is no ``Solver``, ``ValueError`` for unknown items.
     """
     if not isinstance(solver, Solver):
-        got = f"the class {solver.__name__}" if isinstance(solver, type) else type(solver).__name__
+        got = named(solver)
         raise TypeError(f"solver: got {got}; pass an object of a subclass of sdeadjoint.Solver, such as Heun()")
     hold(Subject("check_solver", "solver", solver), _ITEMS, only, skip)
