@@ -28,7 +28,8 @@ class Hooked(Adjoint):
 
     What the hook returns goes on in the place of ``a``, to the steps before and to everything they read; None leaves
     ``a`` as it is. ``dL/dx_T`` itself is ``x_T.grad`` (or a hook on x_T). A hook that changes ``a`` makes the result
-    something else than a gradient, deliberately. ``clip_norm``, ``clip_quantile``, ``normalize`` and ``record_norms`` are ready-made.
+    something else than a gradient, deliberately. ``clip_norm``, ``clip_quantile``, ``normalize`` and ``record_norms`` are
+    ready-made.
     """
 
     adjoint: Adjoint
