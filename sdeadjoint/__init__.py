@@ -15,11 +15,13 @@ from .adjoints import (
     adjoint_deis,
     adjoint_dpm,
     clip_norm,
+    clip_quantile,
     normalize,
     record_norms,
 )
 from .clocks import adaptive_clock, adaptive_grid
 from .conditioning import Scheduled
+from .control import adjoint_matching_loss, lean_adjoint, memoryless_deficit
 from .diffusion.denoiser import Denoiser
 from .diffusion.frames import Frame
 from .diffusion.grids import coarsen, karras, uniform_logsnr, uniform_time
@@ -107,14 +109,18 @@ __all__ = [
     "adaptive_grid",
     "adjoint_deis",
     "adjoint_dpm",
+    "adjoint_matching_loss",
     "check_gradient",
     "clip_norm",
+    "clip_quantile",
     "coarsen",
     "comparison",
     "convergence",
     "encode",
     "equilibria",
     "karras",
+    "lean_adjoint",
+    "memoryless_deficit",
     "noise_clock",
     "normalize",
     "problems",
