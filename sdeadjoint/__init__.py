@@ -1,6 +1,6 @@
 """Exact gradients through diffusion samplers, ODE and SDE, with Brownian replay."""
 
-from . import adapters, comparison, convergence, equilibria, problems, samplers
+from . import adapters, comparison, convergence, equilibria, probability, problems, samplers
 from .adjoints import (
     Adaptive,
     Adjoint,
@@ -30,6 +30,7 @@ from .equation import Equation
 from .field import noise_clock
 from .gradient_check import GradientCheck, check_gradient
 from .noise import BrownianPath, FixedNoise, Noise, NormalNoise, ShiftedNoise
+from .probability import Transitions, path_log_weight, transition_kl, transition_log_prob, transitions
 from .sample import Sampler, sample
 from .solve import solve
 from .solvers import (
@@ -94,6 +95,7 @@ __all__ = [
     "ShiftedNoise",
     "Solver",
     "Tabulated",
+    "Transitions",
     "Truncated",
     "VPCosine",
     "VPLevel",
@@ -113,11 +115,16 @@ __all__ = [
     "karras",
     "noise_clock",
     "normalize",
+    "path_log_weight",
+    "probability",
     "problems",
     "record_norms",
     "sample",
     "samplers",
     "solve",
+    "transition_kl",
+    "transition_log_prob",
+    "transitions",
     "uniform_logsnr",
     "uniform_time",
 ]
