@@ -30,7 +30,19 @@ from .equation import Equation
 from .field import noise_clock
 from .gradient_check import GradientCheck, check_gradient
 from .noise import BrownianPath, FixedNoise, Noise, NormalNoise, ShiftedNoise
-from .probability import Transitions, path_log_weight, transition_kl, transition_log_prob, transitions
+from .probability import (
+    ExactDivergence,
+    Hutchinson,
+    LogLikelihood,
+    Transitions,
+    dequantise,
+    log_likelihood,
+    path_log_weight,
+    pushforward_log_prob,
+    transition_kl,
+    transition_log_prob,
+    transitions,
+)
 from .sample import Sampler, sample
 from .solve import solve
 from .solvers import (
@@ -73,13 +85,16 @@ __all__ = [
     "Encoded",
     "Equation",
     "Euler",
+    "ExactDivergence",
     "FixedNoise",
     "Frame",
     "GradientCheck",
     "Guidance",
     "Heun",
     "Hooked",
+    "Hutchinson",
     "Interval",
+    "LogLikelihood",
     "LowVariance",
     "Midpoint",
     "Noise",
@@ -110,14 +125,17 @@ __all__ = [
     "coarsen",
     "comparison",
     "convergence",
+    "dequantise",
     "encode",
     "equilibria",
     "karras",
+    "log_likelihood",
     "noise_clock",
     "normalize",
     "path_log_weight",
     "probability",
     "problems",
+    "pushforward_log_prob",
     "record_norms",
     "sample",
     "samplers",

@@ -32,6 +32,7 @@ COMPUTED = {
     "strong": oc.strong_order,
     "weak": oc.weak_order,
     "gradient": oc.strong_order,  # D3: the tangent map is the same method
+    "log_prob": oc.ode_order,  # L1
 }
 
 
@@ -244,7 +245,8 @@ def test_dpm_solver_pp_2m_is_a_midpoint_rule(u: list[int]) -> None:
 def test_multistep_guarantees_are_capped_by_the_euler_start(subject: str) -> None:
     steps = int(found[1]) if (found := re.search(r"order=(\d)", subject)) else 2
     proved = {g.quantity: g.order for g in GUARANTEES if g.subject == subject}
-    assert proved == {"ode": min(steps, 2), "strong": 1.0, "gradient": 1.0, "weak": min(steps, 2)}
+    two = min(steps, 2)
+    assert proved == {"ode": two, "strong": 1.0, "gradient": 1.0, "weak": two, "log_prob": two}
 
 
 # ---------------------------------------------------------------- the texts
@@ -276,13 +278,17 @@ def test_every_guarantee_is_proved_by_a_statement_on_such_methods(guarantee: Gua
     elif quantity == "gradient":
         assert (TITLES[number], sources[1:]) == ("gradients, pathwise", beside)
         assert guarantee.hypotheses == strong.hypotheses  # growth of F_yy and of F_p is no hypothesis
+    elif quantity == "log_prob":
+        (ode,) = (g for g in GUARANTEES if (g.subject, g.quantity) == (subject, "ode"))
+        assert (TITLES[number], sources[1:]) == ("log-densities", [ode.source])
     elif own and guarantee.order == strong.order:
         assert (file, sources[1:]) == ("weak.md", beside)
         assert TITLES[number] == "a strong order is a weak order"
     else:
         assert (file, sources[1:]) == ("weak.md", [])
         assert TITLES[number] == (f"{own}, weak order {guarantee.order}" if own else kind)
-    assert ("Euler start" in guarantee.hypotheses) == (kind == "multistep methods" and quantity in ("ode", "weak"))
+    starts = quantity in ("ode", "weak", "log_prob")
+    assert ("Euler start" in guarantee.hypotheses) == (kind == "multistep methods" and starts)
 
 
 def test_statements_are_numbered_once_and_mentioned_only_if_they_exist() -> None:

@@ -141,7 +141,7 @@ def transitions(
     Errors: ``ValueError`` where a step has no density: eta = 0, and a last step to sigma = 0, which is the predicted
     x_0 (leave it out by ``steps``, and add the gradient that the loss has through it); for a solver whose step sees its
     noise before its last network call (Heun, RK4, SRA1, ...); for shapes that do not fit.
-    Not for likelihoods of images: that is ``log_likelihood``.
+    Not for likelihoods of images: that is ``log_likelihood``; nor for paths whose states an ``after_step`` changed.
     Source: Black et al. (2024), DDPO, section 4.3, for policy gradients on such steps; Liu et al. (2025), Flow-GRPO.
     """
     equation = _equation(denoiser, frame, grid, cond, trajectory)
