@@ -1,6 +1,6 @@
 """Exact gradients through diffusion samplers, ODE and SDE, with Brownian replay."""
 
-from . import adapters, comparison, convergence, equilibria, problems, samplers
+from . import adapters, comparison, convergence, equilibria, probability, problems, samplers
 from .adjoints import (
     Adaptive,
     Adjoint,
@@ -32,6 +32,19 @@ from .equation import Equation
 from .field import noise_clock
 from .gradient_check import GradientCheck, check_gradient
 from .noise import BrownianPath, FixedNoise, Noise, NormalNoise, ShiftedNoise
+from .probability import (
+    ExactDivergence,
+    Hutchinson,
+    LogLikelihood,
+    Transitions,
+    dequantise,
+    log_likelihood,
+    path_log_weight,
+    pushforward_log_prob,
+    transition_kl,
+    transition_log_prob,
+    transitions,
+)
 from .sample import Sampler, sample
 from .solve import solve
 from .solvers import (
@@ -77,13 +90,16 @@ __all__ = [
     "Encoded",
     "Equation",
     "Euler",
+    "ExactDivergence",
     "FixedNoise",
     "Frame",
     "GradientCheck",
     "Guidance",
     "Heun",
     "Hooked",
+    "Hutchinson",
     "Interval",
+    "LogLikelihood",
     "LowVariance",
     "Midpoint",
     "Noise",
@@ -99,6 +115,7 @@ __all__ = [
     "ShiftedNoise",
     "Solver",
     "Tabulated",
+    "Transitions",
     "Truncated",
     "UniPC",
     "VPCosine",
@@ -116,18 +133,26 @@ __all__ = [
     "coarsen",
     "comparison",
     "convergence",
+    "dequantise",
     "encode",
     "equilibria",
     "karras",
     "lean_adjoint",
+    "log_likelihood",
     "memoryless_deficit",
     "noise_clock",
     "normalize",
+    "path_log_weight",
+    "probability",
     "problems",
+    "pushforward_log_prob",
     "record_norms",
     "sample",
     "samplers",
     "solve",
+    "transition_kl",
+    "transition_log_prob",
+    "transitions",
     "uniform_logsnr",
     "uniform_time",
 ]
