@@ -189,7 +189,10 @@ class Driven(Dynamics):
 
     def member_of(self, eta: float | None, kind: str | None) -> Self:
         if kind is not None:
-            raise ValueError(f"kind: got {kind!r}, but only diffusions have kinds of coordinates; leave it out")
+            raise ValueError(
+                f"kind: got {kind!r}, but only diffusions have kinds of coordinates; leave it out, and name solvers, "
+                "not samplers of diffusions"
+            )
         if eta is None or eta == 1:
             return self
         if eta < 0:
