@@ -1,5 +1,8 @@
 """Exact gradients through diffusion samplers, ODE and SDE, with Brownian replay."""
 
+from importlib import import_module as _import_module
+from typing import Any as _Any
+
 from . import adapters, comparison, convergence, equilibria, probability, problems, samplers
 from .adjoints import (
     Adaptive,
@@ -68,6 +71,14 @@ from .solvers import (
 )
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> _Any:
+    """Import ``sdeadjoint.testing`` when it is asked for, as it needs hypothesis."""
+    if name == "testing":
+        return _import_module("sdeadjoint.testing")
+    raise AttributeError(f"module 'sdeadjoint' has no attribute {name!r}")
+
 
 __all__ = [
     "RK4",
