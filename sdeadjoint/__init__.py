@@ -22,9 +22,10 @@ from .clocks import adaptive_clock, adaptive_grid
 from .conditioning import Scheduled
 from .diffusion.denoiser import Denoiser
 from .diffusion.frames import Frame
-from .diffusion.grids import coarsen, karras, uniform_logsnr, uniform_time
+from .diffusion.grids import coarsen, karras, timesteps, uniform_logsnr, uniform_time
 from .diffusion.guidance import Guidance
 from .diffusion.schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLevel, VPLinear
+from .diffusion.timewatch import TimeWarning
 from .encode import Encoded, encode
 from .equation import Equation
 from .field import noise_clock
@@ -94,6 +95,7 @@ __all__ = [
     "ShiftedNoise",
     "Solver",
     "Tabulated",
+    "TimeWarning",
     "Truncated",
     "VPCosine",
     "VPLevel",
@@ -118,6 +120,7 @@ __all__ = [
     "sample",
     "samplers",
     "solve",
+    "timesteps",
     "uniform_logsnr",
     "uniform_time",
 ]
