@@ -27,9 +27,10 @@ from .conditioning import Scheduled
 from .control import adjoint_matching_loss, lean_adjoint, memoryless_deficit
 from .diffusion.denoiser import Denoiser
 from .diffusion.frames import Frame
-from .diffusion.grids import coarsen, karras, uniform_logsnr, uniform_time
+from .diffusion.grids import coarsen, karras, timesteps, uniform_logsnr, uniform_time
 from .diffusion.guidance import Guidance
 from .diffusion.schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLevel, VPLinear
+from .diffusion.timewatch import TimeWarning
 from .encode import Encoded, encode
 from .equation import Equation
 from .field import noise_clock
@@ -126,6 +127,7 @@ __all__ = [
     "ShiftedNoise",
     "Solver",
     "Tabulated",
+    "TimeWarning",
     "Transitions",
     "Truncated",
     "UniPC",
@@ -161,6 +163,7 @@ __all__ = [
     "sample",
     "samplers",
     "solve",
+    "timesteps",
     "transition_kl",
     "transition_log_prob",
     "transitions",
