@@ -1,4 +1,4 @@
-"""Marks the tests that need a whole run of a long example: ``make test-examples`` runs them, ``make test`` the others."""
+"""Marks what needs a whole run of a long example: ``make test-examples`` runs that, and ``make test`` the rest."""
 
 from __future__ import annotations
 
