@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from scipy.integrate import quad
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import nests
-from .arguments import check_types, named
+from .arguments import all_finite, check_types, named
 from .conditioning import at_step, check_schedules, scheduled
 from .equation import Equation
 from .packing import Packing
@@ -92,9 +92,8 @@ class Field(Equation):
         return replace(self, start=tensors["start"], cond=tensors["cond"])
 
     @property
-    def module(self) -> nn.Module | None:
-        owner = getattr(self.function, "__self__", self.function)
-        return owner if isinstance(owner, nn.Module) else None
+    def module(self) -> Callable[..., Any]:
+        return self.function
 
     def enter(self, x: Any, n: int = 0) -> Tensor:
         return self.packing.pack(x)
@@ -121,10 +120,10 @@ class Field(Equation):
             F = self.packing.pack(out)
             if not F.is_floating_point():
                 raise TypeError(f"drift: returned dtype {F.dtype}; it must return real floating-point tensors")
-            if not torch.isfinite(F).all():
-                where = "the state" if not torch.isfinite(y).all() else "what it returned"
+            if not all_finite(F):
+                where = "the state" if not all_finite(y) else "what it returned"
                 raise ValueError(f"drift: {where} is not finite (NaN or inf) at step {n} of {self.steps}, s={s}")
-            return F.to(y.dtype)
+            return F.to(y.dtype, copy=F is out)  # it may return the same buffer again
 
         return drift
 
