@@ -1,5 +1,6 @@
 # make demo    the library's main job on images of digits; pictures and numbers in demo-out/
 # make test    linter, types and tests
+# make test-last-bits   the numerical tests as on another processor, with last bits changed; RULE=up, down, or a seed
 # make bench   time and memory of gradients, cost of the noise
 # make mutants plant faults one by one and count those that the tests catch (about two hours)
 # Each makes the virtual environment .venv first if it is missing or older than the project's files.
@@ -11,9 +12,14 @@ INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 FILES := pyproject.toml constraints.txt
 
 # The processes share the cores; threads of each would only wait for one another.
-test bench mutants: export OMP_NUM_THREADS = 1
+test test-last-bits bench mutants: export OMP_NUM_THREADS = 1
 
-.PHONY: demo test bench mutants clean
+# Files that compare numbers with numbers computed otherwise, and take little time.
+NUMERICAL := $(patsubst %,tests/test_%.py,frames grids schedules predictions problems solvers samplers encode \
+	reversible_solvers shifted_noise)
+RULE ?= 0
+
+.PHONY: demo test test-last-bits bench mutants clean
 
 demo: .venv/installed-demo
 	$(PY) -m sdeadjoint demo --out demo-out
@@ -22,6 +28,9 @@ test: .venv/installed-dev
 	$(PY) -m ruff check
 	$(PY) -m mypy
 	$(PY) -m pytest -n 2
+
+test-last-bits: .venv/installed-dev
+	$(PY) -m pytest -n 2 -p tests.last_bits --last-bits=$(RULE) $(NUMERICAL)
 
 mutants: .venv/installed-dev
 	$(PY) -m tests.mutation

@@ -1,6 +1,6 @@
 """Exact gradients through diffusion samplers, ODE and SDE, with Brownian replay."""
 
-from . import adapters, comparison, convergence, problems, samplers
+from . import adapters, comparison, convergence, equilibria, problems, samplers
 from .adjoints import (
     Adaptive,
     Adjoint,
@@ -18,6 +18,7 @@ from .adjoints import (
     normalize,
     record_norms,
 )
+from .clocks import adaptive_clock, adaptive_grid
 from .conditioning import Scheduled
 from .diffusion.denoiser import Denoiser
 from .diffusion.frames import Frame
@@ -25,6 +26,7 @@ from .diffusion.grids import coarsen, karras, uniform_logsnr, uniform_time
 from .diffusion.guidance import Guidance
 from .diffusion.schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLevel, VPLinear
 from .encode import Encoded, encode
+from .equation import Equation
 from .field import noise_clock
 from .gradient_check import GradientCheck, check_gradient
 from .noise import BrownianPath, FixedNoise, Noise, NormalNoise, ShiftedNoise
@@ -68,6 +70,7 @@ __all__ = [
     "Direct",
     "Dopri5",
     "Encoded",
+    "Equation",
     "Euler",
     "FixedNoise",
     "Frame",
@@ -96,6 +99,8 @@ __all__ = [
     "VPLevel",
     "VPLinear",
     "adapters",
+    "adaptive_clock",
+    "adaptive_grid",
     "adjoint_deis",
     "adjoint_dpm",
     "check_gradient",
@@ -104,6 +109,7 @@ __all__ = [
     "comparison",
     "convergence",
     "encode",
+    "equilibria",
     "karras",
     "noise_clock",
     "normalize",

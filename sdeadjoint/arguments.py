@@ -8,7 +8,7 @@ from torch._C import _functorch
 
 
 def named(value: object) -> str:
-    """What a message calls a value of the wrong type: its type, or the class that it is."""
+    """Return what a message calls a value of the wrong type: its type, or the class that it is."""
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 

@@ -1,4 +1,4 @@
-"""What the subcommands share: their form, kinds of arguments, and objects named by what a user types."""
+"""The form of a subcommand, kinds of arguments, and objects named by what a user types."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def one_thread() -> Iterator[None]:
 
 
 def named(text: str, names: Mapping[str, Any]) -> Any:
-    """What ``text`` names: an entry of ``names`` or ``module:Name``, called if arguments follow.
+    """Return what ``text`` names: an entry of ``names`` or ``module:Name``, called if arguments follow.
 
     Arguments are literals (numbers, strings, ``None``, lists, tuples) or again such names, called or not, as in
     ``Coupled(Heun(), zeta=0.99)``. Nothing is evaluated but these calls. ``module`` is looked for in the current

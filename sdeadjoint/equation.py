@@ -1,4 +1,4 @@
-"""What is solved: an equation with additive noise, cut into steps, in coordinates that solvers like."""
+"""The equation that is solved: additive noise, cut into steps, in coordinates that solvers like."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ class Equation(ABC):
     """``dy = F(s, y) ds + dB_nu`` on the nodes ``n = 0 .. steps`` of a clock.
 
     Users see the state in their own coordinates, ``x_n = weights[n] * y_n``, and the nodes under their own names,
-    ``times``. Solvers and adjoints see ``y`` and ``clocks`` only. To add an equation, derive from this class (or hand a
-    drift to ``sdeadjoint.solve``, which makes a ``Field``), and let ``sdeadjoint.testing.check_equation`` check it.
+    ``times``. Solvers and adjoints see ``y`` and ``clocks`` only. To add an equation, derive from this class, or hand a
+    drift to ``sdeadjoint.solve``, which makes a ``Field``. ``sdeadjoint.testing.check_equation`` holds an equation
+    against the contract, and ``sdeadjoint.solve`` takes it in the place of a drift.
 
     The contract:
 
@@ -106,6 +107,8 @@ class Equation(ABC):
 
         An ODE (``noise_clock`` None) binds noise to a clock that stands still: its increments are zero.
         """
+        if noise is None and self.noise_clock is not None:
+            raise ValueError("noise: got None, but the equation has a noise clock; pass noise=BrownianPath(seed=0)")
         if noise is None:
             return None
         if not isinstance(noise, Noise):
@@ -123,12 +126,12 @@ class Equation(ABC):
 
     @property
     def driven(self) -> str:
-        """In a few words, by what the noise was switched on, for messages; empty for an ODE."""
+        """Return what switched the noise on, in a few words for messages; empty for an ODE."""
         return "" if self.noise_clock is None else "the equation has noise"
 
     @property
     def tamer(self) -> str:
-        """What to pass for coordinates in which the way back amplifies less, ending in a comma; empty if nothing."""
+        """Return what to pass for a way back that amplifies less, ending in a comma; empty if nothing."""
         return ""
 
     def at(self, n: int, s: float) -> tuple[float, float]:

@@ -6,7 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,11 +14,10 @@ import torch
 from scipy.integrate import quad
 from torch import Tensor
 
-from . import nests
 from .arguments import all_finite, check_types, named
 from .conditioning import at_step, check_schedules, scheduled
 from .equation import Equation
-from .packing import Packing
+from .packing import MismatchError, Packing
 from .solvers import Drift
 
 
@@ -52,21 +51,22 @@ class Field(Equation):
         cls,
         function: Callable[..., Any],
         y0: Any,
-        clock: Tensor | Sequence[float],
+        clock: Tensor | Sequence[float] | None,
         *,
-        cond: Mapping[str, Any],
+        cond: Mapping[str, Any] | None,
         noise_clock: Tensor | Sequence[float] | None,
         time_dtype: torch.dtype,
     ) -> Field:
         """Check the arguments of ``sdeadjoint.solve`` and make tables of them."""
-        if not callable(function):
+        if not callable(function) or isinstance(function, type):
             raise TypeError(f"drift: got {named(function)}; pass a function drift(s, y, **cond) or a module")
+        cond = {} if cond is None else cond
         check_types(("cond", cond, Mapping, "a mapping from the drift's keyword names to values"))
+        if strange := [name for name in cond if not isinstance(name, str)]:
+            raise TypeError(f"cond: got the key {strange[0]!r}; pass the names of the drift's keyword arguments")
         if not (isinstance(time_dtype, torch.dtype) and time_dtype.is_floating_point):
             raise TypeError(f"time_dtype: got {time_dtype!r}; pass a floating dtype such as torch.float32")
-        clocks = _numbers("clock", clock)
-        if not (all(a < b for a, b in pairwise(clocks)) or all(a > b for a, b in pairwise(clocks))):
-            raise ValueError("clock: must strictly rise or strictly fall from its first value to its last")
+        clocks = _clock(clock)
         nu = None if noise_clock is None else _numbers("noise_clock", noise_clock)
         if nu is not None and len(nu) != len(clocks):
             raise ValueError(f"noise_clock: got {len(nu)} values, but the clock has {len(clocks)}; pass one for each")
@@ -99,7 +99,7 @@ class Field(Equation):
         return self.packing.pack(x)
 
     def leave(self, n: int, y: Tensor) -> Any:
-        return self.packing.unpack(self.scaled(n, y))
+        return self.packing.unpack(y)
 
     def outward(self, n: int, a: Tensor) -> Any:
         return self.packing.unpack(a)
@@ -114,33 +114,27 @@ class Field(Equation):
 
         def drift(s: float, y: Tensor) -> Tensor:
             at = torch.full((), s, dtype=self.time_dtype, device=y.device)
-            out = self.function(at, self.packing.unpack(y.clone()), **cond)
-            if not self.packing.fits(out):
-                self._refuse(out)
-            F = self.packing.pack(out)
-            if not F.is_floating_point():
-                raise TypeError(f"drift: returned dtype {F.dtype}; it must return real floating-point tensors")
+            F = self._packed(self.function(at, self.packing.unpack(y), **cond)).to(y.dtype)
             if not all_finite(F):
                 where = "the state" if not all_finite(y) else "what it returned"
                 raise ValueError(f"drift: {where} is not finite (NaN or inf) at step {n} of {self.steps}, s={s}")
-            return F.to(y.dtype, copy=F is out)  # it may return the same buffer again
+            return F
 
         return drift
+
+    def _packed(self, out: Any) -> Tensor:
+        """What the function returned, as one tensor: a copy, as the function may use its own memory again."""
+        try:
+            tensors = self.packing.tensors(out)
+        except MismatchError as error:
+            raise ValueError(f"drift: returned {error}; return a derivative like y") from None
+        if strange := [tensor.dtype for tensor in tensors if not tensor.is_floating_point()]:
+            raise TypeError(f"drift: returned dtype {strange[0]}; it must return real floating-point tensors")
+        return self.packing.joined(tensors)
 
     @cached_property
     def _is_scheduled(self) -> bool:
         return any(scheduled(self.cond))
-
-    def _refuse(self, out: Any) -> None:
-        if self.packing.is_trivial and isinstance(out, Tensor):
-            raise ValueError(
-                f"drift: returned shape {tuple(out.shape)} for y of shape {self.packing.shapes[0]}; return y's shape"
-            )
-        shapes = [tuple(tensor.shape) for tensor in nests.tensors(out)]
-        raise ValueError(
-            f"drift: returned {named(out)} with tensors of shapes {shapes}; return what y0 is, with tensors of shapes "
-            f"{list(self.packing.shapes)}"
-        )
 
     # What the continuous adjoints ask for.
 
@@ -150,7 +144,10 @@ class Field(Equation):
 
     def recast(self, kind: str | None, times: Sequence[float], slots: Sequence[int]) -> Field:
         if kind is not None:
-            raise ValueError(f"kind: got {kind!r}, but this equation has one kind of coordinates; pass kind=None")
+            raise ValueError(
+                f"adjoint: it asks for the kind {kind!r}, but only a diffusion has kinds of coordinates; "
+                "pass ContinuousAdjoint(kind=None), or Checkpoint()"
+            )
         clocks = tuple(times)
         rising = all(a < b for a, b in pairwise(clocks))
         if not rising and not all(a > b for a, b in pairwise(clocks)):
@@ -179,23 +176,58 @@ def noise_clock(g: Callable[[float], float | Tensor], clock: Tensor | Sequence[f
         clock: N + 1 numbers, rising or falling.
 
     Returns a float64 tensor (N + 1,), 0 first. Each step is integrated by adaptive Gauss-Kronrod quadrature
-    (``scipy.integrate.quad``) to a relative error of 1e-12. Errors: ``ValueError`` for a g that is not finite.
+    (``scipy.integrate.quad``) to a relative error of 1e-12 of what the clock has gained. It carries no gradient: what
+    depends on parameters of g belongs into the drift, or into a factor of ``FixedNoise``.
+    Errors: ``ValueError`` for a g that is no real number, that requires a gradient, or whose square is not integrated
+    to 1e-9: it has no finite integral, jumps between the points of the clock (put a point there), or is computed in
+    float32.
     """
-    nodes = _numbers("clock", clock)
-    total = [0.0]
+    if not callable(g):
+        raise TypeError(f"g: got {named(g)}; pass a function of the clock such as lambda s: 0.3")
+    nodes, total = _clock(clock), [0.0]
     for a, b in pairwise(nodes):
-        value, _ = quad(lambda s: float(g(s)) ** 2, a, b, epsabs=0.0, epsrel=1e-12, limit=200)
-        if not math.isfinite(value):
-            raise ValueError(f"g: its square has no finite integral from {a} to {b}; pass a clock that stops earlier")
+        value, error, *_ = quad(partial(_square, g), a, b, epsabs=0.0, epsrel=1e-12, limit=200, full_output=1)
+        # What diverges is extrapolated to a finite part, which has the wrong sign.
+        if not (math.isfinite(value) and error <= 1e-9 * abs(value) and value * (b - a) >= 0):
+            raise ValueError(
+                f"g: the integral of its square from {a} to {b} is found to be {value} with an error of {error:.1e} "
+                "and no less; pass a smooth g in float64, a clock with a point wherever it jumps, and stay off poles"
+            )
         total.append(total[-1] + abs(value))
     return torch.tensor(total, dtype=torch.float64, device="cpu")
 
 
-def _numbers(name: str, values: Tensor | Sequence[float]) -> tuple[float, ...]:
+def _square(g: Callable[[float], float | Tensor], s: float) -> float:
+    value = g(s)
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise ValueError("g: returned a tensor that requires a gradient, which a clock cannot carry; detach it")
+    try:
+        return float(value) ** 2
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"g: returned {named(value)} at s={s}; return one real number ({error})") from None
+
+
+def _clock(clock: Tensor | Sequence[float] | None) -> tuple[float, ...]:
+    """Numbers that strictly rise or strictly fall."""
+    found = _numbers("clock", clock)
+    sign = 1.0 if found[-1] > found[0] else -1.0
+    for n, (s0, s1) in enumerate(pairwise(found)):
+        if not sign * s0 < sign * s1:
+            raise ValueError(
+                f"clock: must strictly rise or strictly fall, but step {n} of {len(found) - 1} goes from {s0} to {s1}"
+            )
+    return found
+
+
+def _numbers(name: str, values: Tensor | Sequence[float] | None) -> tuple[float, ...]:
     """At least two finite numbers."""
-    if isinstance(values, Tensor) and values.requires_grad:
+    given = [values] if isinstance(values, Tensor) else values
+    if isinstance(given, list | tuple) and any(isinstance(v, Tensor) and v.requires_grad for v in given):
         raise ValueError(f"{name}: requires a gradient, but no solve is differentiated in time; pass {name}.detach()")
     try:
+        found = torch.as_tensor(values)
+        if found.is_complex() or found.dtype == torch.bool:
+            raise TypeError(f"of dtype {found.dtype}")
         found = torch.as_tensor(values, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name}: got {named(values)}; pass a 1-D tensor or a sequence of numbers ({error})") from None

@@ -16,7 +16,7 @@ from .solvers import Interval, ReversibleSolver, Solver, State
 
 
 class Carry(NamedTuple):
-    """What goes from one step to the next: the state y and what the solver remembers."""
+    """Hold what one step hands to the next: the state y and what the solver remembers."""
 
     y: Tensor
     state: State

@@ -159,9 +159,10 @@ def _parts(
         raise TypeError(
             f"{missing}: missing; pass frame=Frame(schedule, ...) and solver=Heun(), or sampler=samplers.ddim(schedule)"
         )
-    if (grid is None) == (steps is None):
-        got = "neither" if grid is None else "both"
-        raise TypeError(f"grid, steps: got {got}; pass a grid such as uniform_logsnr(schedule, 20), or steps=20")
+    if grid is None and steps is None:
+        raise ValueError("grid: got NoneType; pass a grid such as uniform_logsnr(schedule, 20), or steps=20")
+    if grid is not None and steps is not None:
+        raise ValueError("grid, steps: got both; pass a grid such as uniform_logsnr(schedule, 20), or steps=20")
     if grid is None:
         assert steps is not None
         grid = (sampler or NamedSampler(frame, solver)).grid(steps)

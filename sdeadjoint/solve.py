@@ -15,7 +15,7 @@ from .adjoints import Adjoint, Checkpoint
 from .arguments import check_types, named
 from .equation import Equation
 from .field import Field
-from .noise import FixedNoise, Noise
+from .noise import BrownianPath, Noise
 from .noise.packed import PackedNoise
 from .progress import progress_bar
 from .recursion import AfterStep, Carry, Recursion
@@ -28,10 +28,10 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 
 def solve(
-    drift: Callable[..., Any],
+    drift: Callable[..., Any] | Equation,
     y0: Any,
     *,
-    clock: Tensor | Sequence[float],
+    clock: Tensor | Sequence[float] | None = None,
     solver: Solver,
     noise: Any = None,
     noise_clock: Tensor | Sequence[float] | None = None,
@@ -54,9 +54,11 @@ def solve(
 
     Args:
         drift: ``drift(s, y, **cond)`` returns a tensor (or nest) like y; a module or any callable. ``s`` is a tensor of
-            no dimension on y's device. It must be a function of its arguments.
+            no dimension on y's device. It must be a function of its arguments, of which y and s are copies that it may
+            change in place. Or an ``Equation`` of your own, which has its clocks and its tensors: then clock,
+            noise_clock, cond and time_dtype are left out.
         y0: the state at ``clock[0]``, float64, float32 or bfloat16: a tensor, or a dict, list or tuple of tensors of
-            one dtype (then the drift gets and returns the nest).
+            one dtype (then the drift gets and returns the nest; names count, and not their order).
         clock: N + 1 numbers that strictly rise or fall.
         solver: the method; ``solver.claims`` says its orders and calls per step.
         noise: a ``Noise`` such as ``BrownianPath(seed)``, or for a nest of tensors a nest of them, with None where a
@@ -81,27 +83,25 @@ def solve(
     ``sa.adaptive_clock`` chooses a clock first, and the gradient is then exact on it. For a diffusion model take
     ``sa.sample``, which knows its equation.
     """
-    equation = Field.create(
-        drift,
-        y0,
-        clock,
-        cond={} if cond is None else cond,
-        noise_clock=noise_clock,
-        time_dtype=time_dtype,
-    )
+    if isinstance(drift, Equation):
+        _refuse_second(clock=clock, noise_clock=noise_clock, cond=cond)
+        equation = drift
+    else:
+        field = Field.create(drift, y0, clock, cond=cond, noise_clock=noise_clock, time_dtype=time_dtype)
+        noise = noise_of(noise, field)
+        if noise is None and noise_clock is not None:
+            raise ValueError(
+                "noise: got None, but noise_clock is given; pass noise=BrownianPath(seed=0), or leave it out"
+            )
+        equation = field.with_unit_noise() if noise is not None and noise_clock is None else field
     _check_state(y0)
-    noise = _noise_of(noise, equation)
-    if noise is not None and equation.noise_clock is None:
-        equation = equation.with_unit_noise()
-    if noise is None and noise_clock is not None:
-        raise ValueError("noise: got None, but noise_clock is given; pass noise=BrownianPath(seed=0), or leave it out")
     call = Call(solver, noise, adjoint, trajectory, after_step, callback, progress)
     return call.run(equation, y0, "y0", "solving")
 
 
 @dataclass(frozen=True)
 class Call:
-    """What ``solve`` and ``sample`` have in common: everything but the equation and its initial state."""
+    """Hold what ``solve`` and ``sample`` have in common: everything but the equation and its initial state."""
 
     solver: Solver
     noise: Noise | None
@@ -127,7 +127,7 @@ class Call:
         equation = equation.starting_at(x)
         y = equation.enter(x)
         recursion = Recursion.create(equation, self.solver, self.noise, y, self.after_step)
-        _check_gradients_on(recursion, name)
+        _check_gradients_on(recursion, name, "sample" if name == "x_T" else "solve")
         with ExitStack() as stack:
             bar = stack.enter_context(progress_bar(recursion.steps, doing)) if self.progress else None
 
@@ -143,22 +143,32 @@ class Call:
         return nests.stacked([x, *(equation.leave(n, y) for n, y in enumerate(states, start=1))])
 
 
-def _check_gradients_on(recursion: Recursion, start: str) -> None:
+def _refuse_second(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name}: the equation has its own; leave it out, or pass a drift, not an Equation")
+
+
+def _check_gradients_on(recursion: Recursion, start: str, caller: str) -> None:
     """Tensors that were made to require gradients are a request that a disabled gradient mode would drop in silence."""
     if torch.is_grad_enabled():
         return
-    given = {**recursion.equation.tensors, "noise": () if recursion.noise is None else recursion.noise.tensors}
+    tensors = recursion.equation.tensors
+    given = dict(tensors) if isinstance(tensors, Mapping) else {"equation": tensors}
+    given["noise"] = () if recursion.noise is None else recursion.noise.tensors
     for name, nest in given.items():
         if any(tensor.requires_grad for tensor in nests.tensors(nest)):
             shown = start if name == "start" else name
             raise RuntimeError(
                 f"{shown} requires a gradient, but gradients are globally off (torch.no_grad or torch.inference_mode); "
-                f"call outside of it, or pass a detached {shown} to go without gradients"
+                f"call {caller} outside of it, or pass a detached {shown} to {caller} without gradients"
             )
 
 
 def _check_state(y0: Any) -> None:
     for tensor in nests.tensors(y0):
+        if tensor.layout != torch.strided:
+            raise TypeError(f"y0: got layout {tensor.layout}; pass a dense tensor, such as y0.to_dense()")
         if tensor.dtype not in DTYPES:
             raise TypeError(f"y0: got dtype {tensor.dtype}; pass float64, float32 or bfloat16")
         if tensor.numel() == 0:
@@ -169,10 +179,20 @@ def _check_state(y0: Any) -> None:
             raise ValueError("y0: it holds NaN or infinite values; pass a finite state")
 
 
-def _noise_of(noise: Any, equation: Field) -> Noise | None:
+def noise_of(noise: Any, equation: Field) -> Noise | None:
     """The noise of the packed state."""
     if noise is None or (isinstance(noise, Noise) and equation.packing.is_trivial):
         return noise
-    if isinstance(noise, FixedNoise):
-        raise ValueError("noise: y0 is a nest of tensors; pass a nest like it with a FixedNoise (or None) for each")
-    return noise if isinstance(noise, Noise) else PackedNoise(noise, equation.packing)
+    if not isinstance(noise, Noise):
+        return PackedNoise.of(noise, equation.packing)
+    if noise.tensors:
+        raise ValueError(
+            f"noise: y0 is a nest of tensors, and {named(noise)} is made of tensors itself; pass a nest like y0, "
+            f"with a {named(noise)}, another noise or None in the place of each tensor"
+        )
+    if equation.packing.batch is None and isinstance(noise, BrownianPath) and not isinstance(noise.seed, int):
+        raise ValueError(
+            f"noise: seed lists {len(noise.seed)} paths, one per sample, but the tensors of y0 have no first dimension "
+            f"in common: {equation.packing.outline}; pass one integer, or a nest like y0"
+        )
+    return noise

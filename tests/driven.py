@@ -23,6 +23,9 @@ PATHS = 2000
 Noise = tuple[Tensor, Tensor]
 """Increments and Levy areas, (N, paths)."""
 
+Pieces = Noise | tuple[list[Tensor], list[Tensor]]
+"""The same, or step by step."""
+
 
 def randn(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -38,7 +41,7 @@ def slope_of_drift(s: Tensor, y: Tensor) -> Tensor:
 
 
 def trajectory(
-    solver: sa.Solver, F: Callable[[float, Tensor], Tensor], s: Sequence[float], y: Tensor, noise: Noise
+    solver: sa.Solver, F: Callable[[float, Tensor], Tensor], s: Sequence[float], y: Tensor, noise: Pieces
 ) -> tuple[list[Tensor], tuple[object, ...]]:
     """All states, and what the solver remembers at the end."""
     states, state = [y], solver.initial_state

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sdeadjoint as sa
+from sdeadjoint.adapters.ancestral import AncestralPair
 from sdeadjoint.adapters.two_stage import TwoStage
 
 SHAPE = (2, 2, 4, 4)
@@ -47,13 +48,24 @@ def loop(
     scheduler: Any, model: Callable[..., Any], x: Tensor, normals: Sequence[Tensor] | Tensor, **options: Any
 ) -> Tensor:
     """The loop of a pipeline over a scheduler whose timesteps are set; ``options`` of ``step`` and the model's cond."""
-    cond = options.pop("cond", {})
-    with drawing(scheduler, iter(normals)):
+    cond, memory, earlier = options.pop("cond", {}), None, None
+    remembers = type(scheduler).__name__ == "CogVideoXDPMScheduler"
+    with drawing(scheduler, _drawn_twice(normals) if remembers else iter(normals)):
         for t in scheduler.timesteps:
             given = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
             out = model(given, t, **cond, return_dict=False)[0]
-            x = scheduler.step(out, t, x, **options).prev_sample
+            if remembers:
+                x, memory = scheduler.step(out, memory, t, earlier, x, **options)
+                earlier = t
+            else:
+                x = scheduler.step(out, t, x, **options).prev_sample
     return x
+
+
+def _drawn_twice(normals: Sequence[Tensor] | Tensor) -> Iterator[Tensor]:
+    """This scheduler draws twice in all steps but the first, and drops the first of the two."""
+    for n, normal in enumerate(normals):
+        yield from ([normal] if n == 0 else [torch.zeros_like(normal), normal])
 
 
 @contextmanager
@@ -80,8 +92,11 @@ def noise_of(adapter: sa.adapters.Adapter, steps: int | None, normals: Tensor) -
     increments = []
     for n in range(len(nu) - 1):
         # The second of a pair of half steps has a normal for the pair.
-        pair = isinstance(adapter.solver, TwoStage) and n % 2 == 1
+        pair = isinstance(adapter.solver, TwoStage | AncestralPair) and n % 2 == 1
         size = nu[n + 1] - nu[n - 1 if pair else n]
-        whole = (size if torch.isfinite(size) else torch.zeros_like(size)).sqrt() * normals[n]
+        # An ancestral pair draws once, at its end.
+        ancestral = isinstance(adapter.solver, AncestralPair)
+        normal = normals[n // 2] * (n % 2) if ancestral else normals[n]
+        whole = (size if torch.isfinite(size) else torch.zeros_like(size)).sqrt() * normal
         increments.append(whole - increments[-1] if pair else whole)
     return sa.FixedNoise(torch.stack(increments))

@@ -317,7 +317,7 @@ def test_wrong_arguments() -> None:
         from_denoiser(lambda x, sigma: x, sigma_min=0.1)
     with pytest.raises(ValueError, match="data_at: got True; pass the time of the data"):
         from_velocity(lambda x, t: x, data_at=True)
-    for steps in (0, None, 2.5, True):
+    for steps in (0, 2.5, True):
         with pytest.raises(ValueError, match=r"steps: got .*; pass an integer >= 1"):
             from_edm(lambda x, sigma: x).grid(steps)  # type: ignore[arg-type]
     for wrong in (lambda x, sigma: None, lambda x, sigma: x.long()):

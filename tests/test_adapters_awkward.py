@@ -358,7 +358,8 @@ def schedulers() -> list[type]:
 def test_every_scheduler_is_supported_or_refused_by_name(scheduler: type) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of clipping; some are deprecated
-        made = scheduler()
+        # PNDM's default begins with Runge-Kutta steps, which have a refusal of their own.
+        made = scheduler(**({"skip_prk_steps": True} if scheduler.__name__ == "PNDMScheduler" else {}))
         if scheduler.__name__ in READERS:
             assert isinstance(from_diffusers(Diffusers(), made), Adapter)
             return

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import re
 import sys
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -17,7 +20,8 @@ from torch import Tensor, nn
 
 import sdeadjoint as sa
 from sdeadjoint.adapters import from_diffusers
-from sdeadjoint.adapters.schedulers import READERS
+from sdeadjoint.adapters.multistep import lowered
+from sdeadjoint.adapters.schedulers import INSTEAD, READERS
 from sdeadjoint.adapters.timesteps import Interpolated, Proportional, QuarterLog, Timesteps, settled
 from sdeadjoint.adapters.two_stage import TwoStage
 
@@ -316,20 +320,51 @@ class Subclass(diffusers.DDIMScheduler):
 
 REFUSED: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     (
-        diffusers.UniPCMultistepScheduler,
+        diffusers.SASolverScheduler,
         {},
-        r"UniPCMultistepScheduler cannot be matched; .*from_config\(scheduler.conf",
+        r"SASolverScheduler cannot be matched; supported are DDPMScheduler, .*from_config\(scheduler.conf",
     ),
-    (diffusers.PNDMScheduler, {}, "PNDMScheduler cannot be matched; supported are DDPMScheduler, "),
-    (diffusers.LCMScheduler, {}, "LCMScheduler cannot be matched"),
+    (diffusers.PNDMScheduler, {}, r"PNDMScheduler\(skip_prk_steps=False\): its Runge-Kutta steps"),
+    (diffusers.DDIMInverseScheduler, {}, "DDIMInverseScheduler cannot be matched; .* In its place: sa.encode inverts"),
+    (
+        lambda: diffusers.DPMSolverSinglestepScheduler(algorithm_type="sde-dpmsolver++"),
+        {},
+        "the noise of its half steps is no part of the noise of the whole",
+    ),
+    (
+        lambda: diffusers.UniPCMultistepScheduler(solver_p=diffusers.DEISMultistepScheduler()),
+        {},
+        r"UniPCMultistepScheduler\(solver_p=...\): another predictor",
+    ),
+    (diffusers.DEISMultistepScheduler, {"eta": 0.3}, "eta: got 0.3 for DEISMultistepScheduler"),
+    (diffusers.TCDScheduler, {"eta": 1.5}, "eta: got 1.5 for TCDScheduler; .*TCDScheduler 0 to 1"),
+    (
+        lambda: diffusers.CogVideoXDPMScheduler(set_alpha_to_one=False, clip_sample=False),
+        {},
+        "its last step has order 1 and ends in noise",
+    ),
+    (
+        lambda: diffusers.FlowMatchLCMScheduler(scale_factors=[0.5], upscale_mode="bilinear"),
+        {},
+        "the state changes its shape",
+    ),
+    (
+        lambda: diffusers.LCMScheduler(clip_sample=False),
+        {"guidance": sa.Guidance(2.0, rescale=0.5)},
+        "guidance: rescale=0.5 acts on the model's own output",
+    ),
     (Subclass, {}, "scheduler: Subclass cannot be matched"),
     (lambda: "ddim", {}, "scheduler: str cannot be matched"),
     (plain_ddim, {"eta": 0.5}, "eta: got 0.5 for DDIMScheduler; DDIMScheduler takes 0 and 1"),
     (diffusers.EulerDiscreteScheduler, {"eta": 1.0}, "eta: got 1.0 for EulerDiscreteScheduler"),
     (lambda: diffusers.DDPMScheduler(variance_type="fixed_large"), {}, r"DDPMScheduler\(variance_type='fixed_large'\)"),
     (lambda: diffusers.DDPMScheduler(variance_type="learned_range"), {}, "variance_type='learned_range'"),
-    (lambda: diffusers.DPMSolverMultistepScheduler(solver_order=3), {}, r"\(solver_order=3\): pass 1 or 2"),
-    (lambda: diffusers.EDMDPMSolverMultistepScheduler(solver_order=3), {}, r"\(solver_order=3\): pass 1 or 2"),
+    (
+        lambda: diffusers.DPMSolverMultistepScheduler(solver_order=3, algorithm_type="sde-dpmsolver++"),
+        {},
+        r"\(solver_order=3\): pass 1 or 2, or 3 without noise",
+    ),
+    (lambda: diffusers.EDMDPMSolverMultistepScheduler(solver_order=4), {}, r"\(solver_order=4\): pass 1 or 2 or 3"),
     (
         lambda: diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True),
         {},
@@ -361,20 +396,13 @@ def test_what_cannot_be_matched_is_refused_by_name(
 NO_GRID: list[tuple[Callable[[], Any], int, str]] = [
     (lambda: plain_ddim(timestep_spacing="linspace"), 8, r"DDIMScheduler\(timestep_spacing='linspace'\): its steps go"),
     (lambda: plain_ddim(timestep_spacing="trailing"), 30, r"DDIMScheduler\(timestep_spacing='trailing'\)"),
-    (lambda: diffusers.EulerDiscreteScheduler(interpolation_type="log_linear"), 8, "EulerDiscreteScheduler: in step"),
-    (lambda: diffusers.DPMSolverSDEScheduler(), 8, "DPMSolverSDEScheduler: in step .*timestep_spacing='leading'"),
+    (lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift_terminal=0.1), 1, "NaN or infinite: shift_terminal=0.1"),
     (
-        lambda: diffusers.DPMSolverMultistepScheduler(final_sigmas_type="sigma_min"),
-        8,
-        "its last step has order 1",
+        lambda: diffusers.PNDMScheduler(skip_prk_steps=True, timestep_spacing="linspace"),
+        7,
+        "PNDMScheduler.*its steps go",
     ),
-    (
-        lambda: diffusers.DPMSolverMultistepScheduler(
-            final_sigmas_type="sigma_min", euler_at_final=True, timestep_spacing="leading"
-        ),
-        20,
-        "its last step has order 1 .*or euler_at_final",
-    ),
+    (lambda: diffusers.PNDMScheduler(skip_prk_steps=True), 1, "two steps or more"),
     (lambda: diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), 8, "mu: the FlowMatchEulerDiscrete"),
     (lambda: plain_ddim(set_alpha_to_one=False), 1, "DDIMScheduler: at 1 steps it has the noise level 0 twice"),
     (plain_ddim, 0, "steps: got 0; pass an integer >= 1"),
@@ -403,14 +431,31 @@ def test_whole_timesteps_are_given_as_integers_and_are_the_scheduler_s(schedule:
     assert {t.dtype for t in given} == {torch.int64}
 
 
-def test_a_last_step_of_order_one_is_that_of_fewer_than_fifteen_steps() -> None:
-    model, scheduler = SmallModel(), diffusers.DPMSolverMultistepScheduler(final_sigmas_type="sigma_min")
-    adapter, x_T = from_diffusers(model, scheduler), randn(*SHAPE)
-    with pytest.raises(ValueError, match="its last step has order 1"):
-        adapter.grid(14)
-    scheduler.set_timesteps(15)
-    got, want = adapter.sample(x_T, steps=15), loop(scheduler, model, x_T, ())
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)  # its tables are float32
+def test_orders_are_lowered_at_the_end_of_short_runs_only() -> None:
+    adapter = from_diffusers(SmallModel(), diffusers.DPMSolverMultistepScheduler(final_sigmas_type="sigma_min"))
+    assert adapter.parts(steps=15).solver == adapter.solver == sa.DPMSolverPP2M()
+    parts = adapter.parts(steps=14)
+    assert parts.solver == lowered(adapter.solver, ((float(adapter.frame.clock(parts.grid[-2])), 0),))
+    assert parts.solver.claims == adapter.solver.claims
+    # What is lowered is the scheduler's own method only.
+    scheduler = diffusers.DPMSolverMultistepScheduler(final_sigmas_type="sigma_min")
+    own = from_diffusers(SmallModel(), scheduler, sampler=sa.samplers.ddim)
+    assert own.parts(steps=8).solver == sa.Euler()
+
+
+def test_the_table_of_schedulers_is_that_of_the_installed_diffusers() -> None:
+    """A scheduler that a new release of diffusers adds must be read or refused, and told of on the page."""
+    installed = {name for name in dir(diffusers.schedulers) if name.endswith("Scheduler")}
+    assert installed == set(READERS) | set(INSTEAD)
+    assert not set(READERS) & set(INSTEAD)
+    page = (Path(__file__).parent.parent / "docs" / "schedulers.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.+) \|$", page, re.MULTILINE)
+    assert [name for name, *_ in rows] == sorted(installed)
+    assert {name: status for name, status, _ in rows} == {
+        **dict.fromkeys(READERS, "supported"),
+        **dict.fromkeys(INSTEAD, "refused"),
+    }
+    assert {name: text for name, status, text in rows if status == "refused"} == INSTEAD
 
 
 def test_models_with_another_time_must_say_which() -> None:
@@ -503,3 +548,197 @@ def test_a_shift_that_would_be_ignored_is_refused() -> None:
     for scheduler in (diffusers.DDIMScheduler(clip_sample=False), diffusers.FlowMatchEulerDiscreteScheduler()):
         with pytest.raises(ValueError, match=r"mu: got 0\.5, but .* does not shift its sigmas dynamically"):
             sa.adapters.from_diffusers(SmallModel(), scheduler, mu=0.5)
+
+
+# ---------------------------------------------------------------- wrappers
+
+
+class PassesOn(nn.Module):
+    """What many wrappers are."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inside(*args, **kwargs)
+
+
+class Peft(nn.Module):
+    """What peft's models look like from outside: ``get_base_model``, and a forward of ``*args, **kwargs``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.base = nn.ModuleDict({"model": model})
+
+    def get_base_model(self) -> nn.Module:
+        return self.base["model"]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.base["model"](*args, **kwargs)
+
+
+def by_function(model: nn.Module) -> Callable[..., Any]:
+    return lambda *args, **kwargs: model(*args, **kwargs)
+
+
+def by_decorator(model: nn.Module) -> Callable[..., Any]:
+    @functools.wraps(model.forward)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    return called
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], Callable[..., Any]]] = {
+    "module": PassesOn,
+    "two modules": lambda model: PassesOn(PassesOn(model)),
+    "peft": Peft,
+    "data parallel": nn.DataParallel,
+    "function": by_function,
+    "decorator": by_decorator,
+    "partial": functools.partial,
+    "bound method": lambda model: model.forward,
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "compiled wrapper": lambda model: torch.compile(PassesOn(model), backend="eager"),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_wrapped_models_are_called_by_the_names_of_the_model_inside(name: str) -> None:
+    """SD3's time is not its second argument: called by position it fails."""
+    build, make, cond = MODELS["sd3"]
+    model, x_T = made(build), randn(2, 2, 8, 8, seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        plain = from_diffusers(model, make()).sample(x_T, steps=2, cond=cond)
+        wrapped = from_diffusers(WRAPPERS[name](model), make()).sample(x_T, steps=2, cond=cond)
+    torch.testing.assert_close(wrapped, plain, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_wrapped_model_does_not_hide_that_its_time_is_another(name: str) -> None:
+    class FluxTransformer2DModel(SmallModel):
+        pass
+
+    class Mine(FluxTransformer2DModel):
+        pass
+
+    with pytest.raises(ValueError, match="timestep: FluxTransformer2DModel is not given the scheduler's timestep"):
+        from_diffusers(WRAPPERS[name](Mine()), diffusers.FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(ValueError, match="timestep: FluxTransformer2DModel is not given the scheduler's timestep"):
+        from_diffusers(WRAPPERS[name](FluxTransformer2DModel()), diffusers.FlowMatchEulerDiscreteScheduler())
+
+
+# ---------------------------------------------------------------- custom grids
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(0.01, 40.0), min_size=2, max_size=8, unique_by=lambda s: round(s, 3)), st.booleans())
+def test_random_sigmas_of_euler(levels: list[float], to_zero: bool) -> None:
+    """Its timesteps are then interpolated in the logarithm, and not in the level as those of ``set_timesteps(N)``."""
+    sigmas = sorted(levels, reverse=True) + ([0.0] if to_zero else [])
+    scheduler, model = diffusers.EulerDiscreteScheduler(), SmallModel()
+    adapter = from_diffusers(model, scheduler)
+    scheduler.set_timesteps(sigmas=sigmas)
+    x_T = sigmas[0] * randn(*SHAPE)
+    want = loop(scheduler, model, x_T, ())
+    for got in (adapter.sample(x_T, sigmas=sigmas), from_diffusers(model, scheduler).sample(x_T)):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)  # their levels and states are float32
+
+
+def test_custom_timesteps_and_sigmas_of_the_others() -> None:
+    model = SmallModel()
+    for scheduler, custom in (
+        (diffusers.DDPMScheduler(clip_sample=False), {"timesteps": [990, 600, 250, 3]}),
+        (diffusers.EDMEulerScheduler(), {"sigmas": [0.0, 0.3, 1.0]}),
+        (diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), {"timesteps": [1000.0, 512.5, 40.0]}),
+        (diffusers.HeunDiscreteScheduler(), {"timesteps": [990, 600, 250, 3]}),
+        (diffusers.LCMScheduler(clip_sample=False), {"timesteps": [999, 499]}),
+    ):
+        adapter = from_diffusers(model, scheduler)
+        grid = adapter.grid(**custom)
+        theirs = {k: torch.tensor(v) if "EDM" in type(scheduler).__name__ else v for k, v in custom.items()}
+        scheduler.set_timesteps(**theirs)
+        normals = randn(len(grid), *SHAPE, seed=2)
+        x_T = float(grid[0]) * randn(*SHAPE) if isinstance(adapter.schedule, sa.VE) else randn(*SHAPE)
+        noise = sa.NormalNoise(normals[: len(grid) - 1]) if adapter.frame.eta else None
+        want = loop(scheduler, model, x_T, normals)
+        own = from_diffusers(model, scheduler)
+        assert torch.equal(own.grid(), own.grid(None))
+        for got in (adapter.sample(x_T, noise=noise, **custom), own.sample(x_T, noise=noise)):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+WRONG_GRIDS: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
+    (plain_ddim, {"sigmas": [3.0, 1.0]}, "sigmas: the set_timesteps of DDIMScheduler takes none; pass steps"),
+    (plain_ddim, {"sigmas": [3.0], "timesteps": [3]}, "sigmas and timesteps: got both; pass at most one"),
+    (diffusers.EulerDiscreteScheduler, {"sigmas": [3.0, 1.0, 0.0], "steps": 7}, "steps: got 7 and 3 sigmas"),
+    (diffusers.EulerDiscreteScheduler, {"sigmas": [1.0, 3.0, 0.0]}, "it has the noise level 1 and then 3"),
+    (diffusers.EulerDiscreteScheduler, {"sigmas": [3.0, float("nan")]}, "sigmas: they hold NaN"),
+    (diffusers.EulerDiscreteScheduler, {"sigmas": [[3.0, 1.0], [2.0, 0.0]]}, "sample the batch in parts, one per grid"),
+    (diffusers.EulerDiscreteScheduler, {"sigmas": torch.ones(2, requires_grad=True)}, "a grid has no gradient"),
+    (diffusers.FlowMatchEulerDiscreteScheduler, {"steps": 3, "mu": 0.5}, "mu: got 0.5, but FlowMatchEulerDiscrete"),
+    (plain_ddim, {}, "steps: got None, but the DDIMScheduler has not been set"),
+]
+
+
+@pytest.mark.parametrize(("make", "asked", "message"), WRONG_GRIDS, ids=[message[:40] for *_, message in WRONG_GRIDS])
+def test_grids_that_are_refused(make: Callable[[], Any], asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_diffusers(SmallModel(), make()).grid(**asked)
+    with pytest.raises(TypeError, match="sigmas: got str; pass a list"):
+        from_diffusers(SmallModel(), diffusers.EulerDiscreteScheduler()).grid(sigmas="high")  # type: ignore[arg-type]
+
+
+def test_grids_without_a_scheduler() -> None:
+    adapter = sa.adapters.from_denoiser(lambda x, sigma: x / (1 + sigma[:, None] ** 2), sigma_min=0.1, sigma_max=10.0)
+    grid = adapter.grid(sigmas=[8.0, 2.0, 0.0])
+    assert torch.equal(grid, torch.tensor([8.0, 2.0, 0.0], dtype=torch.float64))
+    x_T = randn(3, 2)
+    assert torch.equal(
+        adapter.sample(x_T, sigmas=[8.0, 2.0, 0.0]),
+        sa.sample(adapter.denoiser, x_T, frame=adapter.frame, solver=adapter.solver, grid=grid),
+    )
+    assert len(adapter.grid()) == 51
+    for asked in ({"timesteps": [3]}, {"mu": 0.5}):
+        with pytest.raises(ValueError, match="there is no scheduler that could take it"):
+            adapter.grid(**asked)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="steps: got 3 and sigmas"):
+        adapter.grid(3, sigmas=[1.0, 0.0])
+
+
+# ---------------------------------------------------------------- sentences
+
+
+def test_a_scale_alone_is_told_what_is_missing() -> None:
+    adapts: list[Callable[..., Any]] = [
+        lambda **options: from_diffusers(SmallModel(), plain_ddim(), **options),
+        lambda **options: sa.adapters.from_denoiser(lambda x, s: x, sigma_min=0.1, sigma_max=1.0, **options),
+        lambda **options: sa.adapters.from_edm(lambda x, s: x, **options),
+        lambda **options: sa.adapters.from_velocity(lambda x, t: x, **options),
+    ]
+    for adapt in adapts:
+        with pytest.raises(TypeError, match=r"guidance: got 7\.5, a scale alone; pass Guidance\(scale, unconditional="):
+            adapt(guidance=7.5)
+
+
+def test_states_in_parts_are_told_what_to_do() -> None:
+    adapter = from_diffusers(SmallModel(), plain_ddim())
+    for parts in ((randn(*SHAPE), randn(*SHAPE)), {"audio": randn(*SHAPE)}):
+        with pytest.raises(TypeError, match=r"x_T: got .*; an adapter samples one tensor .*pass one flat tensor"):
+            adapter.sample(parts, steps=2)  # type: ignore[arg-type]
+
+
+def test_reprs_and_errors_stay_short() -> None:
+    for make in (plain_ddim, diffusers.EulerDiscreteScheduler, diffusers.UniPCMultistepScheduler):
+        adapter = from_diffusers(SmallModel(), make())
+        other = from_diffusers(SmallModel(), diffusers.DDPMScheduler(clip_sample=False, beta_end=0.01))
+        assert len(repr(adapter)) < 300
+        assert len(repr(adapter.schedule)) < 300
+        assert len(repr(adapter.denoiser)) < 500
+        assert len(repr(adapter.frame)) < 300
+        with pytest.raises(ValueError, match="frame: its schedule is") as caught:
+            sa.sample(adapter.denoiser, randn(*SHAPE), frame=other.frame, grid=other.grid(3), solver=sa.Euler())
+        assert len(str(caught.value)) < 600
+    assert "SmallModel" in repr(adapter)

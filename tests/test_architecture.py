@@ -12,14 +12,14 @@ PACKAGE = Path(__file__).parent.parent / "sdeadjoint"
 
 # From the bottom up. A module imports from lower layers, and from its own folder.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"nests", "arguments", "progress", "command_line", "memory", "fixed_point"}),
-    frozenset({"packing"}),
+    frozenset({"nests", "arguments", "progress", "command_line", "memory"}),
+    frozenset({"packing", "fixed_point"}),
     frozenset({"solvers", "noise", "conditioning"}),
     frozenset({"equation"}),
-    frozenset({"recursion", "field"}),
+    frozenset({"recursion", "field", "adaptive"}),
     frozenset({"adjoints", "diffusion"}),
     frozenset({"solve", "problems", "inversion", "samplers"}),
-    frozenset({"sample", "encode"}),
+    frozenset({"sample", "encode", "equilibria", "clocks"}),
     frozenset({"adapters", "gradient_check"}),
     frozenset({"comparison", "convergence"}),
     frozenset({"testing", "demo"}),

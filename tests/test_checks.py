@@ -129,7 +129,7 @@ def test_nothing_exported_is_left_out() -> None:
     assert kinds(sa.Solver) == {type(solver) for solver in strategies.SOLVERS}
     assert kinds(sa.Schedule) == {type(schedule) for schedule in SCHEDULES}
     assert kinds(Adjoint) - NOT_THE_GRADIENT == {type(adjoint) for adjoint in ADJOINTS}
-    assert kinds(sa.Noise) == {noises.BrownianPath, noises.FixedNoise, noises.ShiftedNoise}
+    assert kinds(sa.Noise) == {noises.BrownianPath, noises.FixedNoise, noises.NormalNoise, noises.ShiftedNoise}
 
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.nested_given])

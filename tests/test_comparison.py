@@ -183,7 +183,7 @@ def test_the_truth_in_closed_form_and_on_a_finer_grid_agree() -> None:
 
 
 def test_the_truth_of_an_sde_is_on_the_same_path(sde: Comparison) -> None:
-    assert sde.truth == "SRA1() at 40 steps"
+    assert sde.truth == "ShARK() at 40 steps"
     for steps in (4, 8):
         row = sde.at("Direct()", steps)
         assert row.gradient("noise").true is None  # type: ignore[union-attr]  # it belongs to one grid

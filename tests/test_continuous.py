@@ -407,8 +407,8 @@ class Forgetful(sa.Noise):
 
 
 def reconstruction_error(steps: int, eta: float, solver: sa.Solver, noise: sa.Noise | None) -> Tensor:
-    """The state at t_1 that the adjoint was evaluated at, minus that of the forward pass."""
-    problem = Problem(steps, eta)
+    """The state in the middle that the adjoint was evaluated at, minus that of the forward pass."""
+    problem = Problem(steps, eta, "flow")
     problem.x_T = torch.randn(64, 4, dtype=DOUBLE, generator=torch.Generator().manual_seed(0)).requires_grad_()
     problem.style = torch.zeros(64, 8, dtype=DOUBLE)
     problem.network = Seen(problem.network)  # type: ignore[assignment]
@@ -440,24 +440,27 @@ def test_noise_that_is_not_replayed_is_refused(areas: bool) -> None:
 def test_reconstruction_needs_the_same_noise() -> None:
     """One seed per number of steps: each grid has a path of its own, so the slope is one of averages."""
     steps = (20, 40, 80, 160)
-    same = torch.stack([reconstruction_error(n, 1.0, sa.Euler(), sa.BrownianPath(5)) for n in steps])
-    other = torch.stack([reconstruction_error(n, 1.0, sa.Euler(), Forgetful()) for n in steps])
+    same = torch.stack([reconstruction_error(n, 0.5, sa.Euler(), sa.BrownianPath(5)) for n in steps])
+    other = torch.stack([reconstruction_error(n, 0.5, sa.Euler(), Forgetful()) for n in steps])
     low, _ = slope(steps, same)
     assert low > 0.7
     assert other[-1].mean() > 0.5 * other[0].mean()
     assert other[-1].mean() > 10 * same[-1].mean()
 
 
-def test_levy_areas_are_reversed_too() -> None:
-    """SRA1 backwards with replayed increments and areas: with a wrong sign of either the slope is 1 at most."""
+@pytest.mark.parametrize(("solver", "order"), [(sa.SRA1(), 1.5), (sa.Midpoint(), 2.0), (sa.Heun(), 2.0)], ids=repr)
+def test_levy_areas_are_reversed_too(solver: sa.Solver, order: float) -> None:
+    """C6, 2: the way back with replayed increments and areas; with a wrong sign of either the slope is 1 at most."""
     steps = (20, 40, 80, 160)
-    errors = torch.stack([reconstruction_error(n, 1.0, sa.SRA1(), sa.BrownianPath(5)) for n in steps])
+    errors = torch.stack([reconstruction_error(n, 0.5, solver, sa.BrownianPath(5)) for n in steps])
     low, _ = slope(steps, errors)
-    assert low > 1.4
+    assert low > order - 0.15
 
 
-def test_increments_and_areas_over_several_steps_are_those_of_the_path() -> None:
-    problem, path = Problem(12, 1.0), sa.BrownianPath(seed=5, refinable=True)
+@pytest.mark.parametrize(("kind", "eta"), [("flow", 0.5), ("noise", 2.0), ("data", 1.0)])
+def test_increments_and_areas_over_several_steps_are_those_of_the_path(kind: str, eta: float) -> None:
+    """Joined on the noise clock, which for eta = 1 is the data kind's drift clock, and in no other case."""
+    problem, path = Problem(12, eta, kind), sa.BrownianPath(seed=5, refinable=True)
     own = problem.grid[[0, 1, 5, 9, 12]]
     fine, coarse = (
         Recursion.create(

@@ -8,6 +8,7 @@ Song et al. (2021) for ``VPLinear``, Nichol and Dhariwal (2021) for ``VPCosine``
 from __future__ import annotations
 
 import inspect
+import math
 from types import ModuleType
 from typing import Any
 
@@ -34,6 +35,8 @@ DEFAULTS: dict[ModuleType, dict[str, dict[str, Any]]] = {
         "VPCosine": {"s": 0.008},
         "VPLevel": {"sigma_min": 0.01, "sigma_max": 150.0},
         "VPLinear": {"beta_min": 0.1, "beta_max": 20.0},
+        "adaptive_clock": {"norm": "batch", "smallest": 0.0, "largest": math.inf, "max_steps": 10_000},
+        "adaptive_grid": {"norm": "batch", "max_steps": 10_000},
         "adjoint_deis": {"order": 1, "states": "recorded", "kind": "noise"},
         "adjoint_dpm": {"method": "euler", "states": "reconstructed"},
         "check_gradient": {"reference": "auto", "memory": "4GiB", "directions": 4, "seed": 0},
@@ -51,6 +54,7 @@ DEFAULTS: dict[ModuleType, dict[str, dict[str, Any]]] = {
         "from_denoiser": {"rho": 7.0},
         "from_diffusers": {"eta": 0.0},
         "from_edm": {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0},
+        "from_pipeline": {"eta": 0.0},
         "from_velocity": {"data_at": 1},
     },
     problems: {"Digits": {"bandwidth": 0.1}},

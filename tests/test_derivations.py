@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
 
 import pytest
 import torch
@@ -19,7 +18,8 @@ from sdeadjoint.solvers import RungeKutta
 from sdeadjoint.testing.strategies import SOLVERS
 from theory.guarantees import GUARANTEES
 
-from .driven import FRAMES, PATHS, Noise, drift, levels, randn, slope, slope_of_drift, slopes, solve, trajectory
+from .driven import CLOCKS, PATHS, Noise, drift, levels, randn, slope, slope_of_drift, slopes, solve
+from .measured_paths import FRAMES, noise_gradients, of_gradients, of_means_and_falls, of_noise_gradients
 
 MARGIN = 0.15
 ORDER = {(g.subject, g.quantity): g.order for g in GUARANTEES}
@@ -50,31 +50,12 @@ def own(tau: Tensor, noise: Noise) -> Noise:
     return noise
 
 
-@pytest.mark.parametrize("name", FRAMES)
+@pytest.mark.parametrize("name", [name for name in CLOCKS if "eta" in name])
 @pytest.mark.parametrize("solver", LEVY, ids=repr)
 def test_three_halves_on_every_noise_clock(solver: sa.Solver, name: str) -> None:
     state, gradient = errors_of_state_and_gradient(solver, name, own, own)
     assert slope(state) > ORDER[repr(solver), "strong"] - MARGIN
     assert slope(gradient) > ORDER[repr(solver), "gradient"] - MARGIN
-
-
-def taught(s: float, y: Tensor, z: Tensor, w: Tensor) -> Tensor:
-    """A drift with conditioning z and a weight w; its derivative in w grows like y, as in any first layer."""
-    return 2 * math.cos(s) * torch.tanh(w * y + z) + 0.6 * torch.sin(2 * y) + 0.5 * w * y
-
-
-def gradients_of_everything(solver: sa.Solver, s: Tensor, noise: Noise) -> Tensor:
-    """Of ``sin(y_N)`` in the start, the conditioning and the weight of each path, (3, paths)."""
-    leaves = [randn(PATHS, seed=3), torch.full((PATHS,), 0.3).double(), torch.full((PATHS,), 0.8).double()]
-    y, z, w = (leaf.requires_grad_() for leaf in leaves)
-    out = solve(solver, lambda s, y: taught(s, y, z, w), s.tolist(), y, noise)
-    return torch.stack(torch.autograd.grad(out.sin().sum(), (y, z, w)))
-
-
-@cache
-def true_gradients(name: str) -> Tensor:
-    s, _, noise = levels(name)[-1]
-    return gradients_of_everything(sa.ShARK(), s, noise)
 
 
 @pytest.mark.parametrize(
@@ -84,9 +65,7 @@ def true_gradients(name: str) -> Tensor:
 )
 def test_gradients_of_everything_converge_on_every_noise_clock(solver: sa.Solver, name: str) -> None:
     """D3: in x_T, conditioning and weights, for every solver, where the two clocks differ."""
-    found = [gradients_of_everything(solver, s, noise) for s, _, noise in levels(name)[:4]]
-    for of, exact in enumerate(true_gradients(name)):
-        assert slope([gradients[of] - exact for gradients in found]) > ORDER[repr(solver), "gradient"] - MARGIN
+    assert all(slope(errors) > ORDER[repr(solver), "gradient"] - MARGIN for errors in of_gradients(solver, name))
 
 
 # The data kind with eta = 1, driven by a path on sigma/alpha: nu = s, tau = -s^(-1/2), k^2 = d(nu)/d(tau).
@@ -132,15 +111,6 @@ def test_the_levy_area_of_the_other_clock_lifts_the_cap(solver: sa.Solver) -> No
 # ---------------------------------------------------------------- noise gradients: N1, N2, N3, C7
 
 
-def noise_gradients(solver: sa.Solver, s: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The states, their adjoints for L = sum sin(y_N), and the gradients in dB and H: (N + 1 or N, paths)."""
-    dB, H = ([part.clone().requires_grad_() for part in parts] for parts in noise)
-    states, _ = trajectory(solver, drift, s.tolist(), randn(PATHS, seed=3).requires_grad_(), (dB, H))
-    leaves, steps = [*states, *dB, *H], len(dB)
-    found = torch.stack(torch.autograd.grad(states[-1].sin().sum(), leaves, allow_unused=True, materialize_grads=True))
-    return torch.stack(states).detach(), found[: steps + 1], found[steps + 1 : 2 * steps + 1], found[2 * steps + 1 :]
-
-
 @pytest.mark.parametrize("solver", [sa.Euler(), sa.AdamsBashforth(3), sa.DPMSolverPP2M()], ids=repr)
 def test_the_noise_gradient_is_the_adjoint_after_the_step(solver: sa.Solver) -> None:
     s, _, noise = levels("flow, eta = 0.5")[0]
@@ -163,39 +133,11 @@ def test_the_noise_gradient_of_a_runge_kutta_step(solver: RungeKutta) -> None:
         assert slopes(errors)[-1] > 1.5 - 0.1
 
 
-@cache
-def fine_adjoint(name: str) -> Tensor:
-    s, _, noise = levels(name)[-1]
-    return noise_gradients(sa.ShARK(), s, noise)[1]
-
-
-@cache
-def averages(name: str, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the solution's adjoint over each of so many steps, on the noise clock: its average, its average against
-    ``-12 (nu - nu_m)/dnu``, and the adjoint itself at the nodes, on 512 steps and linear between them."""
-    _, nu, _ = levels(name)[-1]
-    a = fine_adjoint(name)
-    cells = (steps, -1, PATHS)
-    h, mean, fall = nu.diff()[:, None], (a[1:] + a[:-1]) / 2, (a[1:] - a[:-1])
-    middle = (nu[1:] + nu[:-1])[:, None] / 2
-    nodes = nu[:: 512 // steps]
-    dnu, centre = nodes.diff()[:, None], (nodes[1:] + nodes[:-1])[:, None, None] / 2
-    average = (h * mean).reshape(cells).sum(1) / dnu
-    moment = ((h * mean).reshape(cells) * (middle.reshape(steps, -1, 1) - centre)).sum(1)
-    moment = moment + (fall * h**2 / 12).reshape(cells).sum(1)
-    return average, -12 * moment / dnu**2, a[:: 512 // steps]
-
-
-@pytest.mark.parametrize("name", ["noise, eta = 0.5", "flow, eta = 0.5"])
+@pytest.mark.parametrize("name", FRAMES)
 @pytest.mark.parametrize("solver", ONE_STEP, ids=repr)
 def test_noise_gradients_converge_to_averages_of_the_adjoint(solver: RungeKutta, name: str) -> None:
     """N3, both limits; that of Levy areas is itself of size h, and is reached with order 3/2."""
-    by_dB, by_H = [], []
-    for s, _, noise in levels(name)[:4]:
-        average, moment, _ = averages(name, len(s) - 1)
-        found = noise_gradients(solver, s, noise)[2:]
-        by_dB.append(found[0] - average)
-        by_H.append(found[1] - moment)
+    by_dB, by_H = of_noise_gradients(solver, name)
     assert slope(by_dB) > (1.5 if solver in LEVY else 1.0) - MARGIN
     if solver in LEVY:
         assert slope(by_H) > 1.5 - MARGIN
@@ -203,13 +145,9 @@ def test_noise_gradients_converge_to_averages_of_the_adjoint(solver: RungeKutta,
         assert 1 - MARGIN < slope(by_H) < 1 + MARGIN
 
 
-@pytest.mark.parametrize("name", ["noise, eta = 0.5", "flow, eta = 0.5"])
+@pytest.mark.parametrize("name", FRAMES)
 def test_means_and_falls_of_the_adjoint(name: str) -> None:
     """C7: ``(a_n + a_{n+1})/2`` and ``a_n - a_{n+1}`` are the averages up to ``O(h^(3/2))``, and no better."""
-    means, falls = [], []
-    for steps in (16, 32, 64, 128):
-        average, moment, a = averages(name, steps)
-        means.append((a[:-1] + a[1:]) / 2 - average)
-        falls.append(a[:-1] - a[1:] - moment)
+    means, falls = of_means_and_falls(name)
     assert 1.5 - MARGIN < slope(means) < 1.5 + 2 * MARGIN
     assert 1.5 - MARGIN < slope(falls) < 1.5 + 2 * MARGIN

@@ -61,7 +61,7 @@ def test_studies_end_as_is_said(page: Path, line: str, said: str, capsys: pytest
 def test_commands_are_commands(page: Path) -> None:
     Path("mine.py").write_text("from sdeadjoint import Heun as MySolver\n")
     write_files(page.read_text())
-    targets = re.findall(r"^([a-z]+(?: [a-z]+)*):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+(?: [a-z-]+)*):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     for program, *words in commands(page.read_text()):
         if program == "sdeadjoint":
             _parser().parse_args(words)

@@ -272,8 +272,11 @@ def test_the_variance_of_increments_at_finite_steps(steps: int) -> None:
     assert min(stats.kstest((row / w.sqrt()).numpy(), "norm").pvalue for row, w in zip(unit, want)) > ALARM / steps  # noqa: B905
 
 
-def test_levy_areas_have_their_law() -> None:
-    frame, grid, x_0 = sa.Frame(VP, eta=1.0), sa.uniform_logsnr(VP, 4), torch.zeros(1, 4000, dtype=DOUBLE)
+@pytest.mark.parametrize(("kind", "eta"), [("flow", 0.5), ("noise", 2.0), ("data", 1.0)])
+def test_levy_areas_have_their_law(kind: str, eta: float) -> None:
+    """Of steps on the noise clock, which is another than the drift's unless eta = 1 in the data kind."""
+    frame, grid = sa.Frame(VP, eta, kind), VP.time(torch.linspace(-1, 1, 5, dtype=DOUBLE))
+    x_0 = torch.zeros(1, 4000, dtype=DOUBLE)
     denoiser = sa.Denoiser(elementwise, VP, "sample")
     noise = sa.encode(denoiser, x_0 + 1, frame=frame, grid=grid, solver=sa.ShARK(), seed=0).noise
     assert noise is not None
@@ -312,6 +315,23 @@ def test_the_forward_process_predicts_where_the_step_begins(kind: str) -> None:
         math.exp(-2 * eta) * eps + math.sqrt(1 - math.exp(-4 * eta)) * z
     )
     torch.testing.assert_close(equation.reversal(0, x, z), want, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_forward_process_predicts_with_the_conditioning_of_its_step(kind: str) -> None:
+    """The network predicts its conditioning, another one on each step."""
+    grid, eta = VP.time(torch.tensor([-2.0, -1.0, 0.0, 1.0], dtype=DOUBLE)), 0.5
+    denoiser, frame = sa.Denoiser(lambda x, t, label: label + 0 * x, VP, "sample"), sa.Frame(VP, eta, kind)
+    slots = torch.tensor([0.3, -0.7, 1.1], dtype=DOUBLE)
+    cond = {"label": sa.Scheduled(slots[:, None, None].expand(3, 2, 4))}
+    equation = Diffusion.create(denoiser, frame, grid, cond)
+    generator = torch.Generator().manual_seed(0)
+    for n, label in enumerate(slots.tolist()):
+        x, z = torch.randn(2, 2, 4, dtype=DOUBLE, generator=generator)
+        (a0, a1), (s0, s1) = (f(grid[n : n + 2]).tolist() for f in (VP.alpha, VP.sigma))
+        eps = (x - a1 * label) / s1
+        want = a0 * label + s0 * (math.exp(-eta) * eps + math.sqrt(1 - math.exp(-2 * eta)) * z)
+        torch.testing.assert_close(equation.reversal(n, x, z), want, rtol=1e-11, atol=1e-13)
 
 
 def test_eta_one_is_the_forward_process_without_the_network() -> None:
@@ -430,7 +450,7 @@ SDE, ENDS = sa.Frame(VP, eta=1.0), torch.tensor([1.0, 0.5, 0.0], dtype=DOUBLE)
         (mixture_call(frame=SDE), ValueError, "seed: got None, but eta = 1.0"),
         (mixture_call(seed=0), ValueError, "seed: got 0, but eta = 0 is the ODE"),
         (mixture_call(frame=SDE, seed=-1), ValueError, "seed must be in"),
-        (mixture_call(frame=sa.Frame(VP, eta=1e-17), seed=0), ValueError, r"stands still in steps \[0, 1, "),
+        (mixture_call(frame=sa.Frame(VP, eta=1e-17), seed=0), ValueError, r"stands still in steps \[0, "),
         (mixture_call(x_0=MIXTURE.sample(2, seed=0).requires_grad_()), RuntimeError, "x_0 requires a gradient.*detach"),
         (mixture_call(cond={"z": torch.zeros(1, requires_grad=True)}), RuntimeError, "cond requires a gradient"),
         (

@@ -100,7 +100,8 @@ def test_exact_results_stay() -> None:
         x, whole = inputs(), torch.arange(1, 7, dtype=torch.float64)
         return [
             torch.zeros(3).exp(), torch.ones(3).log(), torch.tensor([0.5, 8.0, 1024.0]).log2(), x.pow(2), x.pow(3),
-            x.pow(-1), whole.square().sqrt(), 1 / x, x @ torch.eye(50, dtype=torch.float64), whole.sum(), whole.norm(), whole @ whole,
+            x.pow(-1), whole.square().sqrt(), 1 / x, x @ torch.eye(50, dtype=torch.float64),
+            whole.sum(), whole.norm(), whole @ whole,
             x.new_tensor([torch.inf]).exp(), x.new_tensor([-torch.inf]).exp(), torch.linspace(0.1, 0.7, 9)[[0, -1]],
             torch.randint(9, (5,), generator=torch.Generator().manual_seed(0)).sum(), x.bfloat16() * 2, torch.rand(
                 4, generator=torch.Generator().manual_seed(0)),

@@ -202,7 +202,7 @@ def test_sentences_for_slips_of_the_hand(x_T: Tensor) -> None:
         sampled(Network(), sa.Direct(), x_T, trajectory="yes")
     with pytest.raises(TypeError, match="cond: got the key 1; pass the names"):
         sampled(Network(), sa.Direct(), x_T, cond={1: x_T})
-    with pytest.raises(TypeError, match=r"frame: got Sampler; .*the first of a pair such as samplers\.ddim"):
+    with pytest.raises(TypeError, match=r"frame: got NamedSampler; .*the first of a pair such as samplers\.ddim"):
         sampled(Network(), sa.Direct(), x_T, frame=sa.samplers.ddim(SCHEDULE))
     with pytest.raises(TypeError, match="scale: got '7'; pass a number or a tensor"):
         sa.Guidance("7")  # type: ignore[arg-type]

@@ -33,6 +33,8 @@ ALARM = 1e-4
 
 POSITIVE = [0.3, 0.7, 0.9, 1.0, 1.3, 1.3001, 5.0, 17.0]  # several cells, edges of cells, two nodes close together
 NEGATIVE = [-17.0, -5.0, -4.0, -0.9, 0.0]
+ACROSS = [-5.0, -0.9, -0.3, 0.300001, 1.0, 4.0]  # ends that nearly mirror each other
+AT_ZERO = [-2.0, -1e-30, 1e-30, 1.0]  # both sides end inside of the first leaf
 ORIGIN = [0.0, 1e-20, 5e-20, 2e-19, 1e-18]  # the cell at the bottom and its neighbours
 LEAVES = [1 + (k + 0.4) * 2.0**-DEPTH for k in range(5)]  # every step ends inside two neighbouring leaves
 FIRST = [1.0, 1 + 0.4 * 2.0**-DEPTH, 1.5, 2.0]  # inside the first leaf of a cell, and at the cell's own middle
@@ -85,7 +87,9 @@ def joined(nodes: Sequence[float], dB: Tensor, H: Tensor) -> Piece:
 
 @both_modes
 @pytest.mark.parametrize(
-    "nodes", [POSITIVE, NEGATIVE, ORIGIN, LEAVES, FIRST], ids=["positive", "negative", "origin", "leaves", "first"]
+    "nodes",
+    [POSITIVE, NEGATIVE, ORIGIN, LEAVES, FIRST, ACROSS, AT_ZERO],
+    ids=["positive", "negative", "origin", "leaves", "first", "across", "at zero"],
 )
 def test_increments_and_areas_are_independent_normals(nodes: list[float], refinable: bool) -> None:
     count = 20_000
@@ -111,11 +115,11 @@ def test_seeds_are_independent(refinable: bool) -> None:
     assert serial.max() < stats.norm.isf(ALARM / (2 * len(unit)))
 
 
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_levy_area_is_the_integral_of_the_path(sign: float) -> None:
+@pytest.mark.parametrize("start", [0.7, -2.9, -0.9])
+def test_levy_area_is_the_integral_of_the_path(start: float) -> None:
     # Trapezoids over N pieces miss an integral of Brownian motion by sqrt(h/12)/N, rms, after division by h.
     steps, count = 128, 200
-    coarse = sorted([sign * 0.7, sign * 2.9])
+    coarse = [start, start + 2.2]
     fine = torch.linspace(coarse[0], coarse[1], steps + 1, dtype=F64).tolist()
     path = BrownianPath(1, refinable=True)
     W, H = (out[0] for out in drawn(path, coarse, zeros(count)))
@@ -292,10 +296,11 @@ def test_no_two_cells_of_a_refinable_path_are_one() -> None:
 # ---------------------------------------------------------------------------------------------------- refinable
 
 
-@given(a=clocks(), b=clocks(), negative=st.booleans())
-@settings(max_examples=25, deadline=None)
-def test_refinable_is_one_path_on_all_grids(a: list[float], b: list[float], negative: bool) -> None:
-    a, b = ([-nu for nu in nodes[::-1]] if negative else nodes for nodes in (a, b))
+@given(a=clocks(), b=clocks(), sides=st.sampled_from(["positive", "negative", "both"]))
+@settings(max_examples=40, deadline=None)
+def test_refinable_is_one_path_on_all_grids(a: list[float], b: list[float], sides: str) -> None:
+    signs = {"positive": (1, 1), "negative": (-1, -1), "both": (1, -1)}[sides]
+    a, b = (sorted(signs[n % 2] * nu for n, nu in enumerate(nodes)) for nodes in (a, b))
     union = sorted({*a, *b})
     path, like = BrownianPath(11, refinable=True), zeros(4)
     dB, H = drawn(path, union, like)
@@ -306,6 +311,14 @@ def test_refinable_is_one_path_on_all_grids(a: list[float], b: list[float], nega
             atol = 256 * EPS * math.sqrt(whole.h)  # some dozens of roundings of numbers of this size
             torch.testing.assert_close(coarse_dB, whole.W, rtol=0, atol=atol)
             torch.testing.assert_close(coarse_H, whole.H, rtol=0, atol=atol)
+
+
+def test_a_path_across_zero_has_the_increments_of_its_two_sides() -> None:
+    path, like = BrownianPath(7, refinable=True), zeros(3)
+    whole = drawn(path, [-2.0, -0.7, 0.0, 0.4, 3.0], like)
+    for nodes, steps in (([-2.0, -0.7, 0.0], slice(0, 2)), ([0.0, 0.4, 3.0], slice(2, 4))):
+        for got, want in zip(drawn(path, nodes, like), whole, strict=True):
+            assert torch.equal(got, want[steps])
 
 
 def test_one_ulp_changes_a_refinable_increment_continuously() -> None:
@@ -458,7 +471,7 @@ def test_steps_and_states_refused(noise: BrownianPath | FixedNoise) -> None:
         (lambda: BrownianPath([0, 1]).bind(UP, zeros(3), False), ValueError, "2 paths.*one seed per sample"),
         (lambda: BrownianPath([0]).bind(UP, zeros(), False), ValueError, "one seed per sample"),
         (lambda: BrownianPath(0, True, device="cuda").bind(UP, zeros(3), False), ValueError, "list of 3 seeds"),
-        (lambda: BrownianPath(0, True).bind(tensor([-1, 1]), zeros(1), False), ValueError, "cross zero"),
+        (lambda: BrownianPath(0, True).bind(tensor([0, 1e-101]), zeros(1), False), ValueError, "shorter than"),
         (lambda: BrownianPath(0, True).bind(tensor([1, 1e40]), zeros(1), False), ValueError, "eta"),
         (lambda: BrownianPath(0, True).bind(tensor([-1e40, -1]), zeros(1), False), ValueError, "eta"),
         (lambda: BrownianPath(0).bind(tensor([1, 1e101]), zeros(1), False), ValueError, "eta"),
@@ -494,5 +507,5 @@ def test_the_levy_area_is_the_mean_of_the_path_above_its_chord() -> None:
 def test_pieces_of_cells_fill_the_step(ends: tuple[float, float]) -> None:
     """The scale of a cell is that of its numbers: lengths add up to the step's, and variances with them."""
     draws = Draws.holding(1, torch.float64, "cpu")
-    piece = LinePath(0, ends, draws)._over(*ends)
+    piece = LinePath(0, ends, draws)._over(*ends, is_mirrored=False)
     assert piece.h == pytest.approx(ends[1] - ends[0], rel=1e-12)

@@ -18,12 +18,19 @@ from sdeadjoint.testing.strategies import SOLVERS
 from theory import order_conditions as oc
 from theory.guarantees import GUARANTEES
 
-from .driven import PATHS, Noise, back, drift, levels, randn, slope, solve, trajectory
+from .driven import drift, randn, slope, trajectory
+from .measured_paths import (
+    FRAMES,
+    beside_heun,
+    of_copies,
+    of_mixed_differences,
+    of_reconstructions,
+    of_returns,
+)
 
 MARGIN = 0.15
 STRONG = {g.subject: g.order for g in GUARANTEES if g.quantity == "strong"}
 ONE_STEP = [solver for solver in SOLVERS if isinstance(solver, RungeKutta)]
-CLOCKS = ("noise, eta = 0.5", "flow, eta = 0.5")
 
 
 def return_order(solver: RungeKutta) -> float:
@@ -34,88 +41,46 @@ def return_order(solver: RungeKutta) -> float:
 # ---------------------------------------------------------------- there and back, and pairs: C5, C6, R5, R8
 
 
-@pytest.mark.parametrize("name", ["data, eta = 0.5", "flow, eta = 0.5"])
+@pytest.mark.parametrize("name", FRAMES)
 def test_mixed_second_differences_of_the_adjoint(name: str) -> None:
     """C5: without the noise of a step the adjoint changes by ``O(h^(1/2))``; without that of two, jointly, by O(h)."""
-    first, second = [], []
-    for s, _, noise in levels(name)[:5]:
-        n, steps = len(s) // 3, len(s) - 1
-
-        def adjoint(*silent: int, s: Tensor = s, noise: Noise = noise, steps: int = steps) -> Tensor:
-            loud = torch.ones(steps, 1).double().index_fill(0, torch.tensor(silent, dtype=torch.long), 0.0)
-            y = randn(PATHS, seed=3).requires_grad_()
-            out = solve(sa.Euler(), drift, s.tolist(), y, (loud * noise[0], noise[1]))
-            return torch.autograd.grad(out.sin().sum(), y)[0]
-
-        whole, one, other, neither = adjoint(), adjoint(n), adjoint(2 * n), adjoint(n, 2 * n)
-        first.append(whole - one)
-        second.append(whole - one - other + neither)
+    first, second = of_mixed_differences(name)
     assert 0.5 - MARGIN < slope(first) < 0.5 + MARGIN
     assert slope(second) > 1 - MARGIN
 
 
-@cache
-def truth(name: str) -> list[Tensor]:
-    s, _, noise = levels(name)[-1]
-    return trajectory(sa.ShARK(), drift, s.tolist(), randn(PATHS, seed=3), noise)[0]
-
-
-@pytest.mark.parametrize("name", CLOCKS)
+@pytest.mark.parametrize("name", FRAMES)
 @pytest.mark.parametrize("solver", [*ONE_STEP, sa.DPMSolverPP2M(), sa.AdamsBashforth(3)], ids=repr)
 def test_a_reconstruction_has_the_strong_order(solver: sa.Solver, name: str) -> None:
     """C6, 1: against the solution, at the node in the middle."""
-    errors = []
-    for s, _, noise in levels(name)[:4]:
-        end = solve(solver, drift, s.tolist(), randn(PATHS, seed=3), noise)
-        errors.append(back(solver, drift, s.tolist(), end, noise)[len(s) // 2] - truth(name)[256])
-    assert slope(errors) > STRONG[repr(solver)] - MARGIN
+    assert slope(of_reconstructions(solver, name)) > STRONG[repr(solver)] - MARGIN
 
 
-@pytest.mark.parametrize("name", CLOCKS)
+@pytest.mark.parametrize("name", FRAMES)
 @pytest.mark.parametrize("solver", ONE_STEP, ids=repr)
 def test_the_way_back_along_a_path_misses_by_no_more_than_its_order(solver: RungeKutta, name: str) -> None:
     """C6, 2, and R8: 1, 1.5 or 2, by the coefficients; and no more."""
-    order, errors = return_order(solver), []
-    for s, _, noise in levels(name)[1:5]:
-        start = randn(PATHS, seed=3)
-        end = solve(solver, drift, s.tolist(), start, noise)
-        errors.append(back(solver, drift, s.tolist(), end, noise)[0] - start)
+    order, errors = return_order(solver), of_returns(solver, name)
     assert slope(errors) > order - MARGIN
-    if solver != sa.RK4():  # whose terms of size h^(5/2) cancel too
+    if solver not in (sa.RK4(), sa.Dopri5()):  # whose terms of size h^(5/2) cancel too
         assert slope(errors) < order + 2 * MARGIN
 
 
-@pytest.mark.parametrize("name", CLOCKS)
+@pytest.mark.parametrize("name", FRAMES)
 @pytest.mark.parametrize("base", ONE_STEP, ids=repr)
 def test_the_copies_of_a_coupled_method_stay_together(base: RungeKutta, name: str) -> None:
     """R8: their difference is as small as what the base's way back misses by."""
     for zeta in (1.0, 0.5):
-        gaps = []
-        for s, _, noise in levels(name)[1:5]:
-            _, (gap,) = trajectory(sa.Coupled(base, zeta), drift, s.tolist(), randn(PATHS, seed=3), noise)
-            gaps.append(gap)
-        assert slope(gaps) > return_order(base) - MARGIN  # type: ignore[arg-type]
+        assert slope(of_copies(base, zeta, name)) > return_order(base) - MARGIN
 
 
 @pytest.mark.parametrize("uneven", [False, True])
-@pytest.mark.parametrize("name", CLOCKS)
+@pytest.mark.parametrize("name", FRAMES)
 def test_reversible_heun_stays_beside_heun(name: str, uneven: bool) -> None:
     """R5: ``v - y`` is O(h), and y is within ``O(h^2)`` of Heun's method, on steps that alternate as well."""
-    gaps, errors = [], []
-    for s, _, noise in levels(name)[1:]:
-        s, noise = unevenly(s, noise) if uneven else (s, noise)
-        states, (gap, _) = trajectory(sa.ReversibleHeun(), drift, s.tolist(), randn(PATHS, seed=3), noise)
-        gaps.append(gap)
-        errors.append(states[-1] - solve(sa.Heun(), drift, s.tolist(), randn(PATHS, seed=3), noise))
-    assert 1 - MARGIN < slope(gaps) < 1 + MARGIN  # type: ignore[arg-type]
+    gaps, errors = beside_heun(name, uneven)
+    assert 1 - MARGIN < slope(gaps) < 1 + MARGIN
     assert slope(errors) > 2 - MARGIN
-
-
-def unevenly(s: Tensor, noise: Noise) -> tuple[Tensor, Noise]:
-    """Steps of length 1 and 3 by turns, without Levy areas."""
-    kept = [n for n in range(len(s)) if n % 4 in (0, 1)]
-    dB = torch.stack([noise[0][n0:n1].sum(0) for n0, n1 in pairwise(kept)])
-    return s[kept], (dB, torch.zeros_like(dB))
 
 
 # ---------------------------------------------------------------- sweeps: E2

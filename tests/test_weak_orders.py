@@ -1,4 +1,4 @@
-"""Weak orders (W1 to W3, D4 of theory/) without sampling: finite sums for quadratic problems, quadrature for others."""
+"""Weak orders (W1 to W5, D4 of theory/) without sampling: finite sums for quadratic problems, quadrature for others."""
 
 from __future__ import annotations
 
@@ -99,6 +99,77 @@ def test_claimed_weak_orders_hold(solver: sa.Solver) -> None:
     check_weak_order(solver, Triangular())
 
 
+# ---------------------------------------------------------------- mean gradients of any solver: D4
+
+
+def taught(s: float, y: Tensor, leaves: list[Tensor]) -> Tensor:
+    """The drift of ``Triangular`` with conditioning z and a weight v: the second equation's drift in v grows like y."""
+    z, v = leaves
+    a, c = torch.cos(FREQUENCIES_ * s + z), torch.sin(s + FREQUENCIES_)
+    return torch.stack([v * a * y[..., 0], a * y[..., 1] + v * c * y[..., 0] ** 2], -1)
+
+
+FREQUENCIES_ = torch.from_numpy(FREQUENCIES)
+AT = (torch.full((len(FREQUENCIES),), 0.2).double(), torch.full((len(FREQUENCIES),), 0.9).double())
+
+
+def mean_gradients(solver: sa.Solver, case: Triangular, steps: int) -> Tensor:
+    """Derivatives of ``E y1^2`` and ``E y2`` in the start, z and v: (numbers,), by automatic differentiation of the
+    solver's steps, as ``moments`` finds the means."""
+    s = case.nodes(steps)
+    parts = (1.0, 1 / 12) if solver.claims.levy != "none" else (1.0,)
+    points = 1 + 2 * len(parts) * steps
+    start = torch.tensor(START).double().expand(len(FREQUENCIES), 2).clone()
+    leaves = [leaf.clone().requires_grad_() for leaf in (start, *AT)]
+    y, state = leaves[0].expand(points, *start.shape), solver.initial_state
+    for n, (s0, s1) in enumerate(pairwise(s.tolist())):
+        noise = torch.zeros(2, points, 1, 2).double()
+        for k, part in enumerate(parts):
+            root = math.sqrt(part * float(np.diff(case.noise_clock(s[n : n + 2]))[0]))
+            plus = 1 + 2 * (n * len(parts) + k)
+            noise[k, plus, 0, 0], noise[k, plus + 1, 0, 0] = root, -root
+        y, state = solver.step(lambda s, y: taught(s, y, leaves[1:]), sa.Interval(s0, s1, *noise), y, state)
+    found = []
+    for values in (y[..., 0] ** 2, y[..., 1]):
+        mean = values[0] + (values[1::2] + values[2::2] - 2 * values[:1]).sum(0) / 2
+        found += [grad.flatten() for grad in torch.autograd.grad(mean.sum(), leaves, retain_graph=True)]
+    return torch.cat(found)
+
+
+@cache
+def exact_mean_gradients(falling: bool) -> Tensor:
+    """By RK4 with 512 steps on the equations of the two means, whose derivatives it takes along."""
+    case = Triangular(falling)
+    start = torch.tensor(START).double().expand(len(FREQUENCIES), 2).clone()
+    leaves = [leaf.clone().requires_grad_() for leaf in (start, *AT)]
+    means = torch.stack([leaves[0][:, 0] ** 2, leaves[0][:, 1]])
+
+    def right(s: float, means: Tensor) -> Tensor:
+        z, v = leaves[1:]
+        a, c = torch.cos(FREQUENCIES_ * s + z), torch.sin(s + FREQUENCIES_)
+        slope = -s / 2 if falling else 1.0  # of the noise clock
+        return torch.stack([2 * v * a * means[0] + slope, a * means[1] + v * c * means[0]])
+
+    for s0, s1 in pairwise(case.nodes(512).tolist()):
+        means, _ = sa.RK4().step(right, sa.Interval(s0, s1), means, ())
+    found = [torch.autograd.grad(mean.sum(), leaves, retain_graph=True, allow_unused=True) for mean in means]
+    return torch.cat([grad.flatten() for grads in found for grad in grads if grad is not None]).detach()
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_weak_order_of_mean_gradients_of_everything(solver: sa.Solver) -> None:
+    """D4: of gradients in start, conditioning and weight of two functions; both directions of the clock together."""
+    errors = [
+        torch.cat([mean_gradients(solver, Triangular(f), n) - exact_mean_gradients(f) for f in (False, True)])
+        for n in (16, 32, 64)
+    ]
+    before, last = slopes(errors)
+    # A slope that still rises will rise about as much again, as in ``check_weak_order``.
+    assert last + max(0.0, last - before) > PROVED[repr(solver)] - 0.15
+    if repr(solver) in ("Euler()", "Midpoint()", "RK4()", "Coupled(base=RK4(), zeta=0.999)"):
+        assert last < 1.5
+
+
 # ---------------------------------------------------------------- one-step methods: any function, by quadrature
 
 
@@ -106,7 +177,7 @@ Y = np.linspace(-7.0, 7.0, 501)
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(10)
 
 
-def expectation(solver: sa.Solver, steps: int) -> np.ndarray:
+def expectation(solver: sa.Solver, steps: int, drift: Drift = drift) -> np.ndarray:
     """``E phi(y_N)`` for every start, without sampling: backwards, by Gauss-Hermite sums and quintic splines."""
     s = np.geomspace(2.0, 0.5, steps + 1)
     nu, value = -(s**2) / 4, np.tanh(1.3 * Y + 0.4)
@@ -144,3 +215,82 @@ def test_weak_order_of_the_mean_gradient(solver: RungeKutta) -> None:
         error = make_interp_spline(starts, expectation(solver, steps) - exact_expectation(), k=5)
         errors.append(torch.from_numpy(error.derivative()(starts)))
     assert slopes(errors)[-1] > PROVED[repr(solver)] - 0.25
+
+
+@pytest.mark.parametrize("of", ["conditioning", "weight"])
+@pytest.mark.parametrize("solver", [sa.Euler(), sa.Heun(), sa.RK4(), sa.ShARK()], ids=repr)
+def test_weak_order_of_the_mean_gradient_in_a_parameter(solver: RungeKutta, of: str) -> None:
+    """D4 with a nonlinear drift: the mean gradient is the derivative of the mean, here a central difference of it."""
+    eps = 1e-3
+
+    def gradient(solver: sa.Solver, steps: int) -> np.ndarray:
+        def mean(p: float) -> np.ndarray:
+            z, v = (p, 1.0) if of == "conditioning" else (0.0, 1.0 + p)
+            return expectation(solver, steps, lambda s, y: drift(s, v * y + z))
+
+        return (mean(eps) - mean(-eps)) / (2 * eps)
+
+    fine, coarse = (gradient(sa.Heun(), steps) for steps in (128, 64))
+    exact = fine + (fine - coarse) / 3
+    errors = [torch.from_numpy(gradient(solver, steps) - exact) for steps in (8, 16, 32)]
+    assert slopes(errors)[-1] > PROVED[repr(solver)] - 0.25
+
+
+# ---------------------------------------------------------------- pairs: any function, by quadrature in two variables
+
+COARSE_Y = np.linspace(-7.0, 7.0, 201)
+FEW, FEW_WEIGHTS = np.polynomial.hermite_e.hermegauss(6)
+GAPS = 0.3 * np.cos(np.pi * (2 * np.arange(5) + 1) / 10)  # of the copies; they are of size h and smaller
+
+
+def at_gaps(gaps: np.ndarray) -> list[np.ndarray]:
+    """Lagrange's polynomials of the nodes ``GAPS``."""
+    return [np.prod([(gaps - other) / (node - other) for other in GAPS if other != node], axis=0) for node in GAPS]
+
+
+def pair_expectation(solver: sa.Solver, steps: int) -> np.ndarray:
+    """``E phi(y_N)`` of a solver whose memory is the distance of a second copy, for every start of both together.
+
+    As ``expectation``, with polynomials of degree 4 in the distance, in which it is smooth.
+    """
+    s = np.geomspace(2.0, 0.5, steps + 1)
+    nu, values = -(s**2) / 4, [np.tanh(1.3 * COARSE_Y + 0.4)] * len(GAPS)
+    levy = solver.claims.levy != "none"
+    normals = np.array([(x, z) for x in FEW for z in (FEW if levy else [0.0])])
+    weights = np.array([p * q for p in FEW_WEIGHTS for q in (FEW_WEIGHTS if levy else [1.0])])
+    y = torch.from_numpy(np.broadcast_to(COARSE_Y, (len(GAPS), len(weights), len(COARSE_Y))).copy())
+    gap = torch.from_numpy(GAPS)[:, None, None].expand_as(y)
+    for n in reversed(range(steps)):
+        root = math.sqrt(nu[n + 1] - nu[n])
+        dB, H = (torch.from_numpy(size * normals[:, k])[:, None] for k, size in enumerate((root, root / math.sqrt(12))))
+        state = (gap, drift(float(s[n]), y + gap)) if isinstance(solver, sa.ReversibleHeun) else (gap,)
+        end, (gap_end, *_) = solver.step(drift, sa.Interval(float(s[n]), float(s[n + 1]), dB, H), y, state)
+        inside = np.clip(end.numpy(), COARSE_Y[0], COARSE_Y[-1])
+        parts = zip(at_gaps(gap_end.numpy()), values, strict=True)
+        means = sum(part * make_interp_spline(COARSE_Y, value, k=5)(inside) for part, value in parts)
+        values = [*np.einsum("w,gwy->gy", weights / weights.sum(), means)]
+    together = np.stack(at_gaps(np.zeros(1))).T @ np.stack(values)
+    return together[0, np.abs(COARSE_Y) < 2]
+
+
+@cache
+def exact_pair_expectation() -> np.ndarray:
+    """Of the solution, by Heun's method: no reversible method has a part in it."""
+    starts = Y[np.abs(Y) < 2]
+    return make_interp_spline(starts, exact_expectation(), k=5)(COARSE_Y[np.abs(COARSE_Y) < 2])
+
+
+PAIRS = [sa.Coupled(base, zeta) for base in (sa.Heun(), sa.SRA1(), sa.ShARK()) for zeta in (1.0, 0.5)]
+CONTROLS = [sa.Coupled(base, zeta) for base in (sa.Midpoint(), sa.RK4(), sa.Euler()) for zeta in (1.0, 0.5)]
+
+
+@pytest.mark.parametrize("solver", [*PAIRS, sa.ReversibleHeun(), *CONTROLS], ids=repr)
+def test_weak_order_of_pairs_with_a_nonlinear_drift(solver: sa.Solver) -> None:
+    """W4, W5 for every zeta; the controls, whose bases miss a condition of W1, have weak order 1 and no more."""
+    errors = [torch.from_numpy(pair_expectation(solver, n) - exact_pair_expectation()) for n in (8, 16, 32)]
+    before, last = slopes(errors)
+    if solver in CONTROLS:
+        assert 0.85 < last < 1.15
+    else:
+        assert solver.claims.weak == 2
+        assert last + max(0.0, last - before) > 2 - 0.15

@@ -10,10 +10,11 @@ from torch import Tensor
 from ..diffusion.guidance import Guidance
 from ..diffusion.schedules import Schedule
 from ..samplers import NamedSampler
-from .base import Adapter, adapter
-from .networks import DiffusersNetwork
+from .base import Adapter, adapter, check_guidance
+from .networks import EDM, Boundary, DiffusersNetwork, Preconditioning
 from .schedulers import read
-from .tables import SchedulerGrid, twin_of, warn_of_clipping
+from .signature import signature_of
+from .tables import SchedulerGrid, check_mu, twin_of, warn_of_clipping
 
 # Models whose pipelines do not pass the scheduler's timestep itself, but t / 1000, 1 - t / 1000 or 1000 - t.
 _OTHER_TIMES = frozenset(
@@ -54,12 +55,12 @@ def from_diffusers(
             tensor, or a tuple that begins with it. It is called with its own argument names, its own dtype, its own
             timesteps and its own input scale. ``cond`` goes through by name, in the dtype the model expects. Of an
             output with twice the channels of x the second half, a learned variance, is dropped.
-        scheduler: one of DDPM, DDIM, DPMSolverMultistep (all four algorithms, order 1 and 2), DPMSolverSDE,
-            EulerDiscrete, EulerAncestralDiscrete, HeunDiscrete, EDMEuler, EDMDPMSolverMultistep, FlowMatchEulerDiscrete
-            and FlowMatchHeunDiscrete, with their beta schedules, sigmas, spacings, shifts and prediction types; where
-            a spacing or an interpolation makes its timesteps and its noise levels disagree, ``grid(steps)`` refuses it.
-            It is read and copied, not changed.
-        eta: DDIM's own, 0 or 1.
+        scheduler: one of those in the table of docs/schedulers.md, which an error lists too: DDPM, DDIM, DPM-Solver
+            (multistep of orders 1 to 3, singlestep, SDE), UniPC, DEIS, Euler, Euler ancestral, Heun, LMS, KDPM2, PNDM
+            (PLMS), EDM, CogVideoX, cosine DPM-Solver, flow-matching Euler and Heun, and for distilled models LCM, TCD
+            and flow LCM; with their beta schedules, sigmas, spacings, shifts, prediction types and lowered orders. It
+            is read and copied, not changed.
+        eta: DDIM's own, 0 or 1; TCD's, 0 to 1.
         mu: the shift of schedulers with ``use_dynamic_shifting``.
         guidance: classifier-free guidance and its rescaling, on the model's output.
         timestep: what the model is given instead of the scheduler's timestep t, for instance ``lambda t: t / 1000`` for
@@ -69,9 +70,13 @@ def from_diffusers(
 
     ``sample(x_T)`` takes the latents as the loop over ``scheduler.timesteps`` has them: after the multiplication with
     ``scheduler.init_noise_sigma``. It returns what the loop returns, up to float32 casts inside the scheduler.
-    ``grid(N)`` has the noise levels of ``scheduler.set_timesteps(N)``; ``grid(None)`` those that the scheduler was set
-    to when it was passed here. Times are timesteps for DDPM and DDIM, else the scheduler's ``sigmas``. The injected
-    noise of stochastic schedulers is standard normal after division by ``sqrt(frame.noise_clock(grid).diff())``.
+    ``grid(N)`` has the noise levels of ``scheduler.set_timesteps(N)``, which is not the grid of every pipeline: many
+    pass sigmas of their own, as ``grid(sigmas=...)`` and ``sample(sigmas=...)`` do, and ``from_pipeline`` for those it
+    knows. ``grid(None)`` has those that the scheduler was set to when it was passed here. Times are timesteps for
+    schedulers of a table (DDPM, DDIM, PNDM, LCM, TCD, CogVideoX), else the scheduler's ``sigmas``. The injected noise
+    of stochastic schedulers is ``NormalNoise`` of their standard normals; that of ``step(s_noise=...)`` other than 1 is
+    those normals times it. ``s_churn`` is not matched: it adds noise before the network is called, and such a step is
+    no step of an SDE with a path of its own.
 
     ``clip_sample`` and ``thresholding`` are left out, with a warning: where they act, derivatives are zero.
 
@@ -85,24 +90,28 @@ def from_diffusers(
         name = type(model).__name__
         raise TypeError(f"model: got the pipeline {name}; pass its unet or transformer, and its scheduler")
     reading = read(scheduler, eta)
-    name = type(getattr(model, "_orig_mod", model)).__name__
-    if timestep is None and name in _OTHER_TIMES:
+    name = next((name for name in signature_of(model).classes if name in _OTHER_TIMES), None)
+    if timestep is None and name is not None:
         raise ValueError(
             f"timestep: {name} is not given the scheduler's timestep itself; pass what its pipeline gives it, such as "
             "timestep=lambda t: t / 1000"
         )
-    if guidance is not None and guidance.rescale and type(scheduler).__name__.startswith("EDM"):
-        raise ValueError(
-            f"guidance: rescale={guidance.rescale} acts on the model's own output, which EDM's preconditioning mixes "
-            "with x; pass rescale=0"
-        )
-    if mu is not None and not scheduler.config.get("use_dynamic_shifting"):
-        raise ValueError(
-            f"mu: got {mu}, but {type(scheduler).__name__} does not shift its sigmas dynamically; leave mu out, or set "
-            "use_dynamic_shifting=True where the scheduler has it"
-        )
+    check_guidance(guidance)
+    check_rescale(guidance, reading.preconditioning)
+    if mu is not None:
+        check_mu(scheduler, mu)
     warn_of_clipping(scheduler, stacklevel=3)
     network = DiffusersNetwork(model, reading.preconditioning, reading.timesteps, timestep)
-    times = SchedulerGrid(twin_of(scheduler), reading.nodes, reading.timesteps, mu)
+    lowered = reading.lowered if sampler is None else None
+    times = SchedulerGrid(twin_of(scheduler), reading.nodes, reading.timesteps, mu, lowered)
     chosen = reading.sampler if sampler is None else sampler(reading.sampler.frame.schedule)
     return adapter(network, chosen, reading.prediction, guidance, times)
+
+
+def check_rescale(guidance: Guidance | None, preconditioning: Preconditioning | None) -> None:
+    """Refuse the rescaling of a model's output that the scheduler mixes with x."""
+    if guidance is not None and guidance.rescale and isinstance(preconditioning, EDM | Boundary):
+        raise ValueError(
+            f"guidance: rescale={guidance.rescale} acts on the model's own output, which this scheduler's "
+            "preconditioning mixes with x; pass rescale=0"
+        )

@@ -12,7 +12,7 @@ from ..diffusion.grids import karras
 from ..diffusion.guidance import Guidance
 from ..diffusion.schedules import VE, Schedule
 from ..samplers import NamedSampler, dpm_solver_pp_2m
-from .base import Adapter, Wrapper, adapter, count_of, range_of
+from .base import Adapter, OwnTimes, Wrapper, adapter, range_of
 
 
 def from_denoiser(
@@ -40,10 +40,10 @@ def from_denoiser(
     """
     schedule = VE(*range_of(model, sigma_min, sigma_max))
 
-    def times(steps: int | None) -> Tensor:
-        return karras(schedule, count_of(steps), rho=rho, final_zero=True)
+    def rule(steps: int) -> Tensor:
+        return karras(schedule, steps, rho=rho, final_zero=True)
 
-    return adapter(_Denoising(model), sampler(schedule), "sample", guidance, times)
+    return adapter(_Denoising(model), sampler(schedule), "sample", guidance, OwnTimes(rule))
 
 
 class _Denoising(Wrapper):

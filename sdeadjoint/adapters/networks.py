@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..diffusion.schedules import Schedule
 from .base import Wrapper
-from .timesteps import Timesteps
+from .signature import signature_of
+from .timesteps import Pinned, Timesteps
 
 
 class Preconditioning(ABC):
@@ -50,6 +52,30 @@ class EDM(Preconditioning):
         return 1 / total.sqrt(), self.sigma_data**2 / total, self.sign * self.sigma_data * level / total.sqrt()
 
 
+@dataclass(frozen=True)
+class Boundary(Preconditioning):
+    """A consistency function, which is the identity at t = 0: ``c x + sqrt(1 - c) x_0``, ``c = d^2 / (t^2 + d^2)``.
+
+    ``x_0`` is what a variance-preserving model predicts at the time t of its table. Source: Luo et al. (2023), Latent
+    Consistency Models, section 4.1 and appendix.
+    """
+
+    schedule: Schedule
+    prediction: str
+    width: float
+
+    def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        skip = self.width**2 / (level.square() + self.width**2)
+        out = level / (level.square() + self.width**2).sqrt()
+        alpha, sigma = self.schedule.alpha(level), self.schedule.sigma(level)
+        ones = torch.ones_like(level)
+        if self.prediction == "epsilon":
+            return ones, skip + out / alpha, -out * sigma / alpha
+        if self.prediction == "v_prediction":
+            return ones, skip + out * alpha, -out * sigma
+        return ones, skip, out
+
+
 class DiffusersNetwork(Wrapper):
     """``network(x, level, **cond)`` on a diffusers model, which gets its own timestep and its own scale.
 
@@ -68,11 +94,14 @@ class DiffusersNetwork(Wrapper):
         self.preconditioning = preconditioning
         self.timesteps = timesteps
         self.adjust = adjust
-        # A compiled module has the signature (*args, **kwargs); the module it was made of has the names.
-        forward = getattr(getattr(model, "_orig_mod", model), "forward", model)
-        names = list(inspect.signature(forward).parameters)
-        self.state_name = names[0] if "timestep" in names else None
-        self.returns_dict = "return_dict" in names
+        signature = signature_of(model)
+        self.state_name = signature.state_name
+        self.returns_dict = "return_dict" in signature.names
+
+    def pinned(self, levels: Tensor, timesteps: Tensor) -> DiffusersNetwork:
+        other = copy.copy(self)  # the same model: the copy's tables of submodules are the original's
+        other.timesteps = Pinned(tuple(levels.tolist()), tuple(timesteps.tolist()), self.timesteps)
+        return other
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Any:
         if self.preconditioning is None:

@@ -6,15 +6,45 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from ..diffusion.frames import Frame
 from ..diffusion.schedules import VE, RectifiedFlow, Schedule, Tabulated, VPLevel
-from ..samplers import NamedSampler, ddim, edm_heun, flow_euler, flow_heun, sde_dpm_solver_pp_1
+from ..samplers import (
+    NamedSampler,
+    ddim,
+    edm_heun,
+    flow_euler,
+    flow_heun,
+    sde_dpm_solver_pp_1,
+    sde_dpm_solver_pp_2m,
+)
 from ..solvers import AdamsBashforth, DPMSolverPP2M, Euler, Solver
-from .networks import EDM, Preconditioning, VarianceExploding
-from .tables import Nodes, ddim_nodes, ddpm_nodes, heun_nodes, midpoint_nodes, multistep_nodes, sigma_nodes
-from .timesteps import Interpolated, Proportional, QuarterLog, Same, Timesteps
+from .ancestral import AncestralPair
+from .few_steps import Restart, Trajectory
+from .multistep import PLMS, ThirdOrder
+from .networks import EDM, Boundary, Preconditioning, VarianceExploding
+from .singlestep import Singlestep
+from .tables import (
+    Nodes,
+    ancestral_nodes,
+    ddim_nodes,
+    ddpm_nodes,
+    groups_begin,
+    heun_nodes,
+    kdpm_nodes,
+    lcm_nodes,
+    lms_nodes,
+    lowered_at_end,
+    lowered_by_unipc,
+    midpoint_nodes,
+    plms_nodes,
+    sigma_nodes,
+    tcd_nodes,
+)
+from .timesteps import Arctangent, Interpolated, Proportional, QuarterLog, Same, Timesteps
 from .two_stage import TwoStage
+from .unipc import UniPCSteps
 
 
 class Reading(NamedTuple):
@@ -25,6 +55,7 @@ class Reading(NamedTuple):
     preconditioning: Preconditioning | None
     timesteps: Timesteps
     nodes: Nodes
+    lowered: Callable[[Any, int], dict[int, int]] | None = None
 
 
 def read(scheduler: Any, eta: float) -> Reading:
@@ -32,12 +63,13 @@ def read(scheduler: Any, eta: float) -> Reading:
     name = type(scheduler).__name__
     if name not in READERS or not type(scheduler).__module__.startswith("diffusers."):
         raise ValueError(
-            f"scheduler: {name} cannot be matched; supported are {', '.join(READERS)}. {INSTEAD.get(name, '')}".strip()
+            f"scheduler: {name} cannot be matched; supported are {', '.join(READERS)}"
+            + (f". In its place: {INSTEAD[name]}" if name in INSTEAD else "")
         )
-    if eta not in (0, 1) or (eta and name != "DDIMScheduler"):
+    if not 0 <= eta <= 1 or (eta and name not in TAKES_ETA) or (eta not in (0, 1) and name != "TCDScheduler"):
         raise ValueError(
             f"eta: got {eta} for {name}; DDIMScheduler takes 0 and 1 (between them its noise changes with the step "
-            "size and has no diffusion of its own), the other schedulers none"
+            "size and has no diffusion of its own), TCDScheduler 0 to 1, the other schedulers none"
         )
     return READERS[name](scheduler, eta)
 
@@ -60,19 +92,148 @@ def _ddim(scheduler: Any, eta: float) -> Reading:
 
 
 def _multistep(scheduler: Any, eta: float) -> Reading:
-    config, low, high = scheduler.config, *_range(scheduler)
-    flow = config.use_flow_sigmas
-    schedule: Schedule = RectifiedFlow() if flow else VPLevel(low, high)
-    prediction = _predicted(scheduler)
-    if (prediction == "flow_prediction") != bool(flow):
-        raise ValueError(
-            f"DPMSolverMultistepScheduler(prediction_type={prediction!r}, use_flow_sigmas={flow}): a velocity of a "
-            "flow goes with the levels of a flow; pass both or neither"
-        )
+    config, schedule, prediction = scheduler.config, _level_schedule(scheduler), _predicted(scheduler)
     kind = "data" if config.algorithm_type.endswith("++") else "noise"
     frame = Frame(schedule, eta=1.0 if config.algorithm_type.startswith("sde") else 0.0, kind=kind)
-    sampler = NamedSampler(frame, _solver(scheduler))
-    return Reading(sampler, prediction, None, _multistep_times(scheduler), multistep_nodes)
+    solver, lowered = _solver(scheduler), _lowering(scheduler)
+    return Reading(NamedSampler(frame, solver), prediction, None, _multistep_times(scheduler), sigma_nodes, lowered)
+
+
+def _lowering(scheduler: Any) -> Callable[[Any, int], dict[int, int]] | None:
+    return lowered_at_end if scheduler.config.solver_order > 1 else None
+
+
+def _deis(scheduler: Any, eta: float) -> Reading:
+    config = scheduler.config
+    if config.solver_order > 3:
+        raise ValueError(f"DEISMultistepScheduler(solver_order={config.solver_order}): it has orders 1 to 3")
+    solver = Euler() if config.solver_order == 1 else AdamsBashforth(config.solver_order, "log")
+    sampler, times = NamedSampler(Frame(_level_schedule(scheduler), kind="noise"), solver), _level_times(scheduler)
+    return Reading(sampler, _predicted(scheduler), None, times, sigma_nodes, _lowering(scheduler))
+
+
+def _singlestep(scheduler: Any, eta: float) -> Reading:
+    config, name = scheduler.config, "DPMSolverSinglestepScheduler"
+    order, algorithm = config.solver_order, config.algorithm_type
+    if algorithm.startswith("sde") and order > 1:
+        raise ValueError(
+            f"{name}(algorithm_type={algorithm!r}): the noise of its half steps is no part of the noise of the whole "
+            "step, so there is no path; pass solver_order=1, or DPMSolverMultistepScheduler.from_config(...)"
+        )
+    schedule = _level_schedule(scheduler)
+    kind = "data" if algorithm.endswith("++") else "noise"
+    frame = Frame(schedule, eta=1.0 if algorithm.startswith("sde") else 0.0, kind=kind)
+    solver = Euler() if order == 1 else Singlestep(order, config.solver_type == "heun")
+    times = _level_times(scheduler)
+    sampler = NamedSampler(frame, solver)
+    return Reading(sampler, _predicted(scheduler), None, times, sigma_nodes, groups_begin if order > 1 else None)
+
+
+def _unipc(scheduler: Any, eta: float) -> Reading:
+    config = scheduler.config
+    if scheduler.solver_p is not None:
+        raise ValueError("UniPCMultistepScheduler(solver_p=...): another predictor cannot be matched; leave it out")
+    frame = Frame(_level_schedule(scheduler), kind="data" if scheduler.predict_x0 else "noise")
+    solver = UniPCSteps(config.solver_order, config.solver_type, tuple(scheduler.disable_corrector))
+    times = _level_times(scheduler)
+    lowered = lowered_by_unipc if config.solver_order > 1 else None
+    return Reading(NamedSampler(frame, solver), _predicted(scheduler), None, times, sigma_nodes, lowered)
+
+
+def _level_schedule(scheduler: Any) -> Schedule:
+    """The levels of a flow, or sigma / alpha of a variance-preserving process."""
+    flow, prediction = scheduler.config.use_flow_sigmas, _predicted(scheduler)
+    if (prediction == "flow_prediction") != bool(flow):
+        raise ValueError(
+            f"{type(scheduler).__name__}(prediction_type={prediction!r}, use_flow_sigmas={flow}): a velocity of a flow "
+            "goes with the levels of a flow; pass both or neither"
+        )
+    return RectifiedFlow() if flow else VPLevel(*_range(scheduler))
+
+
+def _level_times(scheduler: Any) -> Timesteps:
+    """Whole timesteps; where they are not those of the levels, the grid has them."""
+    if scheduler.config.use_flow_sigmas:
+        return Proportional(float(scheduler.config.num_train_timesteps), "down")
+    return _interpolated(scheduler, "nearest")
+
+
+def _lms(scheduler: Any, eta: float) -> Reading:
+    return _exploding(scheduler, _lms_sampler, _interpolated(scheduler), lms_nodes)
+
+
+def _lms_sampler(schedule: Schedule) -> NamedSampler:
+    return NamedSampler(Frame(schedule, kind="noise"), AdamsBashforth(4, "clock"))
+
+
+def _kdpm(scheduler: Any, eta: float) -> Reading:
+    return _exploding(scheduler, _kdpm_sampler, _interpolated(scheduler, logarithmic=True), kdpm_nodes)
+
+
+def _kdpm_sampler(schedule: Schedule) -> NamedSampler:
+    return NamedSampler(Frame(schedule, kind="noise"), TwoStage())
+
+
+def _kdpm_ancestral(scheduler: Any, eta: float) -> Reading:
+    return _exploding(scheduler, _ancestral_pair, _interpolated(scheduler, logarithmic=True), ancestral_nodes)
+
+
+def _ancestral_pair(schedule: Schedule) -> NamedSampler:
+    return NamedSampler(Frame(schedule, eta=1.0), AncestralPair())
+
+
+def _plms(scheduler: Any, eta: float) -> Reading:
+    if not scheduler.config.skip_prk_steps:
+        raise ValueError(
+            "PNDMScheduler(skip_prk_steps=False): its Runge-Kutta steps at the start cannot be matched; pass "
+            "PNDMScheduler.from_config(scheduler.config, skip_prk_steps=True), as Stable Diffusion does"
+        )
+    frame = Frame(Tabulated(scheduler.alphas_cumprod), kind="noise")
+    prediction = _predicted(scheduler)
+    return Reading(NamedSampler(frame, PLMS(prediction == "v_prediction")), prediction, None, Same(), plms_nodes)
+
+
+def _lcm(scheduler: Any, eta: float) -> Reading:
+    config, schedule = scheduler.config, Tabulated(scheduler.alphas_cumprod)
+    preconditioning = Boundary(schedule, _predicted(scheduler), 0.5 / config.timestep_scaling)
+    return Reading(NamedSampler(Frame(schedule, eta=1.0), Restart()), "sample", preconditioning, Same(), lcm_nodes)
+
+
+def _flow_lcm(scheduler: Any, eta: float) -> Reading:
+    if scheduler.config.get("scale_factors"):
+        raise ValueError(
+            "FlowMatchLCMScheduler(scale_factors=...): the state changes its shape, which cannot be matched; pass "
+            "scale_factors=None"
+        )
+    _refuse_inverted(scheduler)
+    return _flow(scheduler, lambda schedule: NamedSampler(Frame(schedule, eta=1.0), Restart()), sigma_nodes)
+
+
+def _tcd(scheduler: Any, eta: float) -> Reading:
+    schedule = Tabulated(scheduler.alphas_cumprod)
+    if eta == 0:
+        return Reading(ddim(schedule), _predicted(scheduler), None, Same(), tcd_nodes)
+    if scheduler.alphas_cumprod[-1] == 0:
+        raise ValueError("TCDScheduler(rescale_betas_zero_snr=True): with eta above 0 it divides by zero; pass eta=0")
+    frame = Frame(schedule, eta=1.0)
+    clocks = tuple(frame.clock(torch.arange(len(scheduler.alphas_cumprod), dtype=torch.float64)).tolist())
+    return Reading(NamedSampler(frame, Trajectory(eta, clocks)), _predicted(scheduler), None, Same(), tcd_nodes)
+
+
+def _cogvideox(scheduler: Any, eta: float) -> Reading:
+    if not scheduler.config.set_alpha_to_one:
+        raise ValueError(
+            "CogVideoXDPMScheduler(set_alpha_to_one=False): its last step has order 1 and ends in noise, which cannot "
+            "be matched; pass set_alpha_to_one=True"
+        )
+    sampler = sde_dpm_solver_pp_2m(Tabulated(scheduler.alphas_cumprod))
+    return Reading(sampler, _predicted(scheduler), None, Same(), ddim_nodes)
+
+
+def _cosine(scheduler: Any, eta: float) -> Reading:
+    solver = _solver(scheduler)
+    reading = _edm(scheduler, lambda schedule: NamedSampler(Frame(schedule, 1.0), solver), sigma_nodes)
+    return reading._replace(timesteps=Arctangent(), lowered=_lowering(scheduler))
 
 
 def _multistep_times(scheduler: Any) -> Timesteps:
@@ -121,9 +282,10 @@ def _edm_euler(scheduler: Any, eta: float) -> Reading:
 
 
 def _edm_multistep(scheduler: Any, eta: float) -> Reading:
-    noisy = scheduler.config.algorithm_type.startswith("sde")
-    eta, solver = 1.0 if noisy else 0.0, _solver(scheduler)
-    return _edm(scheduler, lambda schedule: NamedSampler(Frame(schedule, eta), solver), multistep_nodes)
+    noisy, solver = scheduler.config.algorithm_type.startswith("sde"), _solver(scheduler)
+    power = 1.0 if noisy else 0.0
+    reading = _edm(scheduler, lambda schedule: NamedSampler(Frame(schedule, power), solver), sigma_nodes)
+    return reading._replace(lowered=_lowering(scheduler))
 
 
 def _edm(scheduler: Any, sampler: Callable[[Schedule], NamedSampler], nodes: Nodes) -> Reading:
@@ -138,14 +300,17 @@ def _edm(scheduler: Any, sampler: Callable[[Schedule], NamedSampler], nodes: Nod
 
 
 def _flow_euler(scheduler: Any, eta: float) -> Reading:
-    config = scheduler.config
+    _refuse_inverted(scheduler)
+    return _flow(scheduler, flow_euler, sigma_nodes)
+
+
+def _refuse_inverted(scheduler: Any) -> None:
     for option in ("invert_sigmas", "stochastic_sampling"):
-        if config.get(option):
+        if scheduler.config.get(option):
             raise ValueError(
-                f"FlowMatchEulerDiscreteScheduler({option}=True) cannot be matched; pass {option}=False"
+                f"{type(scheduler).__name__}({option}=True) cannot be matched; pass {option}=False"
                 + (", or from_velocity with data_at=1" if option == "invert_sigmas" else "")
             )
-    return _flow(scheduler, flow_euler, sigma_nodes)
 
 
 def _flow_heun(scheduler: Any, eta: float) -> Reading:
@@ -158,16 +323,18 @@ def _flow(scheduler: Any, sampler: Callable[[Schedule], NamedSampler], nodes: No
 
 
 def _solver(scheduler: Any) -> Solver:
-    """DPM-Solver of order 1 or 2: its "midpoint" extrapolates in lambda, its "heun" integrates that line exactly."""
-    config = scheduler.config
-    if config.solver_order == 1:
+    """DPM-Solver of order 1 to 3: its "midpoint" extrapolates in lambda, its "heun" integrates that line exactly."""
+    config, name = scheduler.config, type(scheduler).__name__
+    order, heun = config.solver_order, config.solver_type == "heun"
+    if order == 1:
         return Euler()
-    if config.solver_order != 2:
+    if order == 2:
+        return AdamsBashforth(2, "log") if heun else DPMSolverPP2M()
+    if order != 3 or str(config.get("algorithm_type", "sde")).startswith("sde"):
         raise ValueError(
-            f"{type(scheduler).__name__}(solver_order={config.solver_order}): pass 1 or 2; order 3 there is not the "
-            "exact integral of its interpolation, which samplers.deis and AdamsBashforth(3) are"
+            f"{name}(solver_order={order}): pass 1 or 2" + (", or 3 without noise" if order == 3 else " or 3")
         )
-    return DPMSolverPP2M() if config.solver_type == "midpoint" else AdamsBashforth(2, "log")
+    return ThirdOrder(heun)
 
 
 def _predicted(scheduler: Any) -> str:
@@ -212,19 +379,53 @@ READERS: dict[str, Callable[[Any, float], Reading]] = {
     "EDMDPMSolverMultistepScheduler": _edm_multistep,
     "FlowMatchEulerDiscreteScheduler": _flow_euler,
     "FlowMatchHeunDiscreteScheduler": _flow_heun,
+    "DEISMultistepScheduler": _deis,
+    "DPMSolverSinglestepScheduler": _singlestep,
+    "UniPCMultistepScheduler": _unipc,
+    "LMSDiscreteScheduler": _lms,
+    "KDPM2DiscreteScheduler": _kdpm,
+    "KDPM2AncestralDiscreteScheduler": _kdpm_ancestral,
+    "PNDMScheduler": _plms,
+    "LCMScheduler": _lcm,
+    "FlowMatchLCMScheduler": _flow_lcm,
+    "TCDScheduler": _tcd,
+    "CogVideoXDDIMScheduler": _ddim,
+    "CogVideoXDPMScheduler": _cogvideox,
+    "CosineDPMSolverMultistepScheduler": _cosine,
+    "DDPMParallelScheduler": _ddpm,
+    "DDIMParallelScheduler": _ddim,
 }
+TAKES_ETA = ("DDIMScheduler", "DDIMParallelScheduler", "TCDScheduler")
 
-_COMPATIBLE = "DPMSolverMultistepScheduler.from_config(scheduler.config) samples the same model."
-INSTEAD = dict.fromkeys(
-    (
-        "UniPCMultistepScheduler",
-        "DEISMultistepScheduler",
-        "DPMSolverSinglestepScheduler",
-        "LMSDiscreteScheduler",
-        "PNDMScheduler",
-        "KDPM2DiscreteScheduler",
-        "KDPM2AncestralDiscreteScheduler",
-        "SASolverScheduler",
-    ),
-    _COMPATIBLE,
-)
+_COMPATIBLE = "DPMSolverMultistepScheduler.from_config(scheduler.config) samples the same model"
+_TOKENS = "it samples discrete tokens, which have no gradient"
+_SECOND_TIME = "its model is given a second time; wrap it with Denoiser and sample it on a grid of your own"
+
+INSTEAD: dict[str, str] = {
+    "AmusedScheduler": _TOKENS,
+    "BlockRefinementScheduler": _TOKENS,
+    "CMStochasticIterativeScheduler": "one step is the model's own output; more noise it afresh, as LCMScheduler's do",
+    "ConsistencyDecoderScheduler": "it has two fixed steps of a decoder; call the decoder itself",
+    "DDIMInverseScheduler": "sa.encode inverts DDIM's own steps exactly; pass DDIMScheduler",
+    "DDPMWuerstchenScheduler": "pass Denoiser(prior, VPCosine()) and samplers.sde_dpm_solver_pp_1",
+    "DPMSolverMultistepInverseScheduler": "sa.encode inverts the sampler's own steps; pass DPMSolverMultistepScheduler",
+    "DiscreteDDIMScheduler": _TOKENS,
+    "EntropyBoundScheduler": _TOKENS,
+    "FlowMapEulerDiscreteScheduler": _SECOND_TIME,
+    "HeliosDMDScheduler": "its stages change the state's resolution; sample each stage by a call of its own",
+    "HeliosScheduler": "its stages change the state's resolution; sample each stage by a call of its own",
+    "IPNDMScheduler": "wrap the model with Denoiser and take samplers.deis, whose weights are those of the grid itself",
+    "KarrasVeScheduler": "its churn noises the state before each call; from_edm samples the model without churn",
+    "LTXEulerAncestralRFScheduler": "FlowMatchEulerDiscreteScheduler samples the same model",
+    "MiniMaxH3Scheduler": "FlowMatchEulerDiscreteScheduler on the model's velocity, with from_velocity(data_at=1)",
+    "PiflowScheduler": "its steps run a policy that the model returns; differentiate the policy's own loop",
+    "RFD4ProteinaScheduler": "wrap the velocity with from_velocity, and its coordinates in the model",
+    "RePaintScheduler": "sample(..., after_step=...) puts known regions back; pass DDPMScheduler (no resampling)",
+    "SASolverScheduler": _COMPATIBLE,
+    "SCMScheduler": "one step is the model's own output; more of them noise it afresh, at angles for times",
+    "ScoreSdeVeScheduler": "pass Denoiser(score, VE(...), prediction='score') and samplers.sde_dpm_solver_pp_1",
+    "ScoreSdeVpScheduler": "pass Denoiser(score, VPLinear(...), prediction='score') and samplers.sde_dpm_solver_pp_1",
+    "UnCLIPScheduler": "DDPMScheduler with variance_type='fixed_small' samples a model whose variance is not learned",
+    "VQDiffusionScheduler": _TOKENS,
+}
+"""What to do in place of the schedulers that are refused."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
@@ -48,6 +49,17 @@ class QuarterLog(Timesteps):
 
     def level(self, timestep: Tensor) -> Tensor:
         return (4 * timestep).exp()
+
+
+@dataclass(frozen=True)
+class Arctangent(Timesteps):
+    """``2 / pi atan(level)``, in [0, 1), of Stable Audio's cosine schedule."""
+
+    def timestep(self, level: Tensor) -> Tensor:
+        return level.atan() * (2 / math.pi)
+
+    def level(self, timestep: Tensor) -> Tensor:
+        return (timestep * (math.pi / 2)).tan()
 
 
 @dataclass(frozen=True)
@@ -100,6 +112,32 @@ class Interpolated(Timesteps):
 
     def _table(self, like: Tensor) -> Tensor:
         return torch.tensor(self.knots, dtype=torch.float64, device="cpu").to(like.device)
+
+
+@dataclass(frozen=True)
+class Pinned(Timesteps):
+    """Given timesteps at given levels, to the bit; at others, as between a solver's own stages, ``otherwise``."""
+
+    levels: tuple[float, ...] = field(repr=False)
+    timesteps: tuple[float, ...] = field(repr=False)
+    otherwise: Timesteps
+
+    @property
+    def whole(self) -> bool:
+        return self.otherwise.whole
+
+    def timestep(self, level: Tensor) -> Tensor:
+        return _replaced(level, self.levels, self.timesteps, self.otherwise.timestep(level))
+
+    def level(self, timestep: Tensor) -> Tensor:
+        return _replaced(timestep, self.timesteps, self.levels, self.otherwise.level(timestep))
+
+
+def _replaced(x: Tensor, at: tuple[float, ...], by: tuple[float, ...], otherwise: Tensor) -> Tensor:
+    """``by[n]`` where ``x == at[n]``, elsewhere ``otherwise``."""
+    nodes, values = (torch.tensor(table, dtype=torch.float64, device="cpu").to(x.device) for table in (at, by))
+    same = x[..., None] == nodes
+    return torch.where(same.any(-1), values[same.to(torch.uint8).argmax(-1)], otherwise)
 
 
 def _rounded(timestep: Tensor, rounding: str) -> Tensor:

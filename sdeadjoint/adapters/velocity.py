@@ -12,7 +12,7 @@ from ..diffusion.grids import uniform_time
 from ..diffusion.guidance import Guidance
 from ..diffusion.schedules import RectifiedFlow, Schedule
 from ..samplers import NamedSampler, flow_heun
-from .base import Adapter, Wrapper, adapter, count_of
+from .base import Adapter, OwnTimes, Wrapper, adapter
 
 
 def from_velocity(
@@ -40,10 +40,10 @@ def from_velocity(
         raise ValueError(f"data_at: got {data_at!r}; pass the time of the data, 0 or 1")
     schedule = RectifiedFlow()
 
-    def times(steps: int | None) -> Tensor:
-        return uniform_time(schedule, count_of(steps), t_max=1.0, t_min=0.0)
+    def rule(steps: int) -> Tensor:
+        return uniform_time(schedule, steps, t_max=1.0, t_min=0.0)
 
-    return adapter(_Velocity(v, data_at), sampler(schedule), "flow_prediction", guidance, times)
+    return adapter(_Velocity(v, data_at), sampler(schedule), "flow_prediction", guidance, OwnTimes(rule))
 
 
 class _Velocity(Wrapper):

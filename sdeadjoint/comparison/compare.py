@@ -87,7 +87,7 @@ def compare(
 
 
 def _rows(call: Call, methods: Sequence[Method], truth: Truth | None, repeats: int, tell: Watch) -> list[Measurement]:
-    """All methods on one grid."""
+    """Try all methods on one grid."""
     references: dict[str, Gradients] = {repr(call.solver): Trial(methods[0], call).own_reference()}
     steps = call.recursion.steps
     rows: list[Measurement] = []
@@ -128,7 +128,7 @@ def _measured(row: Measurement, trial: Trial, answer: Answer, own: Gradients, tr
 
 
 def _budget(call: Call) -> str:
-    """Half of what the whole graph takes on the finest grid: a budget that leaves something to recompute."""
+    """Half of the memory of the whole graph on the finest grid: a budget that leaves something to recompute."""
     graph = call.copied().probe().graph_bytes(call.recursion.steps)
     return f"{-(-graph // 2048)}kiB"
 
@@ -156,7 +156,7 @@ def _check_methods(methods: Sequence[Method]) -> None:
 
 
 def _settings(call: Call, repeats: int) -> dict[str, Any]:
-    """What the numbers depend on."""
+    """List all that the numbers depend on."""
     packages = {name: version(name) for name in ("sdeadjoint", "torch", "torchsde")}
     return {
         "denoiser": repr(call.denoiser),

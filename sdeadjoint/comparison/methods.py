@@ -45,7 +45,7 @@ class Method:
 
     @property
     def family(self) -> str:
-        """What kind of gradient it promises."""
+        """The kind of gradient that it promises."""
         if isinstance(self.adjoint, Direct | Checkpoint | Reversible):
             return EXACT
         if isinstance(self.adjoint, Truncated | LowVariance):

@@ -1,4 +1,4 @@
-"""What a comparison found: values that survive JSON, and the table that one reads to choose."""
+"""The results of a comparison: values that survive JSON, and the table that one reads to choose."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Agreements:
-    """How well one kind of gradient, taken as one vector, agrees with its two references.
+    """One kind of gradient, taken as one vector, against its two references.
 
     ``kind``: ``"x_T"``, ``"cond"``, ``"noise"``, ``"guidance"`` or ``"weights"``.
     ``own``: against the gradient of the sampler that ran; ``true``: against that of the exact solution. None: not
@@ -44,10 +44,13 @@ class Agreements:
 class Measurement:
     """One method at one number of steps.
 
-    ``refused``: what the method said no to, in its words, empty if nothing. ``forward_calls`` are network calls while
-    sampling, ``backward_calls`` those during the backward pass, ``products`` the vector-Jacobian products.
-    ``seconds``: median, sampling and backward pass together. ``peak_bytes``: of tensors alive at once. ``round_trip``:
-    how far, relatively, a reversible solver's way back ended from where it should; None for others.
+    Args:
+        refused: the sentence in which the method refused something, empty if nothing.
+        forward_calls, backward_calls: network calls while sampling, and during the backward pass.
+        products: vector-Jacobian products.
+        seconds: of sampling and backward pass together, the median of several.
+        peak_bytes: of tensors alive at once.
+        round_trip: how far, relatively, a reversible solver's way back ended from where it should; None for others.
     """
 
     method: str
@@ -114,12 +117,12 @@ class Comparison:
         return render(self.settings, self.truth + (f", known to {known:.0e}" if known else ""), self.measurements)
 
     def to_json(self, path: str | Path) -> None:
-        """Write everything to a file."""
+        """Write everything to a file, as strict JSON."""
         Path(path).write_text(json.dumps(asdict(self), indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def from_json(cls, path: str | Path) -> Comparison:
-        """What ``to_json`` wrote."""
+        """Read what ``to_json`` wrote."""
         data = json.loads(Path(path).read_text())
         rows = tuple(Measurement.from_json(row) for row in data.pop("measurements"))
         return cls(**data, measurements=rows)

@@ -40,7 +40,7 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """A method's gradients, None if it refused; what it refused and warned of; and its round-trip error."""
+    """A method's gradients (None if it refused), its refusal and warnings, and its round-trip error."""
 
     gradients: Gradients | None
     counts: Counts
@@ -63,7 +63,7 @@ class Trial:
         return cls(method, call if method.solver is None else replace(call, solver=method.solver))
 
     def prepared(self, dtype: torch.dtype | None = None, *, shifted: bool = False) -> Prepared:
-        """A fresh copy; ``shifted`` gives replayed noise a shift of zero whose gradient is the noise's."""
+        """Copy the call afresh; ``shifted`` gives replayed noise a shift of zero, whose gradient is the noise's."""
         copied = self.call.copied(dtype)
         if shifted and isinstance(copied.noise, BrownianPath) and copied.frame.eta > 0:
             zeros = copied.x_T.detach().new_zeros(copied.recursion.steps, *copied.x_T.shape)
@@ -75,14 +75,14 @@ class Trial:
         return Prepared(copied, {name: leaf for name, leaf in leaves.items() if leaf.requires_grad})
 
     def as_used(self) -> Trial:
-        """With a path that is not refinable: only the truth needs it to be, at ten times the time."""
+        """Return the trial on a path that is not refinable: only the truth needs that, at ten times the time."""
         noise = self.call.noise
         if not isinstance(noise, BrownianPath):
             return self
         return replace(self, call=replace(self.call, noise=replace(noise, refinable=False)))
 
     def answer(self) -> Answer:
-        """All gradients the method gives: without x_T, without the noise or without both if it refuses them."""
+        """Take all gradients that the method gives: without x_T, the noise or both where it refuses those."""
         refused: list[str] = []
         present = {kind_of(name) for name in self.prepared(shifted=True).wanted}
         for without in DROPS:
@@ -103,19 +103,19 @@ class Trial:
         return Answer(None, Counts(0, 0, 0), frozenset(), refused[0])
 
     def own_reference(self) -> Gradients:
-        """The gradient of the sampler that runs here: plain autograd in float64."""
+        """Take the gradient of the sampler that runs here by plain autograd in float64."""
         call, wanted = self.prepared(torch.float64, shifted=True)
         return call.gradients(Direct(), wanted)[1]
 
     def peak_bytes(self) -> int:
-        """Of the tensors made by sampling and differentiating, at most so many bytes alive at once."""
+        """Count the most bytes of tensors alive at once while sampling and differentiating."""
         call, wanted = self.as_used().prepared()
         with warnings.catch_warnings(action="ignore"), PeakMemory() as memory:
             call.gradients(self.method.adjoint, wanted)
         return memory.peak
 
     def seconds(self) -> float:
-        """Sampling and differentiating, once."""
+        """Time sampling and differentiating, once."""
         call, wanted = self.as_used().prepared()
         _synchronize(call.x_T.device)
         with warnings.catch_warnings(action="ignore"):
@@ -126,7 +126,7 @@ class Trial:
 
 
 def _counted(copied: Call, adjoint: Adjoint, wanted: dict[str, Tensor]) -> tuple[Gradients, Counts]:
-    """Gradients, with the network calls they took."""
+    """Take gradients, and count the network calls that they took."""
     call, counter = counted(copied)
     with generators_kept(call.x_T.device):
         loss = call.evaluate(adjoint)
@@ -137,7 +137,7 @@ def _counted(copied: Call, adjoint: Adjoint, wanted: dict[str, Tensor]) -> tuple
 
 
 def _watched(adjoint: Adjoint, trips: list[float]) -> Adjoint:
-    """The same adjoint, telling its round-trip error if it has one."""
+    """Return the same adjoint, which tells its round-trip error if it has one."""
     return replace(adjoint, watch=trips.append) if isinstance(adjoint, Reversible) else adjoint
 
 

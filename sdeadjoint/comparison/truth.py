@@ -1,4 +1,4 @@
-"""The gradient of the true solution, as far as it can be had."""
+"""The gradient of the exact solution, in closed form or on a much finer grid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..gradient_check.call import Call, Gradients
 from ..noise import BrownianPath
 from ..problems import Gaussian, Mixture
 from ..problems.base import PosteriorMean
-from ..solvers import RK4, SRA1, Heun, Solver
+from ..solvers.reference import reference_solver
 
 PLENTY = 2**30  # bytes that the graph of the fine solution may take; recomputing it takes three times the time
 
@@ -34,10 +34,10 @@ class Truth:
 
 
 def true_gradients(call: Call, wanted: Sequence[str], solution: Solution | None, steps: int) -> Truth | str:
-    """Those of a float64 call on the finest grid, with respect to the named tensors; or why they cannot be had.
+    """Return the gradients of a float64 call in the named tensors, or the reason why they cannot be had.
 
-    In closed form (x_T only) from ``solution``, or from the problem's own ``ode_map`` where it has one; else from the
-    same equation, and the same path, in ``steps`` steps or more, with a solver of higher order.
+    In closed form (x_T only) from ``solution``, or from the problem's own ``ode_map`` where it has one. Otherwise from
+    the same equation and the same path in ``steps`` steps or more, with the solver that ``reference_solver`` chooses.
     """
     leaves = call.leaves()
     found = solution or _closed_form(call)
@@ -57,16 +57,10 @@ def true_gradients(call: Call, wanted: Sequence[str], solution: Solution | None,
         call = replace(call, noise=None)
     picked = {name: leaves[name] for name in wanted if not name.startswith("noise")}
     factor = max(2, -(-steps // call.recursion.steps))
-    fine, coarse = (_on_finer_grid(call, picked, parts) for parts in (factor, factor // 2))
-    source = f"{fine_solver(call)!r} at {factor * call.recursion.steps} steps"
+    judged = replace(call, solver=reference_solver(call.solver, noisy=call.frame.eta > 0))
+    fine, coarse = (_on_finer_grid(judged, picked, parts) for parts in (factor, factor // 2))
+    source = f"{judged.solver!r} at {factor * call.recursion.steps} steps"
     return Truth(fine, source, _distance(fine, coarse))
-
-
-def fine_solver(call: Call) -> Solver:
-    """One of high order for the call's frame."""
-    if call.frame.eta == 0:
-        return RK4()
-    return SRA1() if call.frame.eta == 1 and call.frame.kind == "data" else Heun()
 
 
 def refined(grid: Tensor, schedule: Schedule, factor: int) -> Tensor:
@@ -85,7 +79,7 @@ def refined(grid: Tensor, schedule: Schedule, factor: int) -> Tensor:
 def _on_finer_grid(call: Call, wanted: dict[str, Tensor], factor: int) -> Gradients:
     times = torch.tensor(call.recursion.equation.times, dtype=torch.float64, device="cpu")
     grid = refined(times, call.frame.schedule, factor)
-    fine = replace(call, grid=grid, solver=fine_solver(call))
+    fine = replace(call, grid=grid)
     fits = fine.probe().graph_bytes(len(grid) - 1) <= PLENTY
     return fine.gradients(Direct() if fits else Checkpoint(), wanted)[1]
 

@@ -74,7 +74,7 @@ def log_medians(errors: Array) -> Array:
 
 @lru_cache(maxsize=4)
 def _counts(n: int) -> Array:
-    """How often each of n paths is drawn in each resample, (resamples, n): the same for the same n."""
+    """Count how often each of n paths is drawn in each resample, (resamples, n): the same for the same n."""
     return np.random.default_rng(SEED).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
 
 

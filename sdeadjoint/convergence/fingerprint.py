@@ -1,48 +1,47 @@
-"""A digest of an object by what it does and holds, so that a study is continued by the same study only.
+"""A digest of a study, so that a record is continued by the same study only.
 
-Rules: numbers and strings count by value, tensors and arrays by dtype, shape and bytes, containers by their items,
-functions by bytecode, constants, defaults, closures and the globals they name, classes by all of that for their own and
-inherited methods and plain attributes, objects by class and attributes. Code of this package counts by all its source,
-that of installed packages and of Python by name and version. Anything else is refused. What an object is called in
-``repr`` never counts.
+A study counts by what ``pickle`` would keep of it: numbers and strings by value, tensors and arrays by dtype, shape
+and bytes, containers by their items, any other object by its class and its state. A class or a function counts by its
+name and by its code: for installed packages, and for Python itself, their versions; for this package all of its
+source; for anything else the source of its module and of every module that this one imports and that is not installed
+either.
+
+What ``pickle`` cannot keep has no digest: a lambda, a function or class made inside of a function, a lock. Neither has
+a random generator, whose state changes as it is used, nor code without a file, as in a notebook. What an object is
+called in ``repr`` never counts.
 """
 
 from __future__ import annotations
 
-import builtins
+import ast
 import hashlib
+import importlib.util
 import platform
+import random
 import sys
-from functools import lru_cache
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
 from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .contents import ATOMS, attributes, cell_of, held, is_generated, is_opaque, names_in, version
-
-# What a class says about itself, beside what it does.
-ABOUT = frozenset(
-    (
-        *("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__abstractmethods__"),
-        *("__dataclass_fields__", "__dataclass_params__", "__match_args__", "__slots__", "__orig_bases__"),
-        *("__parameters__", "__firstlineno__", "__static_attributes__", "_abc_impl"),
-    )
-)
-NAMED = (BuiltinFunctionType, np.ufunc, type(str.join), type(str.__add__), type("".__add__))
+PACKAGE = __name__.split(".")[0]
+ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
 
 class NoDigestError(ValueError):
-    """Something whose content cannot be seen."""
+    """Something that cannot be compared with what another run had in its place."""
 
 
 def fingerprint(value: object) -> str:
     """SHA-256 of ``value`` and of the versions of Python, torch and this package; ``NoDigestError`` if it has none."""
     walk = _Walk()
-    walk.add(f"{platform.python_version()} {torch.__version__} {np.__version__} {library()}")
+    walk.add(platform.python_version(), torch.__version__, np.__version__, library())
     walk.visit(value)
     return walk.digest.hexdigest()
 
@@ -62,7 +61,6 @@ class _Walk:
     def __init__(self) -> None:
         self.digest = hashlib.sha256()
         self.seen: dict[int, tuple[int, object]] = {}
-        self.modules: set[tuple[str, tuple[str, ...]]] = set()
 
     def add(self, *texts: object) -> None:
         for text in texts:
@@ -70,13 +68,10 @@ class _Walk:
             self.digest.update(len(data).to_bytes(8, "big") + data)
 
     def visit(self, value: Any) -> None:
-        if isinstance(value, ATOMS) and type(value) in ATOMS:
+        if type(value) in ATOMS:
             self.add(type(value).__name__, repr(value))
-        elif type(value) in (tuple, frozenset, set):
-            items = value if type(value) is tuple else sorted(map(fingerprint, value))
-            self.add(type(value).__name__, len(value))
-            for item in items:
-                self.visit(item)
+        elif type(value) in (set, frozenset):
+            self.add(type(value).__name__, *sorted(map(fingerprint, value)))
         elif id(value) in self.seen:
             self.add("again", self.seen[id(value)][0])
         else:
@@ -90,16 +85,14 @@ class _Walk:
             if value.dtype.hasobject:
                 raise NoDigestError(f"an array of {value.dtype}")
             self.add("array", value.dtype.str, value.shape, value.tobytes())
-        elif isinstance(value, CodeType):
-            self._code(value)
-        elif isinstance(value, FunctionType):
-            self._function(value)
-        elif isinstance(value, type):
-            self._class(value)
-        elif isinstance(value, ModuleType):
-            self._module(value, ())
-        elif isinstance(value, NAMED):
+        elif type(value) in (tuple, list, dict):
+            self.add(type(value).__name__, len(value))
+            for item in value.items() if type(value) is dict else value:
+                self.visit(item)
+        elif isinstance(value, type | FunctionType | BuiltinFunctionType):
             self._named(value)
+        elif isinstance(value, GENERATORS):
+            raise NoDigestError(f"a {type(value).__qualname__}, whose state changes as it is used")
         else:
             self._object(value)
 
@@ -111,89 +104,124 @@ class _Walk:
         self.add("tensor", value.dtype, tuple(value.shape), value.requires_grad, value.device, content)
 
     def _named(self, value: Any) -> None:
-        """What is written in C, by its name; and the object it belongs to, as in ``{}.get``."""
-        module = getattr(value, "__module__", None)
-        if module is not None and not self._is_known(module):
-            raise NoDigestError(f"{module}.{value.__name__}, which is compiled")
-        self.add("named", module, getattr(value, "__qualname__", value.__name__))
-        self.visit(getattr(value, "__objclass__", None))
-        owner = getattr(value, "__self__", None)
-        if owner is not None:
-            self.visit(owner)
-
-    def _code(self, code: CodeType) -> None:
-        self.add("code", code.co_name, code.co_code, code.co_flags, code.co_argcount, code.co_kwonlyargcount)
-        self.add(code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_exceptiontable)
-        self.visit(code.co_consts)
-
-    def _function(self, function: FunctionType) -> None:
-        self.add("function", function.__module__, function.__qualname__)
-        self.visit((function.__defaults__, function.__kwdefaults__))
-        for cell in function.__closure__ or ():
-            self.visit(cell_of(cell))
-        if self._is_known(function.__module__):
-            return
-        self.visit((function.__code__, dict(vars(function))))
-        scope = function.__globals__
-        for name in names_in(function.__code__):
-            if name in scope:
-                self._global(name, scope[name], function.__code__)
-            elif not hasattr(builtins, name):
-                for module in (f"{scope.get('__package__')}.{name}", name):  # an import inside the function
-                    if module in sys.modules:
-                        self._global(name, sys.modules[module], function.__code__)
-
-    def _global(self, name: str, value: Any, code: CodeType) -> None:
-        self.add("global", name)
-        if isinstance(value, ModuleType):
-            self._module(value, tuple(names_in(code)))
-        else:
-            self.visit(value)
-
-    def _module(self, module: ModuleType, names: tuple[str, ...]) -> None:
-        """A module of the user's: its source, and those of its attributes that the code names."""
-        self.add("module", module.__name__)
-        if self._is_known(module.__name__) or (module.__name__, names) in self.modules:
-            return
-        self.modules.add((module.__name__, names))
-        path = getattr(module, "__file__", None)
-        if path is None or not Path(path).is_file():
-            raise NoDigestError(f"the module {module.__name__}, which has no file")
-        self.add(Path(path).read_bytes())
-        for name in names:
-            if name in vars(module):
-                found = vars(module)[name]
-                self.add("global", name)
-                self._module(found, names) if isinstance(found, ModuleType) else self.visit(found)
-
-    def _class(self, kind: type) -> None:
-        self.add("class", kind.__module__, kind.__qualname__)
-        if self._is_known(kind.__module__):
-            return
-        for base in kind.__bases__:
-            self.visit(base)
-        for name, value in sorted(vars(kind).items()):
-            if name not in ABOUT and not is_generated(kind, value):
-                self.add("attribute", name)
-                self.visit(value)
+        """Add what is found by its name: a class or a function."""
+        name = value.__qualname__
+        self.add("named", name)
+        if "<" in name:
+            raise NoDigestError(f"{name}, which is made where it is used; give it a name in a module")
+        if isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, type):
+            self.visit(value.__self__)
+        if isinstance(value, FunctionType):
+            self.visit(vars(value))
+        for part in value.__mro__ if isinstance(value, type) else (value,):
+            self.add(*code_of(part))
 
     def _object(self, value: Any) -> None:
-        """Its class and its attributes; a few objects of Python's own by what they hold."""
-        self.visit(type(value))
-        parts = held(value)
-        if parts is not None:
-            self.add(len(parts))
-            for item in parts:
-                self.visit(item)
+        """Add an object's class and state as ``pickle`` takes them apart; what it has cached is no part of it."""
+        kind = type(value)
+        try:
+            parts = value.__reduce_ex__(4)
+        except Exception as error:
+            raise NoDigestError(f"a {kind.__qualname__}, which cannot be pickled ({error})") from None
+        self.visit(kind)
+        if isinstance(parts, str):  # the name of a constant in a module
+            self.add(parts, *code_of(value))
             return
-        if is_opaque(type(value)):
-            raise NoDigestError(f"{type(value).__module__}.{type(value).__qualname__}, whose content cannot be seen")
-        for name, attribute in sorted(attributes(value), key=lambda pair: pair[0]):
-            self.add("attribute", name)
-            self.visit(attribute)
+        cached = {name for base in kind.__mro__ for name, of in vars(base).items() if type(of) is cached_property}
+        for part in parts:
+            if isinstance(part, dict):
+                part = {name: item for name, item in sorted(part.items()) if name not in cached}
+            self.visit(list(part) if isinstance(part, Iterator) else part)
 
-    def _is_known(self, module: str | None) -> bool:
-        """Whether the code is Python's, this package's or an installed one's; its version is added."""
-        known = version((module or "").split(".")[0])
-        self.add(known)
-        return bool(known)
+
+# ---------------------------------------------------------------- code
+
+
+def code_of(value: Any) -> Iterator[str]:
+    """Name the code that a class or function belongs to: versions, or sources where there are none."""
+    module = getattr(value, "__module__", None) or "builtins"
+    yield module
+    version = _version(module)
+    if version:
+        yield version
+        return
+    sources = _sources(module)
+    _check_loaded(value, sources[module])
+    for name, source in sorted(sources.items()):
+        yield from (name, source)
+
+
+def _version(module: str) -> str:
+    """The version of a module of Python's or of an installed package; empty for one of the user's own."""
+    top = module.split(".")[0]
+    if top in (PACKAGE, "builtins") or top in sys.stdlib_module_names:
+        return "known"
+    path = _path(top)
+    if path is None or not {"site-packages", "dist-packages"} & set(path.parts):
+        return ""
+    return str(getattr(sys.modules.get(top), "__version__", "")) or hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _sources(module: str) -> dict[str, str]:
+    """The source of a module of the user's, and of those of the user's that it imports, anywhere in it."""
+    found: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        path = None if name in found or _version(name) else _path(name)
+        if path is not None:
+            if path.suffix != ".py":
+                raise NoDigestError(f"code of {path}, which is no Python source")
+            found[name] = path.read_text()
+            waiting += _imports(found[name], name)
+    if module not in found:
+        raise NoDigestError(f"code of the module {module}, which has no file")
+    return found
+
+
+def _path(module: str) -> Path | None:
+    """The file of a module, whether it is imported already or not; ``None`` where there is none."""
+    if module in sys.modules:
+        name = getattr(sys.modules[module], "__file__", None)
+    elif module.rpartition(".")[0] in ("", *sys.modules):  # else looking for it would import what is above it
+        try:
+            spec = importlib.util.find_spec(module)
+        except (ImportError, ValueError):
+            return None
+        name = None if spec is None else spec.origin
+    else:
+        return None
+    path = Path(name or "")
+    return path if path.is_file() else None
+
+
+def _imports(source: str, module: str) -> Iterator[str]:
+    """The names of all that a module's source may import."""
+    package = getattr(sys.modules.get(module), "__package__", None) or module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")
+            above = parents[: len(parents) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
+
+
+def _check_loaded(value: Any, source: str) -> None:
+    """Refuse code that is not what its file says now, because the file was edited after it was imported."""
+    path = str(getattr(sys.modules[value.__module__], "__file__", ""))
+    written = set(_codes(compile(source, path, "exec", dont_inherit=True)))
+    for function in vars(value).values() if isinstance(value, type) else (value,):
+        if isinstance(function, FunctionType):
+            code = function.__code__
+            if code.co_filename == path and code not in written:
+                raise NoDigestError(f"{function.__qualname__}, whose file was edited after it was imported")
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """A module's code and all code in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)

@@ -50,11 +50,11 @@ class Quantity(ABC):
 
     @abstractmethod
     def evaluate(self, run: Run) -> Tensor:
-        """(units, numbers): detached values of independent units."""
+        """Return (units, numbers): detached values of independent units, each a path or a block of paths."""
 
     @property
     def exactly(self) -> Quantity:
-        """The same of the reference, which nothing under test may compute."""
+        """The quantity as the reference has it, computed by nothing that is under test."""
         return self
 
     @property
@@ -63,16 +63,16 @@ class Quantity(ABC):
         return 1
 
     def check(self, setting: Setting, steps: tuple[int, ...]) -> None:  # noqa: B027 (nothing to refuse by default)
-        """``ValueError`` where the quantity does not exist."""
+        """Raise ``ValueError`` where the quantity does not exist."""
 
     def order(self, setting: Setting, solver: Solver) -> float:
-        """The order that the solver's claims imply: gradients inherit the states' order."""
+        """Return the order that the solver's claims imply: gradients inherit the states' order."""
         return setting.order(solver)
 
 
 @dataclass(frozen=True)
 class State(Quantity):
-    """The state at the end, in the Euclidean norm."""
+    """The state at the end of the grid, compared in the Euclidean norm."""
 
     @property
     def name(self) -> str:
@@ -103,13 +103,13 @@ class Weak(Quantity):
             return self.functional(run.solve()).reshape(-1, 1)
 
     def order(self, setting: Setting, solver: Solver) -> float:
-        """The claimed weak order; the law does not depend on the clock that the paths were drawn on."""
+        """Return the claimed weak order; the law does not depend on the clock that the paths were drawn on."""
         return float(solver.claims.weak) if setting.frame.eta > 0 else setting.order(solver)
 
 
 @dataclass(frozen=True)
 class Gradient(Quantity):
-    """The gradient of ``loss(x)`` of each path, by an adjoint.
+    """The gradient of ``loss(x)`` of each path, computed by an adjoint.
 
     Args:
         of: ``"x_T"``; ``"cond"``, all tensors of the setting's conditioning; ``"weights"``, the denoiser's parameters,

@@ -58,7 +58,7 @@ class Convergence:
 
     @property
     def error(self) -> tuple[float, ...]:
-        """What the slope is of: the modulus of the mean for weak errors, else the rms."""
+        """The errors that the slope is of: the modulus of the mean for weak errors, else the rms."""
         return tuple(mean for mean, _ in self.mean) or self.rms
 
     @property
@@ -71,7 +71,7 @@ class Convergence:
         return (self.interval[1] - self.interval[0]) / 2
 
     def as_json(self) -> dict[str, Any]:
-        """All but the errors of single paths; numbers that do not exist are ``None``."""
+        """Return all but the errors of single paths; numbers that do not exist are ``None``."""
         names = ("steps", "rms", "median", "slope", "interval", "mean", "calls", "seconds", "scale", "uncertainty")
         fields: dict[str, Any] = {name: getattr(self, name) for name in (*names, "study", "solver", "subject")}
         fits = {name: fit and asdict(fit) for name, fit in (("fit", self.fit), ("median_fit", self.median_fit))}
@@ -80,7 +80,7 @@ class Convergence:
         return plain
 
     def table(self) -> str:
-        """A table in plain text: one row per level, then the order and the verdict."""
+        """Print a table in plain text: one row per level, then the order and the verdict."""
         head = ("steps", "calls", "rms", "median", *(["|mean|", "+-"] if self.mean else []), "order", "seconds", "")
         reasons = {gone.steps: f"dropped: {gone.reason}" for gone in self.dropped}
         rows = [head]
@@ -116,7 +116,7 @@ class Convergence:
 
 
 def dumps(results: list[Convergence]) -> str:
-    """Several results as one JSON text."""
+    """Write several results as one JSON text."""
     return json.dumps([result.as_json() for result in results], indent=1, allow_nan=False)
 
 
@@ -132,7 +132,7 @@ def _finite(value: Any) -> Any:
 
 
 def cost_of(result: Convergence, error: float, work: str = "calls") -> float:
-    """Network calls (``"calls"``) or seconds for all paths (``"seconds"``) at which the error falls to ``error``.
+    """Return the network calls (``"calls"``) or the seconds for all paths (``"seconds"``) that ``error`` costs.
 
     Interpolated between measured levels on logarithmic axes; NaN outside of what was measured.
     """
@@ -148,7 +148,7 @@ def cost_of(result: Convergence, error: float, work: str = "calls") -> float:
 
 
 def work_precision(results: Sequence[Convergence]) -> str:
-    """A table of calls and seconds per error for several solvers on one problem, in plain text.
+    """Print a table of calls and seconds per error for several solvers on one problem.
 
     Errors are those of ``Convergence.error``, on a logarithmic scale that all solvers reach between them. Seconds are
     of one run on a machine that may have had other work, for all paths at once: compare calls first.

@@ -69,7 +69,7 @@ class Setting:
 
     @property
     def has_levy_areas(self) -> bool:
-        """Whether the noise is Brownian on the frame's own clock, where Levy areas give the strong order 1.5."""
+        """True where the noise is Brownian on the frame's own clock: Levy areas then give the strong order 1.5."""
         return self.clock is None
 
     def order(self, solver: Solver) -> float:
@@ -121,7 +121,7 @@ class Run:
 
     def part(self, of: slice) -> Run:
         """Return the same for some of the paths."""
-        paths = self.paths and Paths(self.paths.clock, self.paths.dB[:, of], self.paths.H[:, of])
+        paths = self.paths and self.paths.part(of)
         cond = {name: value[of] for name, value in self.cond.items()}
         return replace(self, paths=paths, x_T=self.x_T[of], cond=cond)
 
@@ -179,23 +179,23 @@ class Steered(nn.Module):
 
 
 def mild(eta: float = 1.0, kind: str = "data") -> Setting:
-    """Three wide components in the plane, SNR from e^-6 to e^5 (``VE``): nonlinear, tails light in gradients too."""
+    """Three wide components in the plane, SNR from e^-6 to e^5 (``VE``): nonlinear, with light tails."""
     return _setting(_triangle(0.6), VE(math.exp(-2.5), math.exp(3.0)), eta, kind)
 
 
 def mixture(eta: float = 1.0, kind: str = "data") -> Setting:
-    """The same components, of standard deviation 0.5: states converge as smoothly, a few paths' gradients do not."""
+    """The same components, of standard deviation 0.5: a few paths' gradients converge late, states do not."""
     return _setting(_triangle(0.25), VE(math.exp(-2.5), math.exp(3.0)), eta, kind)
 
 
 def separated(eta: float = 1.0, kind: str = "data") -> Setting:
-    """Two narrow components far apart: a few paths change mode, so that rms errors converge late, medians do not."""
+    """Two narrow components far apart. A few paths change mode, so rms errors converge late; medians do not."""
     problem = Mixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], 0.01)
     return _setting(problem, VE(math.exp(-2.5), math.exp(3.0)), eta, kind)
 
 
 def line(eta: float = 0.0, kind: str = "data") -> Setting:
-    """A scalar mixture under VP, lambda from -2 to 2; the exact reference for eta = 0 is quantile transport."""
+    """A scalar mixture under VP, lambda from -2 to 2. For eta = 0 the exact solution is quantile transport."""
     problem, schedule = Mixture([0.4, 0.6], [-1.0, 1.0], [0.5, 0.3]), VPLinear()
     t_max, t_min = float(schedule.time(-2.0)), float(schedule.time(2.0))
     exact = Transport(problem, schedule) if eta == 0 else None
@@ -220,7 +220,7 @@ def steered(eta: float = 1.0, kind: str = "data") -> Setting:
 def standardised(eta: float = 1.0, kind: str = "data") -> Setting:
     """The counterexample: the mixture with increments standardised on the sigma clock, as k-diffusion has them.
 
-    The path is then another one on each grid, but for the part that converges with order 1: no method does better.
+    The grids then see different paths, which agree to order 1 only, so no method does better.
     """
     setting = mixture(eta, kind)
     return replace(setting, clock=SigmaClock(setting.frame.schedule))

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import least_squares
 
 from .bootstrap import TINY, log_means, log_medians, studentized
 
@@ -339,7 +340,7 @@ def _floors_bend(x: Array, y: Array, covariance: Array) -> float:
 
 
 def _significance(shape: Array, x: Array, y: Array, covariance: Array) -> float:
-    """How many standard errors of y lie in the direction of ``shape``, straight lines apart."""
+    """Count the standard errors of y in the direction of ``shape``, after straight lines are taken out."""
     lines = np.stack([np.ones_like(x), x], axis=1)
     contrast = shape - lines @ np.linalg.lstsq(lines, shape, rcond=None)[0]
     return float(contrast @ y / np.sqrt(max(contrast @ covariance @ contrast, 1e-300)))
@@ -352,7 +353,7 @@ class _Departure(NamedTuple):
 
 
 def _coarsest(x: Array, y: Array, covariance: Array) -> _Departure:
-    """How far the first level lies off the least squares line through the others."""
+    """Measure how far the first level lies off the least squares line through the others."""
     others, slope = x[1:], np.zeros_like(x)
     slope[1:] = (others - others.mean()) / ((others - others.mean()) ** 2).sum()
     contrast = -(x[0] - others.mean()) * slope - 1 / len(others)
@@ -382,55 +383,36 @@ class PowerOnFloor(NamedTuple):
 
 
 def fit_on_floor(x: Array, y: Array) -> PowerOnFloor | None:
-    """Least squares for ``y = log2 e`` at ``x = log2 N``, by Gauss-Newton; ``None`` where the data show no floor.
+    """Fit ``y = log2 e`` at ``x = log2 N`` by least squares; ``None`` where the data show no floor.
 
     Squares add because rounding errors, or a reference's own error, are uncorrelated with the error of the method.
+    By scipy's Levenberg-Marquardt (MINPACK), from the best of the laws through the first levels alone.
     """
-    # The law from the first levels, the floor from the rest.
+
+    def residuals(parameters: Array) -> Array:
+        return _model(x, parameters)[0] - y
+
     guesses = [_guess(x, y, start) for start in range(1, len(x) - 1)]
-    best, least = _refined(x, y, min(guesses, key=lambda guess: _cost(x, y, guess)))
-    c, p, q = best
-    curve, share, jacobian = _model(x, best)
-    if not np.isfinite(least) or (share > 0.999).all() or np.linalg.cond(jacobian) > 1e6:
+    start = min(guesses, key=lambda guess: float((residuals(guess) ** 2).sum()))
+    found = least_squares(residuals, start, jac=lambda parameters: _model(x, parameters)[2], method="lm")
+    c, p, q = found.x
+    curve, share, jacobian = _model(x, found.x)
+    if not np.isfinite(found.cost) or (share > 0.999).all() or np.linalg.cond(jacobian) > 1e6:
         return None
-    return PowerOnFloor(
-        float(p), float(2.0**c), float(2.0 ** (q / 2)), np.linalg.pinv(jacobian)[1], curve, float(least)
-    )
+    contrast = np.linalg.pinv(jacobian)[1]
+    return PowerOnFloor(float(p), float(2.0**c), float(2.0 ** (q / 2)), contrast, curve, 2 * float(found.cost))
 
 
 def _guess(x: Array, y: Array, start: int) -> Array:
+    """``(c, p, q)``: the law from the first levels, the floor from the rest."""
     p, c = np.polyfit(x[: start + 1], y[: start + 1], 1)
     return np.array([c, max(-p, 0.1), 2 * y[start + 1 :].min() - 0.5])
 
 
 def _model(x: Array, parameters: Array) -> tuple[Array, Array, Array]:
-    """The curve, the power law's share of the square, and the derivative in ``(c, p, q)``."""
+    """The curve, the power law's share of the square, and the derivative of the curve in ``(c, p, q)``."""
     c, p, q = parameters
     law = 2 * (c - p * x)
     curve = np.logaddexp2(law, q)
     share = 2.0 ** (law - curve)
     return curve / 2, share, np.stack([share, -x * share, (1 - share) / 2], axis=1)
-
-
-def _refined(x: Array, y: Array, parameters: Array) -> tuple[Array, float]:
-    cost, damping = _cost(x, y, parameters), 1e-3
-    for _ in range(50):
-        curve, _, jacobian = _model(x, parameters)
-        normal = jacobian.T @ jacobian
-        step = np.linalg.solve(normal + damping * np.eye(3), jacobian.T @ (y - curve))
-        trial = parameters + np.clip(step, -2, 2)
-        new = _cost(x, y, trial)
-        if new > cost:
-            damping *= 10
-            if damping > 1e6:
-                break
-            continue
-        done = cost - new <= 1e-7 * cost
-        parameters, cost, damping = trial, new, max(damping / 10, 1e-12)
-        if done:
-            break
-    return parameters, cost
-
-
-def _cost(x: Array, y: Array, parameters: Array) -> float:
-    return float(((y - _model(x, parameters)[0]) ** 2).sum())

@@ -1,4 +1,4 @@
-"""Whether a measured order agrees with the order that is claimed."""
+"""The verdict on a measured order: does it agree with the order that is claimed?"""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Kind(ABC):
     """
 
     prediction: ClassVar[str]
-    """What ``F`` predicts, by the name that denoisers have for it."""
+    """The prediction that ``F`` is, by the name that denoisers have for it."""
 
     @abstractmethod
     def weight(self, log_alpha: Tensor, log_sigma: Tensor, lam: Tensor, eta: float) -> Tensor:

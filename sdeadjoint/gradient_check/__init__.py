@@ -1,4 +1,4 @@
-"""How wrong the gradients of a call of ``sample`` are."""
+"""Checks of gradients: one call of ``sample`` under one adjoint against a reference that shares nothing with it."""
 
 from .check import check_gradient
 from .result import GradientCheck, Row

@@ -66,12 +66,12 @@ class Call:
 
     @property
     def recursion(self) -> Recursion:
-        """What ``sample`` solves."""
+        """The recursion that ``sample`` solves."""
         equation = Diffusion.create(self.denoiser, self.frame, self.grid, self.cond).starting_at(self.x_T)
         return Recursion.create(equation, self.solver, self.noise, self.x_T)
 
     def leaves(self) -> dict[str, Tensor]:
-        """Every tensor of the call that requires a gradient, once, under the first name it has.
+        """Return every tensor of the call that requires a gradient, once, under the first name it has.
 
         Names: ``x_T``, ``cond.style[0]``, ``noise.increments``, ``noise.levy_areas``, ``guidance.scale``, and those of
         the denoiser's parameters, ``network.layer.weight``.
@@ -94,7 +94,7 @@ class Call:
         yield from self.denoiser.named_parameters()
 
     def copied(self, dtype: torch.dtype | None = None) -> Call:
-        """The same call on copies of everything that holds tensors, floating ones cast to ``dtype`` if it is given.
+        """Return the call on copies of all that holds tensors, floating ones cast to ``dtype`` if it is given.
 
         Copies share no memory, no ``.grad`` and no history with the originals; a tensor given twice is still one. A
         function as network is not copied, nor are the tensors that it closes over.
@@ -126,7 +126,7 @@ class Call:
         return replace(self, denoiser=denoiser, x_T=x_T, cond=cond, noise=noise)
 
     def gradients(self, adjoint: Adjoint, wanted: Mapping[str, Tensor]) -> tuple[float, Gradients]:
-        """The loss and its gradients by autograd under an adjoint; no ``.grad`` and no generator is changed."""
+        """Return the loss and its gradients under an adjoint; no ``.grad`` and no generator is changed."""
         with generators_kept(self.x_T.device):
             loss = self.evaluate(adjoint)
             if not loss.requires_grad:
@@ -153,12 +153,12 @@ class Call:
         return loss.sum()
 
     def value(self) -> float:
-        """The loss alone, without any graph of the call's own tensors: none of them may require a gradient."""
+        """Return the loss alone, without a graph; none of the call's own tensors may require a gradient."""
         with generators_kept(self.x_T.device), torch.no_grad():
             return float(self.evaluate(Direct()))
 
     def probe(self) -> Probe:
-        """One step with its graph; to be asked of a copy."""
+        """Make one step with its graph; to be asked of a copy."""
         known = [tensor for _, tensor in self._named()]
         recursion = self.recursion
         increment = recursion.increment(0)  # a path's own memory is no activation
@@ -170,7 +170,7 @@ class Call:
         return Probe(memory.live, memory.peak, distinct([*found, *late]))
 
     def _late_leaves(self, carry: Carry, known: list[Tensor]) -> Iterator[Tensor]:
-        """Leaves that the network reads after the first step: a network may read some at some times only."""
+        """Find leaves that the network reads after the first step only: it may read some at some times."""
         recursion = self.recursion
         for n in range(1, recursion.steps):
             with generators_kept(self.x_T.device), torch.enable_grad():

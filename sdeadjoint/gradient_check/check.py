@@ -1,4 +1,4 @@
-"""Is this gradient right? Any call of ``sample`` under any adjoint against float64 autograd or difference quotients."""
+"""Is this gradient right? One call of ``sample`` against float64 autograd or difference quotients."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def check_gradient(
 
 
 def _leaves(call: Call) -> tuple[dict[str, Tensor], Probe]:
-    """What is checked, by name, and what one step takes."""
+    """Name the tensors that are checked, and probe one step."""
     probe = call.probe()
     leaves = call.leaves() | {f"closure[{i}]": leaf for i, leaf in enumerate(probe.undeclared)}
     if not leaves:

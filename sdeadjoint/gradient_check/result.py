@@ -1,4 +1,4 @@
-"""What a check of gradients found."""
+"""The result of a gradient check: a row for each tensor."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Row:
     quotients D_k along directions d_k: root mean squares over k of ``<g, d_k>`` and ``D_k``, the root mean square of
     their difference over that of D_k, and no cosine.
 
-    ``uncertainty`` is how well the reference itself is known, relatively: 0 for autograd, the quotients' own error
-    estimate otherwise. ``remark`` says what is special.
+    ``uncertainty`` is the reference's own relative error: 0 for autograd, the quotients' error estimate otherwise.
+    ``remark`` says in a sentence where the numbers need one.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """What ``check_gradient`` found: a row for each tensor, the losses, and how they were got."""
+    """The result of ``check_gradient``: a row for each tensor, the losses, and how they were got."""
 
     adjoint: str
     solver: str
@@ -48,7 +48,7 @@ class GradientCheck:
         return max(self.rows, key=lambda row: math.inf if math.isnan(row.relative_error) else row.relative_error)
 
     def passed(self, tolerance: float) -> bool:
-        """Whether every relative error is at most ``tolerance``, but for the reference's own uncertainty.
+        """Say whether every relative error is at most ``tolerance``, but for the reference's own uncertainty.
 
         ``ValueError`` where difference quotients are too coarse to tell.
         """

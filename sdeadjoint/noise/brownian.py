@@ -50,7 +50,8 @@ class BrownianPath(Noise):
             True: a path per seed, the same on every grid, so that coarse and fine grids can be compared path
             by path; 10 to 20 times slower. The path lives on the noise clock: frames with another ``eta`` or
             kind see other increments of it, and positive and negative clocks (data and noise kind) see
-            independent halves. Steps shorter than 2^-16 of the clock's value, or 2^-80, are refused.
+            independent halves; a clock may cross 0. Two nodes on one side of 0 that are closer than 2^-16 of the
+            clock's value, or 2^-80, are refused.
         dtype, device: where the numbers are drawn, float64 (or float32) on the CPU by default; they are then
             cast to the state's. A path does not depend on the state's dtype or device, but a seed means
             unrelated numbers in another dtype or on another device of drawing. Draw on the GPU only when the

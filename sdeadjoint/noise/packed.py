@@ -10,10 +10,11 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from .. import nests
 from ..arguments import named
-from ..packing import Packing, outline
+from ..packing import MismatchError, Packing, aligned, outline
 from .base import BoundNoise, Increment, Noise
+from .brownian import BrownianPath
+from .shifted import ShiftedNoise
 
 
 @final
@@ -22,54 +23,52 @@ class PackedNoise(Noise):
     """One noise, or None, for each tensor of a nest: ``{"x": None, "v": BrownianPath(seed=0)}``.
 
     Args:
-        parts: a nest like the state, with a ``Noise`` or None in the place of each tensor.
+        parts: a ``Noise`` or None for each tensor, in the packing's order; ``PackedNoise.of`` takes a nest.
         packing: of the state.
-
-    Errors: ``ValueError`` for another structure, and for two parts with equal noise, which would be one path.
     """
 
-    parts: Any
+    parts: tuple[Noise | None, ...]
     packing: Packing
 
-    def __post_init__(self) -> None:
-        if outline(self.parts) != outline(self.packing.structure):
+    @classmethod
+    def of(cls, nest: Any, packing: Packing) -> PackedNoise:
+        """Noise for a state from a nest like it; another structure, and parts that share a path, are refused."""
+        try:
+            parts = tuple(aligned(packing.structure, nest))
+        except MismatchError:
             raise ValueError(
-                f"noise: its structure {outline(self.parts)} is not that of y0, {outline(self.packing.structure)}; "
+                f"noise: got {outline(nest)} for a state {packing.outline}; "
                 "pass a Noise or None in the place of each tensor, or one Noise for all of them"
-            )
-        for part in self._noises:
+            ) from None
+        for part in parts:
             if part is not None and not isinstance(part, Noise):
-                raise TypeError(f"noise: got {named(part)} for a part of y0; pass BrownianPath(seed=...) or None")
-        for a, b in combinations((part for part in self._noises if part is not None), 2):
-            if a == b:
-                raise ValueError(f"noise: two parts of y0 have equal noise, {a!r}; pass another seed for each")
-
-    @property
-    def _noises(self) -> list[Noise | None]:
-        found: list[Noise | None] = []
-        nests.map_leaves(found.append, self.parts)
-        return found
+                raise TypeError(f"noise: got {named(part)}; pass a Noise such as BrownianPath(seed=0), or None")
+        for a, b in combinations((part for part in parts if part is not None), 2):
+            if shared := _seeds(a) & _seeds(b):
+                raise ValueError(
+                    f"noise: two parts of y0 have the seed {min(shared)[0]}, and so the same path; pass other seeds"
+                )
+        return cls(parts, packing)
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        named = (part.tensors if part is not None else {} for part in self._noises)
+        named = (part.tensors if part is not None else {} for part in self.parts)
         return {f"{k}.{name}": tensor for k, part in enumerate(named) for name, tensor in part.items()}
 
     def on(self, tensors: Mapping[str, Tensor]) -> PackedNoise:
-        numbers = iter(range(len(self._noises)))
-
-        def other(part: Noise | None) -> Noise | None:
-            prefix = f"{next(numbers)}."
+        parts = list(self.parts)
+        for k, part in enumerate(parts):
+            prefix = f"{k}."
             own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            return part if part is None or not own else part.on(own)
-
-        return PackedNoise(nests.map_leaves(other, self.parts), self.packing)
+            if part is not None and own:
+                parts[k] = part.on(own)
+        return PackedNoise(tuple(parts), self.packing)
 
     def bind(self, clock: Tensor, like: Tensor, levy: bool) -> BoundNoise:
         likes = self.packing.parts(like)
         bound = [
             None if part is None else part.bind(clock, own, levy)
-            for part, own in zip(self._noises, likes, strict=True)
+            for part, own in zip(self.parts, likes, strict=True)
         ]
         return _BoundPacked(tuple(bound), tuple(torch.zeros_like(own) for own in likes), self.packing, levy)
 
@@ -104,3 +103,13 @@ class _BoundPacked(BoundNoise):
                 part.pull_back(n, [piece[k] for piece in pieces], own)
                 totals[at : at + len(own)] = own
                 at += len(own)
+
+
+def _seeds(noise: Noise) -> set[tuple[int, bool, str, str]]:
+    """The paths that a part is made of, as far as they are known by their seeds."""
+    if isinstance(noise, ShiftedNoise):
+        return _seeds(noise.path)
+    if not isinstance(noise, BrownianPath):
+        return set()
+    seeds = [noise.seed] if isinstance(noise.seed, int) else noise.seed
+    return {(seed, noise.refinable, str(noise.dtype), str(noise.device)) for seed in seeds}

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 from torch import Tensor
 
-from .base import Claims, Drift, Interval, Solver, State
+from .base import Claims, Drift, Interval, Solver, State, refuse_without_log
 
 VARIABLES = ("log", "clock")
 
@@ -32,8 +32,9 @@ class AdamsBashforth(Solver):
     its error, of order h^2, is made once and stays, so the order of convergence is min(order, 2) unless the first
     steps are graded (sizes growing from h^(order/2), when the order is ``order``). On the clocks of diffusion, whose
     first steps are tiny, that error is small and orders 3 and 4 still pay. Strong order 1.0 with additive noise, one
-    network call per step, ``order - 1`` past drifts as state. ``"log"`` needs clocks >= 0, and drops a node at 0 from
-    the history. Not for few steps of very different sizes: the weights grow and errors with them.
+    network call per step, ``order - 1`` past drifts as state. ``"log"`` drops a node at 0 from the history; clocks
+    below 0, and those that fall to 0, have no log and are refused (``ValueError``).
+    Not for few steps of very different sizes: the weights grow and errors with them.
     Source: Zhang and Chen (2023), section 3 (DEIS); Hairer, Norsett and Wanner (1993), section III.5.
     """
 
@@ -51,6 +52,8 @@ class AdamsBashforth(Solver):
         return Claims(ode=min(self.order, 2), strong=1.0, evaluations=1, weak=float(min(self.order, 2)))
 
     def step(self, drift: Drift, interval: Interval, y: Tensor, state: State) -> tuple[Tensor, State]:
+        if self.variable == "log" and self.order > 1:
+            refuse_without_log(self, interval, state)
         history = ((interval.s0, drift(interval.s0, y)), *state)
         nodes = [s for s, _ in history]
         if self.variable == "log":

@@ -104,3 +104,12 @@ class ReversibleSolver(Solver):
     @abstractmethod
     def invert(self, drift: Drift, interval: Interval, y: Tensor, state: State) -> tuple[Tensor, State]:
         """The solution and the state at ``interval.s0`` from those at ``interval.s1``."""
+
+
+def refuse_without_log(solver: Solver, interval: Interval, state: State) -> None:
+    """Refuse a step for a solver that interpolates in ``log s``. It may start from 0, where it has no past."""
+    if interval.s0 < 0 or interval.s1 < 0 or (state and interval.s1 == 0):
+        raise ValueError(
+            f"solver: {solver!r} interpolates in log s, and a step from s = {interval.s0} to {interval.s1} has no log; "
+            "pass a clock of positive numbers, or a solver such as AdamsBashforth(2, 'clock')"
+        )

@@ -13,6 +13,7 @@ try:
     from . import strategies
     from .adjoint import check_adjoint
     from .contract import ContractError
+    from .equation import check_equation
     from .noise import check_noise
     from .reversible import check_reversible
     from .schedule import check_schedule
@@ -25,6 +26,7 @@ except ModuleNotFoundError as error:
 __all__ = [
     "ContractError",
     "check_adjoint",
+    "check_equation",
     "check_noise",
     "check_reversible",
     "check_schedule",

@@ -1,4 +1,4 @@
-"""What bound noise promises, one check per item: its numbers, their replay, steps without noise, nested grids."""
+"""The promises of bound noise, one check per item: its numbers, their replay, steps without noise, nested grids."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def bindings(
     shapes: Sequence[tuple[int, ...]] = ((2,), (), (3, 2), (1,), (0, 2)),
     least: int = 1,
 ) -> Binding:
-    """Positive or negative clocks over some decades, of ``least`` steps or more.
+    """Positive or negative clocks over some decades, or across zero, of ``least`` steps or more.
 
     With ``still``, some steps stand still or go to infinity.
     """
@@ -71,7 +71,10 @@ def bindings(
         nodes.append(nodes[-1] + size)
     if still:
         nodes = [nodes[0], *sorted([*nodes[1:], draw(st.sampled_from(nodes))])]
-    clock = tuple(-node for node in reversed(nodes)) if draw(st.booleans()) else tuple(nodes)
+    side = draw(st.sampled_from(["positive", "negative", "both"]))
+    clock = tuple(-node for node in reversed(nodes)) if side == "negative" else tuple(nodes)
+    if side == "both":
+        clock = tuple(node - (nodes[0] + nodes[-1]) / 3 for node in nodes)
     if still and clock[-1] > 0 and draw(st.booleans()):
         clock = (*clock, torch.inf)
     order = draw(st.lists(st.integers(0, len(clock) - 2), min_size=1, max_size=12))

@@ -24,6 +24,7 @@ from .descent import BUFFERS, BackwardSolve, Descended
 from .equation import RANDOM
 
 STATES = ("recorded", "reconstructed")
+KINDS = ("data", "noise", "flow")  # that diffusions have; other equations refuse all but None
 LAST = Snapshots(1)  # the stage before the last step, which is evaluated again
 
 
@@ -81,6 +82,8 @@ class ContinuousAdjoint(Adjoint):
             check_types(("solver", self.solver, Solver, "a solver such as Heun(), or Adaptive()"))
         if self.states not in STATES:
             raise ValueError(f"states: got {self.states!r}; pass one of {STATES}")
+        if self.kind is not None and self.kind not in KINDS:
+            raise ValueError(f"kind: got {self.kind!r}; pass one of {KINDS}, or None for the sampler's own")
         if self.grid is not None:
             object.__setattr__(self, "grid", _times(self.grid))
 

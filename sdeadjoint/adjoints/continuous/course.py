@@ -107,6 +107,9 @@ class Course:
 
 def _own_times(grid: Sequence[float], equation: Equation) -> tuple[float, ...]:
     times = tuple(grid)
+    falls = equation.times[-1] < equation.times[0]
+    if any((b >= a) if falls else (b <= a) for a, b in pairwise(times)):
+        raise ValueError(f"grid: must strictly {'decrease' if falls else 'increase'}, like the times of the solve")
     ends = equation.times[-2:] if equation.projects else equation.times[-1:]
     if not times or times[0] != equation.times[0] or times[-len(ends) :] != ends:
         last = "ends, also where the last step to sigma = 0 begins" if equation.projects else "ends"

@@ -47,6 +47,13 @@ class Tabulated(Schedule):
     def __post_init__(self) -> None:
         object.__setattr__(self, "alphas_cumprod", _checked(self.alphas_cumprod))
 
+    def __repr__(self) -> str:
+        table = tuple(self.alphas_cumprod)
+        # The call that makes it, for tables that one may want to read; those of trained models are named by their ends.
+        if len(table) <= 200:
+            return f"Tabulated(alphas_cumprod={table})"
+        return f"Tabulated(<{len(table)} values from {table[0]:.6g} to {table[-1]:.6g}>)"
+
     @property
     def domain(self) -> tuple[float, float]:
         return self._origin, float(len(self.alphas_cumprod) - 1)
