@@ -183,7 +183,7 @@ class Replay(torch.autograd.Function):
             ctx.stages = plan.retrieval.permanent(ctx.stages)
         cotangents: Cotangents = [grads[-1]]
         with BackwardSweep(plan) as sweep:
-            for n, stage, reached in plan.retrieval.backwards(plan, stack, end):
+            for n, stage, reached in sweep.stages(stack, end):
                 kept = ctx.kept.pop(n, None)
                 if any(cotangent is not None for cotangent in cotangents):
                     done = sweep.recompute(n, stage, reached) if kept is None else kept
@@ -213,6 +213,17 @@ class BackwardSweep:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def stages(self, stack: list[tuple[int, Stage]], end: Tensor) -> Iterator[tuple[int, Stage, Tensor]]:
+        """What ``Retrieval.backwards`` finds, without the hooks that the network registers meanwhile."""
+        stages = self.plan.retrieval.backwards(self.plan, stack, end)
+        while True:
+            registered = self.hooks.registered()
+            found = next(stages, None)
+            self.hooks.forget_others(registered)
+            if found is None:
+                return
+            yield found
 
     def recompute(self, n: int, stage: Stage, reached: Tensor) -> Evaluation:
         """Step n with its graph, as it was in the forward sweep; ``reached`` is where it must lead."""
