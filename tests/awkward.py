@@ -268,6 +268,26 @@ class Averaging(Layers):
         return super().forward(x - self.mean, t) + self.calls.double() * self.zero
 
 
+class Sized(Layers):
+    """Takes the size of its first batch down."""
+
+    count: int | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.zero = nn.Parameter(torch.zeros(4, dtype=DOUBLE))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        out = super().forward(x, t) + self.zero * (1 if self.count is None else 2)
+        self.count = len(x)
+        return out
+
+
+@case
+def a_number_that_the_first_call_sets() -> Case:
+    return Case.of(Sized())
+
+
 @case
 def running_statistics() -> Case:
     return Case.of(Averaging(), inverse="its forward pass changes ")

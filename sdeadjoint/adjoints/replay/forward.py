@@ -42,7 +42,7 @@ class Replayed:
         graphs: bytes for whole graphs of the latest steps.
         last: how many steps are differentiated, counted from the end; None for all.
         refuse_random, refuse_state: the sentences for networks that draw from torch's global generators, and for those
-            whose modules change their ``{name}``; empty if they may.
+            whose modules change their ``{name}`` at each step; empty if they may.
     """
 
     retrieval: Retrieval
@@ -62,8 +62,8 @@ class Replayed:
         swept, plan = sweep_and_plan(recursion, y, self.retrieval, how)
         if swept.random and self.refuse_random:
             raise RuntimeError(self.refuse_random)
-        if swept.state.changing and self.refuse_state:
-            raise RuntimeError(self.refuse_state.format(name=swept.state.name))
+        if self.refuse_state and (name := swept.state.unsettled):
+            raise RuntimeError(self.refuse_state.format(name=name))
         if plan is None:
             return swept.outputs
         outputs: tuple[Tensor, ...] = Replay.apply(plan, swept, *plan.inputs)
