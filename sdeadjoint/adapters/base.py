@@ -381,11 +381,11 @@ def numbers(name: str, values: Tensor | Sequence[float]) -> list[float]:
 
 
 def check_device(denoiser: Denoiser, x_T: Tensor) -> None:
-    """Refuse a state that is not where the model is."""
+    """Refuse a state that is not where the model is; weights that are offloaded come to where the state is."""
     if not isinstance(x_T, Tensor):
         return
     for parameter in denoiser.parameters():
-        if parameter.device != x_T.device:
+        if not parameter.is_meta and parameter.device != x_T.device:
             raise ValueError(
                 f"x_T: it is on {x_T.device}, but the model's parameters are on {parameter.device}; "
                 f"pass x_T.to({str(parameter.device)!r}), or move the model"

@@ -32,6 +32,7 @@ from .leaves import (
     sequence_number,
     updates_batch_statistics,
 )
+from .parallel import Parallel, refuse_flat_parameters
 from .sources import Sources, Watch
 from .surroundings import Autocast, Buffers, GeneratorStates
 
@@ -70,6 +71,7 @@ class Replayed:
         if plan is None:
             return swept.outputs
         outputs: tuple[Tensor, ...] = Replay.apply(plan, swept, *plan.inputs)
+        plan.parallel.prepare(outputs)
         return outputs
 
 
@@ -92,7 +94,7 @@ def sweep_and_plan(recursion: Recursion, y: Tensor, retrieval: Retrieval, how: S
     """The forward sweep, and the plan of the backward pass unless the outputs depend on nothing that has a gradient."""
     sources = Sources.of(recursion.equation.module, recursion.after_step)
     modes, watch, autocast = training_modes(sources), Watch.begin(sources), Autocast.current(y.device)
-    isolated = Isolated.of(recursion)
+    isolated, parallel = Isolated.of(recursion), Parallel.of(sources.modules)
     swept = sweep(isolated, recursion.start(y), how, autocast, sources)
     watch.settle()
     noise = () if recursion.noise is None else recursion.noise.tensors
@@ -115,6 +117,7 @@ def sweep_and_plan(recursion: Recursion, y: Tensor, retrieval: Retrieval, how: S
         sources=sources,
         modes=modes,
         watch=watch,
+        parallel=parallel,
         first=how.first,
     )
 
@@ -233,6 +236,7 @@ class _Reading:
             return done, None
         known = done.known(self._isolated)
         others = found.leaves_but(known)
+        refuse_flat_parameters(others)
         if any(self._made.get(id(tensor)) is tensor for tensor in others):
             raise RuntimeError(
                 "network: it used a tensor that an earlier evaluation had computed (a cache kept between calls), so a "

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 DEPTH = 8  # how many objects deep a closure is followed
 ITEMS = 64  # longer lists and dictionaries are data, not settings
@@ -97,6 +98,8 @@ class Sources:
             self.is_scripted = True
             return
         self.places += [Place(held, name) for held in (module._parameters, module._buffers) for name in held]
+        if isinstance(module, DistributedDataParallel):
+            return  # what it reads of its own counts passes
         names = names | _names_read(module, "forward") | {"forward"}
         self._visit_attributes(module.__dict__, names, depth, settings=True)
 
