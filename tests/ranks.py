@@ -46,6 +46,7 @@ def _rank(rank: int, world: int, programs: Mapping[str, Program], folder: str) -
                 found[name] = program(rank, world)
             except Exception as error:
                 found[name] = {"raised": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        print(name, found[name], flush=True)  # pytest shows it where a later program hangs
     torch.save(found, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 

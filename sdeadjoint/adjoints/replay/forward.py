@@ -95,7 +95,8 @@ def sweep_and_plan(recursion: Recursion, y: Tensor, retrieval: Retrieval, how: S
     sources = Sources.of(recursion.equation.module, recursion.after_step)
     modes, watch, autocast = training_modes(sources), Watch.begin(sources), Autocast.current(y.device)
     isolated, parallel = Isolated.of(recursion), Parallel.of(sources.modules)
-    swept = sweep(isolated, recursion.start(y), how, autocast, sources)
+    with parallel.sweeping():
+        swept = sweep(isolated, recursion.start(y), how, autocast, sources)
     watch.settle()
     noise = () if recursion.noise is None else recursion.noise.tensors
     given = [y, *nests.tensors(recursion.equation.tensors), *noise, *sources.parameters]

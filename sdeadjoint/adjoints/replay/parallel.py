@@ -49,6 +49,20 @@ class Parallel:
                 module.reducer.prepare_for_backward(list(outputs))
 
     @contextmanager
+    def sweeping(self) -> Iterator[None]:
+        """In the forward sweep, whose steps have the graphs that their recomputations will have."""
+        static = [module for module in self.replicas if module.static_graph]
+        before = [module._static_graph_delay_allreduce_enqueued for module in static]
+        for module in static:
+            # So that it puts nothing into the graph that asks for the first reduction: ``recomputing`` does.
+            module._static_graph_delay_allreduce_enqueued = True
+        try:
+            yield
+        finally:
+            for module, enqueued in zip(static, before, strict=True):
+                module._static_graph_delay_allreduce_enqueued = enqueued
+
+    @contextmanager
     def recomputing(self) -> Iterator[None]:
         """Inside of a backward pass, for as long as steps are recomputed and pulled back."""
         before = [
@@ -76,7 +90,7 @@ class Parallel:
         for state in self._states:
             idle = type(state._training_state).IDLE
             state._training_state = idle
-            for group in state._fsdp_param_groups:
+            for group in _groups(state):
                 group._training_state = idle
 
     @property
@@ -115,8 +129,16 @@ def _reduce_at_the_end(module: DistributedDataParallel) -> None:
         module._static_graph_delay_allreduce_enqueued = True
 
 
+def _groups(state: Any) -> Sequence[Any]:
+    """The parameters that are gathered together; in earlier releases a module has one such group."""
+    several = vars(state).get("_fsdp_param_groups")
+    if several is not None:
+        return tuple(several)
+    return () if state._fsdp_param_group is None else (state._fsdp_param_group,)
+
+
 def _reshard(outer: int, module: Any, args: Any, output: Any) -> None:
     """Free gathered weights after a recomputed pass, as after a forward one; not within activation checkpoints."""
-    groups = module._get_fsdp_state()._fsdp_param_groups
+    groups = _groups(module._get_fsdp_state())
     if torch._C._current_graph_task_id() == outer and any(group._reshard_after_forward for group in groups):
         module.reshard()
