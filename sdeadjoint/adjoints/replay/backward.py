@@ -257,7 +257,7 @@ class BackwardSweep:
         plan = self.plan
         known, found = done.known(plan.isolated), done.dependencies(last=n == plan.recursion.steps - 1)
         self._refuse_other_graph(n, found, known)
-        others = found.leaves_but(known)
+        others = [leaf for leaf in found.leaves_but(known) if id(leaf) in self.totals.slots]
         pairs = zip(nests.tensors(done.out), cotangents, strict=False)
         asked = [(o, a) for o, a in pairs if a is not None and o.requires_grad]
         if not asked:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
-from weakref import WeakValueDictionary
+from weakref import ReferenceType, WeakValueDictionary, ref
 
 import torch
 from torch import Tensor
@@ -163,12 +163,12 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep, autocast: Autocast, sour
         window.make_room()
         done, fingerprint = reading.read(n, runner.run(n, stage, wanted, keep=window.is_open), buffers)
         draws = GeneratorStates.current(device, generators) is not generators
-        traces.append(Trace(wanted, fingerprint, draws))
-        wanted = tuple(tensor.requires_grad for tensor in nests.tensors(done.out))
+        before, wanted = wanted, tuple(tensor.requires_grad for tensor in nests.tensors(done.out))
         refuse_hidden_tangents(done.out)
         carry = nests.map_tensors(Tensor.detach, done.out)
-        window.add(n, done)
+        is_kept = window.add(n, done)
         del done
+        traces.append(Trace(before, reading.settled(fingerprint, is_kept), draws))
         how.observe(n + 1, carry)
         if how.keep or how.states or n == last:
             outputs.append(carry.y)
@@ -224,6 +224,9 @@ class _Reading:
         self._mark = sequence_number()
         self._made = WeakValueDictionary[int, Tensor]()
         self._latest: Fingerprint | None = None
+        # Leaves that outlive an evaluation, and those of the present one of which that is not known yet.
+        self._lasting = set(map(id, sources.parameters))
+        self._passing: dict[int, ReferenceType[Tensor]] = {}
 
     def read(self, n: int, done: Evaluation, buffers: Buffers) -> tuple[Evaluation, Fingerprint | None]:
         """The evaluation, and its fingerprint if its step counts."""
@@ -246,11 +249,26 @@ class _Reading:
         shared = {id(copy) for copy in self._isolated.copies}
         self._made.update({id(tensor): tensor for tensor in known if id(tensor) not in shared})
         self.borrows = self.borrows or any(precedes(node, self._mark) for node in found.nodes)
-        self._reach(n, done, found, others)
-        fingerprint = Fingerprint.of(found, known, opaque=self._sources.is_scripted)
+        self._reach(n, done, found, [leaf for leaf in others if id(leaf) in self._lasting])
+        self._passing = {id(leaf): ref(leaf) for leaf in others if id(leaf) not in self._lasting}
+        return done, Fingerprint.of(found, known, opaque=self._sources.is_scripted)
+
+    def settled(self, fingerprint: Fingerprint | None, is_kept: bool) -> Fingerprint | None:
+        """The fingerprint, now that the evaluation is let go of, unless it is kept.
+
+        Leaves that went with it (weights that are loaded for one call) are counted: nobody can ask for their gradients.
+        """
+        found = {key: leaf for key, reference in self._passing.items() if (leaf := reference()) is not None}
+        self.reached = self.reached._replace(leaves=self.reached.leaves | found)
+        self._isolated.guard.extend(found.values())
+        known = set() if is_kept else set(found)
+        self._lasting |= known
+        if fingerprint is not None:
+            fingerprint = fingerprint.counting(self._passing.keys() - known)
+        self._passing = {}
         if self._latest != fingerprint:
             self._latest = fingerprint
-        return done, self._latest
+        return self._latest
 
     def _reach(self, n: int, done: Evaluation, found: Dependencies, others: Sequence[Tensor]) -> None:
         """What the outputs depend on, now that step n is done: through its entry, and by itself."""
@@ -296,8 +314,8 @@ class KeptGraphs:
         while self.kept and sum(self._sizes) + self._latest > self._room:
             self._drop()
 
-    def add(self, n: int, done: Evaluation) -> None:
-        """Keep an evaluation if it fits, else let go of its activations."""
+    def add(self, n: int, done: Evaluation) -> bool:
+        """Keep an evaluation if it fits, else let go of its activations; return whether it is kept."""
         if self.is_open and done.activations.saving is Saving.HELD:
             self._latest = done.activations.nbytes(self._elsewhere)
             if self._latest <= self._room:
@@ -305,8 +323,9 @@ class KeptGraphs:
                 self._sizes.append(self._latest)
                 while sum(self._sizes) > self._room:
                     self._drop()
-                return
+                return True
         done.activations.release()
+        return False
 
     def _drop(self) -> None:
         _, done = self.kept.popleft()

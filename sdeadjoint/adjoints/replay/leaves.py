@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -426,11 +426,13 @@ class Fingerprint(NamedTuple):
     """What tells a step's graph from another's: how many nodes of each type it has, and its leaves.
 
     ``nodes``: None where some are opaque (compiled or scripted code, which may be compiled anew at any call);
-    ``leaves``: arguments by their place, all others by identity.
+    ``leaves``: arguments by their place, all others by identity; ``passing``: how many more there are that each
+    evaluation has of its own.
     """
 
     nodes: Counter[type] | None
     leaves: frozenset[int]
+    passing: int = 0
 
     @classmethod
     def of(cls, found: Dependencies, known: Sequence[Tensor], *, opaque: bool) -> Fingerprint:
@@ -440,15 +442,21 @@ class Fingerprint(NamedTuple):
         leaves = frozenset(places.get(id(leaf), id(leaf)) for leaf in found.leaves)
         return cls(None if opaque else nodes, leaves)
 
+    def counting(self, passing: Set[int]) -> Fingerprint:
+        """The same with some of its leaves counted, and not known by their identity."""
+        gone = self.leaves & passing
+        return self._replace(leaves=self.leaves - gone, passing=len(gone)) if gone else self
+
     def differs(self, other: Fingerprint) -> str:
         """How another fingerprint differs, in words; empty if it does not."""
-        if self.leaves != other.leaves:
-            return f"it depends on {len(other.leaves)} tensors that require gradients in place of {len(self.leaves)}"
+        if not self.leaves <= other.leaves or len(other.leaves - self.leaves) != self.passing:
+            was, now = len(self.leaves) + self.passing, len(other.leaves)
+            return f"it depends on {now} tensors that require gradients in place of {was}"
         if self.nodes is None or other.nodes is None or self.nodes == other.nodes:
             return ""
         counts = [(kind.__name__, self.nodes[kind], other.nodes[kind]) for kind in self.nodes | other.nodes]
-        name, was, now = next(found for found in counts if found[1] != found[2])
-        return f"{now} operations {name} in place of {was}"
+        name, before, after = next(found for found in counts if found[1] != found[2])
+        return f"{after} operations {name} in place of {before}"
 
 
 def updates_batch_statistics(node: Any) -> bool:
