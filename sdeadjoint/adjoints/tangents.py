@@ -13,7 +13,8 @@ from torch.autograd import forward_ad
 from .. import nests
 from ..recursion import Carry, Observer, Recursion
 from .direct import Direct
-from .replay.leaves import Behind, dependencies
+from .replay.graphs import dependencies
+from .replay.guard import Behind
 from .replay.sources import Sources
 
 

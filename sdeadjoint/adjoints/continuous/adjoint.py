@@ -20,7 +20,7 @@ from ..replay.snapshots import Snapshots
 from ..tangents import refuse_tangents, refuse_transforms
 from .adaptive import Adaptive
 from .course import Course
-from .descent import BUFFERS, BackwardSolve, Descended
+from .descent import STATE, BackwardSolve, Descended
 from .equation import RANDOM
 
 STATES = ("recorded", "reconstructed")
@@ -107,8 +107,8 @@ class ContinuousAdjoint(Adjoint):
         swept, plan = sweep_and_plan(recursion, y, LAST, how)
         if swept.random:
             raise RuntimeError(RANDOM)
-        if swept.buffers.changing:
-            raise RuntimeError(BUFFERS)
+        if swept.state.changing:
+            raise RuntimeError(STATE.format(name=swept.state.name))
         if plan is None:
             return swept.outputs if keep else swept.outputs[-1:]
         descent = BackwardSolve(plan, course, self.solver, weights, recorded, recursion.equation.start, first)

@@ -15,7 +15,8 @@ from ...conditioning import scheduled
 from ...solvers import Interval, Solver
 from ...solvers.facts import Weights, slot_weights
 from ..replay.backward import BackwardSweep, Plan, Totals
-from ..replay.leaves import dependencies, leaf
+from ..replay.graphs import dependencies
+from ..replay.leaves import leaf
 from ..replay.surroundings import GeneratorStates
 from .course import Course
 from .recorded import Recorded

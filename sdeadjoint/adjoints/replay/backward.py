@@ -14,11 +14,13 @@ from torch import Tensor
 
 from ... import nests
 from ...recursion import Carry, Recursion
+from .graphs import Fingerprint
 from .hooks import MutedHooks
-from .leaves import Dependencies, Evaluation, Fingerprint, Isolated, Saving, Stage, Trace, evaluate
+from .leaves import Evaluation, Isolated, Saving, Stage, Trace, evaluate
+from .module_state import ModuleState
 from .parallel import Parallel
 from .sources import Sources, Watch
-from .surroundings import Autocast, Buffers, generators_untouched
+from .surroundings import Autocast, generators_untouched
 
 Cotangents = list[Tensor | None]
 """``dL/d`` of each tensor of a carry, y first; None for zero."""
@@ -130,7 +132,7 @@ class Swept(NamedTuple):
     ``stages``: ``(n, stage before step n)`` for the steps to be stored and the last; ``kept``: evaluations whose graphs
     are still whole, by step; ``outputs``: ``(y_N,)`` or all of ``y_1, ..., y_N``; ``reached``: what they depend on;
     ``traces``: of every step; ``borrows_graph``: whether the drift read tensors computed outside of it, whose graph
-    must outlive each step's; ``saving``: what becomes of activations; ``buffers``: those that the drift changes.
+    must outlive each step's; ``saving``: what becomes of activations; ``state``: what its modules change in themselves.
     """
 
     stages: list[tuple[int, Stage]]
@@ -140,7 +142,7 @@ class Swept(NamedTuple):
     traces: tuple[Trace, ...]
     borrows_graph: bool
     saving: Saving
-    buffers: Buffers
+    state: ModuleState
 
     @property
     def random(self) -> bool:
@@ -242,7 +244,7 @@ class BackwardSweep:
         plan, trace = self.plan, self.plan.swept.traces[n]
         registered = self.hooks.registered()
         with ExitStack() as stack:
-            stack.enter_context(plan.swept.buffers.swapped(stage.buffers))
+            stack.enter_context(plan.swept.state.swapped(stage.held))
             if trace.draws:
                 stack.enter_context(generators_untouched(reached.device))
                 stage.generators.restore()
@@ -255,9 +257,11 @@ class BackwardSweep:
     def pull_back(self, n: int, done: Evaluation, cotangents: Cotangents, *, kept: bool = False) -> Cotangents:
         """Cotangents of ``carry_n`` from those of ``carry_{n+1}``; the inputs' gradients are added to the totals."""
         plan = self.plan
-        known, found = done.known(plan.isolated), done.dependencies(last=n == plan.recursion.steps - 1)
-        self._refuse_other_graph(n, found, known)
+        known = done.known(plan.isolated)
+        found = done.dependencies(last=n == plan.recursion.steps - 1)
         others = [leaf for leaf in found.leaves_but(known) if id(leaf) in self.totals.slots]
+        if not kept and (expected := plan.swept.traces[n].fingerprint) is not None:
+            self._refuse_other_graph(n, expected, Fingerprint.of(found, known, opaque=plan.sources.is_scripted))
         pairs = zip(nests.tensors(done.out), cotangents, strict=False)
         asked = [(o, a) for o, a in pairs if a is not None and o.requires_grad]
         if not asked:
@@ -272,11 +276,7 @@ class BackwardSweep:
         self.totals.add([*plan.isolated.originals, *others], list(grads))
         return back
 
-    def _refuse_other_graph(self, n: int, found: Dependencies, known: Sequence[Tensor]) -> None:
-        expected = self.plan.swept.traces[n].fingerprint
-        if expected is None:
-            return
-        got = Fingerprint.of(found, known, opaque=self.plan.sources.is_scripted)
+    def _refuse_other_graph(self, n: int, expected: Fingerprint, got: Fingerprint) -> None:
         if difference := expected.differs(got):
             raise RuntimeError(
                 f"network: recomputing step {n} of {self.plan.recursion.steps} built another graph than the forward "

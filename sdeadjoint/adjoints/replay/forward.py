@@ -17,24 +17,21 @@ from ...recursion import Carry, Observer, Recursion
 from ..direct import Direct
 from ..tangents import has_tangents, push_forward, refuse_hidden_tangents, refuse_transforms
 from .backward import Plan, Reached, Replay, Retrieval, Swept, training_modes
+from .graphs import Dependencies, Fingerprint, sequence_number, updates_batch_statistics
 from .leaves import (
     ActivationsNeededError,
-    Dependencies,
     Evaluation,
-    Fingerprint,
     Isolated,
     Saving,
     Stage,
     Trace,
     distinct,
     evaluate,
-    precedes,
-    sequence_number,
-    updates_batch_statistics,
 )
+from .module_state import ModuleState
 from .parallel import Parallel, refuse_flat_parameters
 from .sources import Sources, Watch
-from .surroundings import Autocast, Buffers, GeneratorStates
+from .surroundings import Autocast, GeneratorStates
 
 
 @dataclass(frozen=True)
@@ -45,15 +42,15 @@ class Replayed:
         retrieval: where stages come from.
         graphs: bytes for whole graphs of the latest steps.
         last: how many steps are differentiated, counted from the end; None for all.
-        refuse_random, refuse_buffers: the sentences for networks that draw from torch's global generators, and for
-            those that change their buffers; empty if they may.
+        refuse_random, refuse_state: the sentences for networks that draw from torch's global generators, and for those
+            whose modules change their ``{name}``; empty if they may.
     """
 
     retrieval: Retrieval
     graphs: int = 0
     last: int | None = None
     refuse_random: str = ""
-    refuse_buffers: str = ""
+    refuse_state: str = ""
 
     def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
         if not torch.is_grad_enabled():
@@ -66,8 +63,8 @@ class Replayed:
         swept, plan = sweep_and_plan(recursion, y, self.retrieval, how)
         if swept.random and self.refuse_random:
             raise RuntimeError(self.refuse_random)
-        if swept.buffers.changing and self.refuse_buffers:
-            raise RuntimeError(self.refuse_buffers)
+        if swept.state.changing and self.refuse_state:
+            raise RuntimeError(self.refuse_state.format(name=swept.state.name))
         if plan is None:
             return swept.outputs
         outputs: tuple[Tensor, ...] = Replay.apply(plan, swept, *plan.inputs)
@@ -99,8 +96,8 @@ def sweep_and_plan(recursion: Recursion, y: Tensor, retrieval: Retrieval, how: S
         swept = sweep(isolated, recursion.start(y), how, autocast, sources)
     watch.settle()
     noise = () if recursion.noise is None else recursion.noise.tensors
-    given = [y, *nests.tensors(recursion.equation.tensors), *noise, *sources.parameters]
-    declared = distinct(tensor for tensor in given if not swept.buffers.changes(tensor))
+    given = [y, *nests.tensors(recursion.equation.tensors), *sources.parameters, *noise]
+    declared = distinct(tensor for tensor in given if not swept.state.changes(tensor))
     inputs = _inputs(declared, isolated, y, swept.reached)
     if not inputs:
         return swept, None
@@ -108,7 +105,7 @@ def sweep_and_plan(recursion: Recursion, y: Tensor, retrieval: Retrieval, how: S
         isolated,
         y,
         inputs,
-        wanting=tuple(distinct([*inputs, *(tensor for tensor in declared if tensor.requires_grad)])),
+        wanting=tuple(distinct([*(tensor for tensor in declared if tensor.requires_grad), *inputs])),
         # Inference tensors have no version to watch, and can be changed in inference mode alone.
         watched=tuple(tensor for tensor in declared if not (tensor.requires_grad or tensor.is_inference())),
         retrieval=retrieval,
@@ -149,7 +146,7 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep, autocast: Autocast, sour
     """
     last, device = isolated.base.steps - 1, carry.y.device
     runner, reading = _Runner(isolated, autocast, sources, carry.y), _Reading(isolated, how, sources)
-    window, buffers = KeptGraphs(how.graphs, sources, isolated), runner.buffers
+    window, state = KeptGraphs(how.graphs, sources, isolated), runner.state
     stages: list[tuple[int, Stage]] = []
     outputs: list[Tensor] = []
     traces: list[Trace] = []
@@ -157,11 +154,11 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep, autocast: Autocast, sour
     carry, generators = nests.map_tensors(Tensor.detach, carry), GeneratorStates.current(device)
     for n in range(last + 1):
         generators = GeneratorStates.current(device, generators)  # the observer may have drawn
-        stage = Stage(carry, generators, buffers.values())
+        stage = Stage(carry, generators, state.values())
         if n in how.stored or n == last:
             stages.append((n, stage))
         window.make_room()
-        done, fingerprint = reading.read(n, runner.run(n, stage, wanted, keep=window.is_open), buffers)
+        done, fingerprint = reading.read(n, runner.run(n, stage, wanted, keep=window.is_open), state)
         draws = GeneratorStates.current(device, generators) is not generators
         before, wanted = wanted, tuple(tensor.requires_grad for tensor in nests.tensors(done.out))
         refuse_hidden_tangents(done.out)
@@ -172,7 +169,7 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep, autocast: Autocast, sour
         how.observe(n + 1, carry)
         if how.keep or how.states or n == last:
             outputs.append(carry.y)
-    found = (reading.reached, tuple(traces), reading.borrows, runner.saving, buffers)
+    found = (reading.reached, tuple(traces), reading.borrows, runner.saving, state)
     return Swept(stages, dict(window.kept), tuple(outputs), *found)
 
 
@@ -183,11 +180,11 @@ class _Runner:
         self._isolated, self._autocast = isolated.guarded, autocast
         isolated.guard.extend([y])
         self._weights = [tensor for tensor in sources.parameters if tensor.requires_grad]
-        self.buffers = Buffers.of(sources.modules)
+        self.state = ModuleState.of(sources)
         self.saving = Saving.DROPPED
 
     def run(self, n: int, stage: Stage, wanted: Sequence[bool], *, keep: bool) -> Evaluation:
-        self.buffers.mark()
+        self.state.mark()
         while True:
             keeps = keep and self.saving is not Saving.PLAIN
             grads = self._grads()
@@ -197,7 +194,7 @@ class _Runner:
             except ActivationsNeededError as error:
                 self.saving = error.saving
                 stage.generators.restore()
-                self.buffers.rewind(stage.buffers)
+                self.state.rewind(stage.held)
                 continue
             if self._grads() != grads:
                 raise RuntimeError(
@@ -208,9 +205,7 @@ class _Runner:
             return done
 
     def _grads(self) -> list[tuple[int, int]]:
-        """What tells whether gradients were accumulated, for networks that differentiate by themselves."""
-        if self.saving is Saving.DROPPED:
-            return []
+        """What tells whether gradients were accumulated, by networks that differentiate by themselves."""
         grads = (weight.grad for weight in self._weights)
         return [(id(grad), 0 if grad is None or grad.is_inference() else grad._version) for grad in grads]
 
@@ -228,12 +223,12 @@ class _Reading:
         self._lasting = set(map(id, sources.parameters))
         self._passing: dict[int, ReferenceType[Tensor]] = {}
 
-    def read(self, n: int, done: Evaluation, buffers: Buffers) -> tuple[Evaluation, Fingerprint | None]:
+    def read(self, n: int, done: Evaluation, state: ModuleState) -> tuple[Evaluation, Fingerprint | None]:
         """The evaluation, and its fingerprint if its step counts."""
         found = done.dependencies(last=n == self._isolated.base.steps - 1)
         updates = _refuse_what_cannot_be_repeated(found)
-        buffers.notice(updates=updates)
-        if updates and not buffers.changing:
+        state.notice(updates=updates)
+        if updates and not state.changing:
             raise RuntimeError(STATISTICS)
         self._refuse_direct_reads(found)
         if n < self._how.first:
@@ -248,7 +243,7 @@ class _Reading:
             )
         shared = {id(copy) for copy in self._isolated.copies}
         self._made.update({id(tensor): tensor for tensor in known if id(tensor) not in shared})
-        self.borrows = self.borrows or any(precedes(node, self._mark) for node in found.nodes)
+        self.borrows = self.borrows or found.precede(self._mark)
         self._reach(n, done, found, [leaf for leaf in others if id(leaf) in self._lasting])
         self._passing = {id(leaf): ref(leaf) for leaf in others if id(leaf) not in self._lasting}
         return done, Fingerprint.of(found, known, opaque=self._sources.is_scripted)

@@ -49,7 +49,7 @@ def advance(plan: Plan, stage: Stage, start: int, stop: int) -> Stage:
     """Recompute the stage before step ``stop``, as the forward sweep did."""
     carry, device, swept = stage.carry, stage.carry.y.device, plan.swept
     with ExitStack() as stack:
-        stack.enter_context(swept.buffers.swapped(stage.buffers))
+        stack.enter_context(swept.state.swapped(stage.held))
         draws = any(trace.draws for trace in swept.traces[start:stop])
         if draws:
             stack.enter_context(generators_untouched(device))
@@ -59,7 +59,7 @@ def advance(plan: Plan, stage: Stage, start: int, stop: int) -> Stage:
             carry = nests.map_tensors(Tensor.detach, done.out)
         plan.isolated.drop_hooks()
         generators = GeneratorStates.current(device, stage.generators) if draws else stage.generators
-        return Stage(carry, generators, swept.buffers.values())
+        return Stage(carry, generators, swept.state.values())
 
 
 def repeats(length: int, snapshots: int) -> int:
