@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 DEPTH = 8  # how many objects deep a closure is followed
 ITEMS = 64  # longer lists and dictionaries are data, not settings
@@ -105,8 +104,6 @@ class Sources:
         parts: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module._modules)
         self.places += [Place(held, name) for held in parts for name in held]
         self.places += [Place(module.__dict__, name) for name in ("forward", "_forward_hooks", "_forward_pre_hooks")]
-        if isinstance(module, DistributedDataParallel):
-            return  # what it reads of its own counts passes
         names = names | _names_read(module, "forward") | {"forward"}
         # The wrappers of several processes keep books of their own, for each forward pass anew.
         settings = not type(module).__module__.startswith(("torch.distributed", "torch.nn.parallel"))
