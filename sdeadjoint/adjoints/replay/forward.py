@@ -256,7 +256,7 @@ class _Reading:
         found = {key: leaf for key, reference in self._passing.items() if (leaf := reference()) is not None}
         self.reached = self.reached._replace(leaves=self.reached.leaves | found)
         self._isolated.guard.extend(found.values())
-        known = set() if is_kept else set(found)
+        known: set[int] = set() if is_kept else set(found)
         self._lasting |= known
         if fingerprint is not None:
             fingerprint = fingerprint.counting(self._passing.keys() - known)

@@ -125,7 +125,8 @@ class _Nothing:
 def _reduce_at_the_end(module: DistributedDataParallel) -> None:
     """With ``static_graph`` the first reduction waits for the end of the outermost backward pass: ask for it there."""
     if module.static_graph and not module._static_graph_delay_allreduce_enqueued:
-        torch.autograd.Variable._execution_engine.queue_callback(module.reducer._delay_all_reduce)
+        engine: Any = torch.autograd.Variable._execution_engine
+        engine.queue_callback(module.reducer._delay_all_reduce)
         module._static_graph_delay_allreduce_enqueued = True
 
 
