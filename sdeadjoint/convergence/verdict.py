@@ -64,7 +64,8 @@ def verdict(study: Study, errors: Errors, law: Slope, median: Slope) -> Verdict:
     """
     found = judge(law.slope, law.interval, study.order, errors.signed.shape[1])
     if impossible := _impossible(study):
-        return Verdict("violated", study.order, f"{found.reason}; but {impossible}")
+        joint = "and" if found.outcome == "violated" else "but"
+        return Verdict("violated", study.order, f"{found.reason}; {joint} {impossible}")
     stands = _standstill(study, errors, law)
     if found.outcome == "holds":
         slow = _slow_end(study, errors, law) or _falling(study, errors, law)

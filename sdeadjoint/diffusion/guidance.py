@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import nests
 from ..conditioning import Scheduled
 
 
@@ -48,6 +49,10 @@ class Guidance:
             raise TypeError(
                 f"unconditional: got {type(self.unconditional).__name__}; pass a mapping of names, like cond"
             )
+
+    def __repr__(self) -> str:
+        scale, unconditional = nests.told(self.scale), nests.told(self.unconditional)
+        return f"Guidance(scale={scale}, unconditional={unconditional}, batched={self.batched}, rescale={self.rescale})"
 
     @property
     def tensors(self) -> dict[str, Any]:
