@@ -107,6 +107,8 @@ def judge(slope: float, interval: tuple[float, float], claimed: float, paths: in
 
 def undecided(study: Study, errors: Errors, error: TooFewLevelsError) -> Verdict:
     """Judge a study that has too few levels above its floors."""
+    if impossible := _impossible(study):
+        return Verdict("violated", study.order, f"{error.dropped[-1].reason}; but {impossible}")
     rounding = _rounding(study, errors)
     if (np.array(errors.rms) <= rounding).all():
         return Verdict("holds", study.order, f"errors are rounding at every level (below {rounding:.2g})")
