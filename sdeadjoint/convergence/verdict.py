@@ -71,9 +71,8 @@ def verdict(study: Study, errors: Errors, law: Slope, median: Slope) -> Verdict:
         slow = _slow_end(study, errors, law) or _falling(study, errors, law)
         if not slow:
             return found
-        return replace(
-            found, outcome="inconclusive", reason=f"{found.reason}; but {stands or slow}; take smaller steps"
-        )
+        why = "; ".join(filter(None, (stands, slow)))
+        return replace(found, outcome="inconclusive", reason=f"{found.reason}; but {why}; take smaller steps")
     if found.outcome != "violated":
         return found
     bar = study.order - MARGIN
