@@ -82,7 +82,7 @@ def _result(
         fit=law,
         median_fit=median,
         mean=errors.means if study.quantity.statistic == "mean" else (),
-        calls=tuple(n * study.solver.claims.evaluations for n in study.steps),
+        calls=tuple(study.solver.claims.calls(n) for n in study.steps),
         seconds=errors.seconds,
         dropped=dropped,
         scale=errors.scale,
