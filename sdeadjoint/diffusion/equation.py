@@ -119,7 +119,7 @@ class Diffusion(Equation):
                 x = self.start
             else:
                 x = weight * y
-            return self._predict(n, x, t, self.frame.prediction).to(y.dtype)
+            return self.predict(n, x, t, self.frame.prediction).to(y.dtype)
 
         return drift
 
@@ -135,21 +135,22 @@ class Diffusion(Equation):
     def project(self, y: Tensor) -> Tensor:
         """The predicted x_0 at the last time but one: the limit of a step to sigma = 0 in the data kind."""
         n = self.steps - 1
-        return self._predict(n, self.scaled(n, y), self.times[n], "sample").to(y.dtype)
+        return self.predict(n, self.scaled(n, y), self.times[n], "sample").to(y.dtype)
 
     def scaled(self, n: int, y: Tensor) -> Tensor:
         """See ``Equation``; at node 0 it is x_T itself, not x_T rounded twice."""
         return self.start.clone() if n == 0 and self.start is not None else super().scaled(n, y)
 
-    def _predict(self, n: int, x: Tensor, t: float, prediction: str) -> Tensor:
-        denoiser, cond = self._conditioned(n)
+    def predict(self, n: int, x: Tensor, t: float, prediction: str) -> Tensor:
+        """Return the network's prediction of a kind at ``(x, t)``, with the conditioning of step n."""
+        denoiser, cond = self.conditioned(n)
         out: Tensor = denoiser(x, t, cond, prediction=prediction)
         if not torch.isfinite(out).all():
             where = "the state" if not torch.isfinite(x).all() else "the network's prediction"
             raise ValueError(f"network: {where} is not finite (NaN or inf) at step {n} of {self.steps}, t={t}")
         return out
 
-    def _conditioned(self, n: int) -> tuple[Denoiser, Mapping[str, Any]]:
+    def conditioned(self, n: int) -> tuple[Denoiser, Mapping[str, Any]]:
         """The denoiser and the conditioning of step n."""
         denoiser, guidance = self.denoiser, self.denoiser.guidance
         if not self._is_scheduled:
