@@ -7,6 +7,7 @@ each iteration samples a fresh batch:
 
 - DRaFT (Clark et al., 2024) descends on minus the reward through the whole sampler, with ``Checkpoint()``;
 - its low-variance form, ``LowVariance()``, through the last step, from a few noisings of the sample;
+- a policy gradient (Black et al., 2024) needs no gradient of the reward: log-probabilities of the steps;
 - Adjoint Matching (Domingo-Enrich et al., 2025) fits the change to lean adjoints, with ``eta = 1``; and, to show why it
   has to be, with ``eta = 0.1``, where the sample remembers its start.
 
@@ -141,6 +142,16 @@ def through_the_sampler(model: Model, seed: int, adjoint: Callable[[int], sa.Adj
     return -model.task.reward(x).mean()
 
 
+def policy_gradient(model: Model, seed: int) -> Tensor:
+    """Minus the log-probabilities of a batch's paths, weighted by how good their images are."""
+    with torch.no_grad():
+        path = model.sample(BATCH, seed, 1.0, trajectory=True)
+    reward = model.task.reward(path[-1])
+    advantage = (reward - reward.mean()) / reward.std()
+    log_prob = sa.transition_log_prob(model.tuned, path, solver=sa.Euler(), **how(1.0))
+    return -(advantage * log_prob.sum(0)).mean()
+
+
 def matched(model: Model, seed: int, eta: float) -> Tensor:
     """The Adjoint Matching loss of a batch."""
     with torch.no_grad():
@@ -156,6 +167,7 @@ Loss = Callable[[Model, int], Tensor]
 METHODS: dict[str, tuple[Loss, float]] = {
     "DRaFT": (partial(through_the_sampler, adjoint=lambda seed: sa.Checkpoint()), 1.0),
     "DRaFT-LV": (partial(through_the_sampler, adjoint=lambda seed: sa.LowVariance(seed=seed)), 1.0),
+    "policy gradient": (policy_gradient, 1.0),
     "Adjoint Matching": (partial(matched, eta=1.0), 1.0),
     "Adjoint Matching, eta = 0.1": (partial(matched, eta=0.1), 0.1),
 }

@@ -63,6 +63,31 @@ def test_on_the_base_s_own_trajectory_it_is_the_gradient(
         assert worst(found[n], seen[n]) <= 1e-12
 
 
+@pytest.mark.parametrize("solver", [s for s in SOLVERS if s.claims.levy == "none"], ids=repr)
+@pytest.mark.parametrize(("eta", "final_zero"), [(0.3, True), (1.0, False)])
+def test_noise_that_is_not_given_is_found(solver: sa.Solver, eta: float, final_zero: bool) -> None:
+    """To 64 ulps of the state, each step by itself: a few thousand ulps of six steps' products."""
+    base, frame = MIXTURE.denoiser(VP), sa.Frame(VP, eta=eta)
+    grid, noise = sa.uniform_logsnr(VP, 12, final_zero=final_zero), sa.BrownianPath(seed=1)
+    how: dict[str, Any] = {"frame": frame, "grid": grid, "solver": solver}
+    path, g = sa.sample(base, draw(3, 2), noise=noise, trajectory=True, **how), draw(3, 2, seed=2)
+    found, want = (sa.lean_adjoint(base, path, g, noise=each, **how) for each in (None, noise))
+    assert worst(found, want) <= 1e-11
+
+
+def test_noise_that_is_not_to_be_found_is_asked_for() -> None:
+    """``F = -(2/ds) y`` cancels the noise of a Heun step: no increment leads anywhere else."""
+    frame, grid = sa.Frame(VP, eta=1.0), sa.uniform_logsnr(VP, 1)
+    rate = -2 / float(frame.clock(grid).diff() * frame.weight(grid[1]))
+    base = sa.Denoiser(lambda x, t: rate * x, VP, "sample")
+    states, g = draw(2, 3, 2), draw(3, 2, seed=1)
+    how: dict[str, Any] = {"frame": frame, "grid": grid, "solver": sa.Heun()}
+    with pytest.raises(RuntimeError, match=r"no increment is found by which Heun\(\) makes step 0"):
+        sa.lean_adjoint(base, states, g, **how)
+    given = sa.lean_adjoint(base, states, g, noise=sa.BrownianPath(0), **how)
+    assert bool(given.isfinite().all())
+
+
 def test_along_any_states_it_is_the_published_step_s_adjoint() -> None:
     """SDE-DPM-Solver++-1 written out: ``a_s = p a_t + q a_t^T dF/dx``, F the predicted x_0."""
     base, grid = MIXTURE.denoiser(VP), sa.uniform_logsnr(VP, 5)
@@ -199,8 +224,8 @@ def test_what_does_not_fit_is_refused() -> None:
     for solver in (sa.DPMSolverPP2M(), sa.AdamsBashforth(2), sa.Coupled(sa.Heun())):
         with pytest.raises(TypeError, match="remembers earlier steps; pass a one-step method"):
             sa.lean_adjoint(base, states, g, **{**how, "solver": solver})
-    with pytest.raises(ValueError, match=r"noise: got None.*Heun\(\) see the noise"):
-        sa.lean_adjoint(base, states, g, **{**how, "solver": sa.Heun()})
+    with pytest.raises(ValueError, match=r"noise: got None.*SRA1\(\) see Levy areas"):
+        sa.lean_adjoint(base, states, g, **{**how, "solver": sa.SRA1()})
     with pytest.raises(ValueError, match=r"trajectory: got shape \(4, 3, 2\).*pass \(5, batch"):
         sa.lean_adjoint(base, states[1:], g, **how)
     with pytest.raises(ValueError, match=r"cotangent: got torch\.float32"):
