@@ -13,6 +13,7 @@ from .arguments import check_state, check_types
 from .diffusion.denoiser import Denoiser
 from .diffusion.equation import Diffusion
 from .diffusion.frames import Frame
+from .diffusion.timewatch import watch_time
 from .noise import Noise
 from .recursion import AfterStep
 from .samplers import NamedSampler
@@ -76,6 +77,7 @@ def sample(
     call = Call(solver, noise, adjoint, trajectory, after_step, callback, progress)
     equation = Diffusion.create(denoiser, frame, grid, {} if cond is None else cond)
     check_state("x_T", x_T)
+    watch_time(denoiser.network, denoiser.schedule, equation.times[0])
     out: Tensor = call.run(equation, x_T, "x_T", "sampling")
     return out
 
