@@ -22,7 +22,7 @@ DOUBLE = torch.float64
 VP, FLOW = sa.VPLinear(), sa.RectifiedFlow()
 GRID = sa.uniform_logsnr(VP, 7, t_min=2e-2)
 UNEVEN = torch.tensor([1.0, 0.97, 0.7, 0.65, 0.3, 0.21, 0.05], dtype=DOUBLE)
-SOLVERS = [sa.Euler(), sa.DPMSolverPP2M(), sa.AdamsBashforth(3), sa.AdamsBashforth(2, "clock")]
+SOLVERS = [sa.Euler(), sa.DPMSolverPP2M(), sa.AdamsBashforth(3), sa.AdamsBashforth(2, "clock"), sa.UniPC(2)]
 GAUSSIAN = sa.problems.Gaussian(0.3, 0.4)
 
 
@@ -415,7 +415,9 @@ def test_chosen_steps_are_those_of_all_and_cost_only_their_calls(solver: sa.Solv
         calls.clear()
         with torch.no_grad():
             assert torch.equal(sa.transition_log_prob(denoiser, path, steps=chosen, **call), whole[chosen])
-        past = {"Euler()": 0, "DPMSolverPP2M()": 1}.get(repr(solver), getattr(solver, "order", 1) - 1)
+        past = {"Euler()": 0, "DPMSolverPP2M()": 1, "UniPC": 2}.get(
+            repr(solver).replace(repr(sa.UniPC(2)), "UniPC"), getattr(solver, "order", 1) - 1
+        )
         needed = {m for n in chosen for m in range(max(0, n - past), n + 1)}
         assert calls == [float(GRID[m]) for m in sorted(needed)]
     mask = torch.tensor([n in (1, 4) for n in range(7)])
@@ -470,7 +472,7 @@ def test_nothing_of_the_past_of_the_path_is_lost_on_a_grid_that_ends_at_zero() -
     "solver",
     [
         sa.Heun(), sa.Midpoint(), sa.RK4(), sa.Dopri5(), sa.BogackiShampine(), sa.SRA1(), sa.ShARK(),
-        sa.ReversibleHeun(), sa.Coupled(sa.Euler()),
+        sa.ReversibleHeun(), sa.Coupled(sa.Euler()), sa.DPMSolver3(), sa.AdamsBashforth(3, start=sa.RK4()),
     ],
     ids=repr,
 )  # fmt: skip
