@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -16,7 +15,7 @@ import sdeadjoint as sa
 from sdeadjoint.probability import flow_grpo
 from sdeadjoint.testing import check_equation
 
-from .networks import Mlp
+from .networks import Counting, Mlp
 
 DOUBLE = torch.float64
 VP, FLOW = sa.VPLinear(), sa.RectifiedFlow()
@@ -349,35 +348,6 @@ def test_calls_have_the_size_that_is_asked_for(batch_size: int | None, most: int
             denoiser, path, frame=frame, grid=GRID, solver=sa.Euler(), cond=cond, batch_size=batch_size
         )
     assert (max(network.calls), len(network.calls)) == (most, count)
-
-
-class Counting(nn.Module):
-    """A network that knows how many of its activations are alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones((), dtype=DOUBLE))
-        self.alive = weakref.WeakSet[Tensor]()
-        self.most = 0
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        h = _Activation.apply(x * self.scale, self)
-        return h.sin()
-
-
-class _Activation(torch.autograd.Function):
-    """The identity, which holds a tensor from its forward to its backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, network: Counting) -> Tensor:
-        ctx.held = x.clone()
-        network.alive.add(ctx.held)
-        network.most = max(network.most, len(network.alive))
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
 
 
 @pytest.mark.parametrize(("adjoint", "most"), [(sa.Checkpoint(), 2), (sa.Direct(), 7)], ids=repr)
