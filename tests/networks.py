@@ -48,7 +48,7 @@ class Counting(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones((), dtype=DOUBLE))
+        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
         self.alive = weakref.WeakSet[Tensor]()
         self.most = 0
 
