@@ -1,5 +1,6 @@
 # make demo    the library's main job on images of digits; pictures and numbers in demo-out/
 # make test    linter, types and tests
+# make test-examples   the long examples as a user runs them, and the claims of their tables (about six minutes)
 # make test-last-bits   the numerical tests as on another processor, with last bits changed; RULE=up, down, or a seed
 # make docs    the guide, the theory and the reference as a site, in site/; warnings are errors
 # make test-wheel   build the wheel, install it outside of the tree, and run the tests on it; TESTS=tests/test_sample.py
@@ -14,7 +15,7 @@ INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 FILES := pyproject.toml constraints.txt
 
 # The processes share the cores; threads of each would only wait for one another.
-test test-last-bits test-wheel bench mutants: export OMP_NUM_THREADS = 1
+test test-examples test-last-bits test-wheel bench mutants: export OMP_NUM_THREADS = 1
 
 # Files that compare numbers with numbers computed otherwise, and take little time.
 NUMERICAL := $(patsubst %,tests/test_%.py,frames grids schedules predictions problems solvers samplers encode \
@@ -22,7 +23,7 @@ NUMERICAL := $(patsubst %,tests/test_%.py,frames grids schedules predictions pro
 RULE ?= 0
 TESTS ?= tests
 
-.PHONY: docs demo test test-last-bits test-wheel bench mutants clean
+.PHONY: demo docs test test-examples test-last-bits test-wheel bench mutants clean
 
 demo: .venv/installed-demo
 	$(PY) -m sdeadjoint demo --out demo-out
@@ -31,6 +32,10 @@ test: .venv/installed-dev
 	$(PY) -m ruff check
 	$(PY) -m mypy
 	$(PY) -m pytest -n 2
+
+# A file to a process, as each runs its example once.
+test-examples: .venv/installed-dev
+	$(PY) -m pytest -n 2 --dist loadfile -m whole_run tests/examples
 
 test-last-bits: .venv/installed-dev
 	$(PY) -m pytest -n 2 -p tests.last_bits --last-bits=$(RULE) $(NUMERICAL)

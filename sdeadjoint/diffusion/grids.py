@@ -204,10 +204,13 @@ def validate_grid(grid: Tensor | Sequence[float], schedule: Schedule) -> Tensor:
         raise ValueError(f"grid: time {bad} is {times[bad].item()}; pass finite times only")
     rising = (times.diff() >= 0).nonzero()
     if len(rising):
-        n = int(rising[0])
+        n, last = int(rising[0]), len(times) - 2
+        advice = "pass grid.flip(0) if it runs from data to noise"
+        if times[n] == times[n + 1]:
+            advice = "pass each time once" if n < last else "leave the last one out: pass grid[:-1]"
         raise ValueError(
             f"grid: must strictly decrease, from noise to data, but grid[{n}]={times[n].item()} is followed by "
-            f"grid[{n + 1}]={times[n + 1].item()}; pass grid.flip(0) if it runs from data to noise"
+            f"grid[{n + 1}]={times[n + 1].item()}; {advice}"
         )
     low, high = schedule.domain
     if times[-1] < low or times[0] > high:

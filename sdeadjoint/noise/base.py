@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 from torchsde import BrownianInterval
 
 
@@ -86,15 +87,27 @@ class BoundNoise(ABC):
 
 
 def add_to_slots(
-    tensors: Sequence[Tensor], n: int, grads: Sequence[Tensor | None], totals: list[Tensor | None]
+    tensors: Sequence[Tensor],
+    n: int,
+    grads: Sequence[Tensor | None],
+    totals: list[Tensor | None],
+    *,
+    moves: bool = True,
 ) -> None:
-    """``pull_back`` where ``dB_n`` is ``tensors[0][n]`` and ``H_n`` is ``tensors[1][n]``, cast and shifted."""
+    """``pull_back`` where ``dB_n`` is ``tensors[0][n]`` and ``H_n`` is ``tensors[1][n]``, cast and shifted.
+
+    ``moves``: whether step n injects noise; the gradient is zero otherwise.
+    """
     for k, (tensor, grad) in enumerate(zip(tensors, grads, strict=False)):
         if tensor.requires_grad and grad is not None:
             total = totals[k]
             if total is None:
-                total = totals[k] = torch.zeros_like(tensor)
-            total[n] += grad.to(total)
+                # Batches of cotangents (is_grads_batched) make a batch of totals.
+                batched = _functorch.is_functorch_wrapped_tensor(grad) or _functorch.is_legacy_batchedtensor(grad)
+                zeros = grad.to(tensor).new_zeros(tensor.shape) if batched else torch.zeros_like(tensor)
+                total = totals[k] = zeros
+            if moves:
+                total[n] += grad.to(total)
 
 
 class Noise(ABC):
@@ -208,3 +221,14 @@ def checked_step(n: int, steps: int) -> None:
 def advances(nu0: float, nu1: float) -> bool:
     """Whether a step injects noise: the clock moves, and not to ``+inf``, where the step projects onto x_0."""
     return nu0 < nu1 < math.inf
+
+
+def moving(nodes: Sequence[float]) -> tuple[bool, ...]:
+    """Whether each step injects noise."""
+    return tuple(advances(nu0, nu1) for nu0, nu1 in pairwise(nodes))
+
+
+def slot(tensor: Tensor, n: int, moves: bool, like: torch.dtype, device: torch.device) -> Tensor:
+    """Step n's slot of a caller's tensor, for a state; times zero in a step without noise, as is its gradient."""
+    part = tensor[n].to(dtype=like, device=device)
+    return part if moves else 0.0 * part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import comb
 
@@ -46,13 +47,19 @@ class Snapshots(Retrieval):
 
 def advance(plan: Plan, stage: Stage, start: int, stop: int) -> Stage:
     """Recompute the stage before step ``stop``, as the forward sweep did."""
-    carry, device = stage.carry, stage.carry.y.device
-    with generators_untouched(device):
-        stage.generators.restore()
+    carry, device, swept = stage.carry, stage.carry.y.device, plan.swept
+    with ExitStack() as stack:
+        stack.enter_context(swept.state.swapped(stage.held))
+        draws = any(trace.draws for trace in swept.traces[start:stop])
+        if draws:
+            stack.enter_context(generators_untouched(device))
+            stage.generators.restore()
         for n in range(start, stop):
-            out = evaluate(plan.isolated, n, carry, plan.autocast, keep=plan.differentiates).out
-            carry = nests.map_tensors(Tensor.detach, out)
-        return Stage(carry, GeneratorStates.current(device, stage.generators))
+            done = evaluate(plan.isolated, n, carry, swept.traces[n].wanted, plan.autocast, swept.saving)
+            carry = nests.map_tensors(Tensor.detach, done.out)
+        plan.isolated.drop_hooks()
+        generators = GeneratorStates.current(device, stage.generators) if draws else stage.generators
+        return Stage(carry, generators, swept.state.values())
 
 
 def repeats(length: int, snapshots: int) -> int:
