@@ -71,7 +71,7 @@ from .solvers import (
     UniPC,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> _Any:
