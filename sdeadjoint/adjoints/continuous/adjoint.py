@@ -113,6 +113,7 @@ class ContinuousAdjoint(Adjoint):
             return swept.outputs if keep else swept.outputs[-1:]
         descent = BackwardSolve(plan, course, self.solver, weights, recorded, recursion.equation.start, first)
         outputs: tuple[Tensor, ...] = Descended.apply(descent, swept.outputs, swept.stages[-1][1], *plan.inputs)
+        plan.parallel.prepare(outputs)
         return outputs
 
     def _refuse_sde(self, recursion: Recursion, course: Course) -> None:

@@ -93,7 +93,7 @@ class AdjointEquation:
                 "parameters of a module, or pass adjoint=Checkpoint()"
             )
         wanted = [point, *copies, *found]
-        pulled, *grads = self.sweep.hooks.differentiate([F], wanted, [a], retain_graph=plan.swept.borrows_graph)
+        pulled, *grads = self.sweep.differentiate([F], wanted, [a], retain_graph=plan.swept.borrows_graph)
         return Pulled(
             F.detach(), torch.zeros_like(a) if pulled is None else pulled, [*plan.isolated.originals, *found], grads
         )

@@ -18,6 +18,7 @@ from .graphs import Fingerprint, kinds_of, places_of
 from .hooks import MutedHooks
 from .leaves import Evaluation, Isolated, Saving, Stage, Trace, evaluate
 from .module_state import ModuleState
+from .parallel import Parallel
 from .sources import Sources, Watch
 from .surroundings import Autocast, generators_untouched
 
@@ -65,6 +66,7 @@ class Plan:
         sources: what the drift can be seen to read.
         modes: which of its modules were in training mode.
         watch: plain values among the sources.
+        parallel: data-parallel wrappers among the modules.
         first: the first step that is differentiated.
     """
 
@@ -80,6 +82,7 @@ class Plan:
     sources: Sources
     modes: tuple[bool, ...]
     watch: Watch
+    parallel: Parallel
     first: int
 
     @property
@@ -209,7 +212,8 @@ class BackwardSweep:
         self._stack = ExitStack()
 
     def __enter__(self) -> BackwardSweep:
-        for context in (torch.inference_mode(False), torch.no_grad(), self.hooks):
+        parallel = self.plan.parallel.recomputing()
+        for context in (torch.inference_mode(False), torch.no_grad(), self.hooks, parallel):
             self._stack.enter_context(context)
         return self
 
@@ -226,6 +230,14 @@ class BackwardSweep:
             if found is None:
                 return
             yield found
+
+    def differentiate(
+        self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], seeds: Sequence[Tensor], *, retain_graph: bool
+    ) -> tuple[Tensor | None, ...]:
+        """``torch.autograd.grad`` through a step, which neither hooks nor wrappers take for a backward pass."""
+        found = self.hooks.differentiate(outputs, inputs, seeds, retain_graph=retain_graph)
+        self.plan.parallel.settle()
+        return found
 
     def recompute(self, n: int, stage: Stage, reached: Tensor) -> Evaluation:
         """Step n with its graph, as it was in the forward sweep; ``reached`` is where it must lead."""
@@ -262,7 +274,7 @@ class BackwardSweep:
         with plan.isolated.guard.opened(kept):
             # A graph that is kept goes on behind its gates, where nothing must be freed.
             retain = kept or plan.swept.borrows_graph
-            grads = iter(self.hooks.differentiate(outputs, [*known, *others], seeds, retain_graph=retain))
+            grads = iter(self.differentiate(outputs, [*known, *others], seeds, retain_graph=retain))
         back: Cotangents = [None if tensor is None else next(grads) for tensor in done.own]
         self.totals.add_noise(n, [next(grads) for _ in done.noise])
         self.totals.add([*plan.isolated.originals, *others], list(grads))

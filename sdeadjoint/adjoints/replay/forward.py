@@ -29,6 +29,7 @@ from .leaves import (
     evaluate,
 )
 from .module_state import ModuleState
+from .parallel import Parallel, refuse_flat_parameters
 from .sources import Sources, Watch
 from .surroundings import Autocast, GeneratorStates
 
@@ -67,6 +68,7 @@ class Replayed:
         if plan is None:
             return swept.outputs
         outputs: tuple[Tensor, ...] = Replay.apply(plan, swept, *plan.inputs)
+        plan.parallel.prepare(outputs)
         return outputs
 
 
@@ -89,8 +91,9 @@ def sweep_and_plan(recursion: Recursion, y: Tensor, retrieval: Retrieval, how: S
     """The forward sweep, and the plan of the backward pass unless the outputs depend on nothing that has a gradient."""
     sources = Sources.of(recursion.equation.module, recursion.after_step)
     modes, watch, autocast = training_modes(sources), Watch.begin(sources), Autocast.current(y.device)
-    isolated = Isolated.of(recursion)
-    swept = sweep(isolated, recursion.start(y), how, autocast, sources)
+    isolated, parallel = Isolated.of(recursion), Parallel.of(sources.modules)
+    with parallel.sweeping():
+        swept = sweep(isolated, recursion.start(y), how, autocast, sources)
     watch.settle()
     noise = () if recursion.noise is None else recursion.noise.tensors
     given = [y, *nests.tensors(recursion.equation.tensors), *sources.parameters, *noise]
@@ -112,6 +115,7 @@ def sweep_and_plan(recursion: Recursion, y: Tensor, retrieval: Retrieval, how: S
         sources=sources,
         modes=modes,
         watch=watch,
+        parallel=parallel,
         first=how.first,
     )
 
@@ -195,6 +199,8 @@ class _Runner:
                 done = evaluate(self._isolated, n, stage.carry, wanted, self._autocast, saving)
             except ActivationsNeededError as error:
                 self.saving = error.saving
+                # Its frames hold the failed evaluation's graph, whose hooks hold the error, and this frame.
+                error.__traceback__ = error.__cause__ = error.__context__ = None
                 stage.generators.restore()
                 self.state.rewind(stage.held)
                 continue
@@ -253,6 +259,7 @@ class _Reading:
             return None
         known = done.known(self._isolated)
         others = found.leaves_but(known)
+        refuse_flat_parameters(others)
         new = [tensor for tensor in others if id(tensor) not in self._vetted]
         if any(self._made.get(id(tensor)) is tensor for tensor in new):
             raise RuntimeError(
