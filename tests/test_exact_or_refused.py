@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import sdeadjoint as sa
 
-from .awkward import CASES, Case
+from .awkward import Case
+from .awkward_inside import CASES
 from .loops import DOUBLE, NODES, loop, sampled
 from .solves import worst
 

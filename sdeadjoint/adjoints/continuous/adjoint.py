@@ -107,8 +107,8 @@ class ContinuousAdjoint(Adjoint):
         swept, plan = sweep_and_plan(recursion, y, LAST, how)
         if swept.random:
             raise RuntimeError(RANDOM)
-        if swept.state.changing:
-            raise RuntimeError(STATE.format(name=swept.state.name))
+        if name := swept.state.unsettled:
+            raise RuntimeError(STATE.format(name=name))
         if plan is None:
             return swept.outputs if keep else swept.outputs[-1:]
         descent = BackwardSolve(plan, course, self.solver, weights, recorded, recursion.equation.start, first)

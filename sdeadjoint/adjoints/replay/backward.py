@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ... import nests
 from ...recursion import Carry, Recursion
-from .graphs import Fingerprint
+from .graphs import Fingerprint, kinds_of, places_of
 from .hooks import MutedHooks
 from .leaves import Evaluation, Isolated, Saving, Stage, Trace, evaluate
 from .module_state import ModuleState
@@ -259,9 +259,13 @@ class BackwardSweep:
         plan = self.plan
         known = done.known(plan.isolated)
         found = done.dependencies(last=n == plan.recursion.steps - 1)
-        others = [leaf for leaf in found.leaves_but(known) if id(leaf) in self.totals.slots]
-        if not kept and (expected := plan.swept.traces[n].fingerprint) is not None:
-            self._refuse_other_graph(n, expected, Fingerprint.of(found, known, opaque=plan.sources.is_scripted))
+        others, expected = found.leaves_but(known), plan.swept.traces[n].fingerprint
+        if not kept and expected is not None:
+            named = [tensor for tensor in others if id(tensor) in expected.leaves]
+            leaves = places_of(found, known).union(map(id, named))
+            kinds = kinds_of(found, opaque=plan.sources.is_scripted)
+            self._refuse_other_graph(n, expected, Fingerprint(kinds, leaves, len(others) - len(named)))
+            others = named
         pairs = zip(nests.tensors(done.out), cotangents, strict=False)
         asked = [(o, a) for o, a in pairs if a is not None and o.requires_grad]
         if not asked:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
+import weakref
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
-from weakref import ReferenceType, WeakValueDictionary, ref
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ...recursion import Carry, Observer, Recursion
 from ..direct import Direct
 from ..tangents import has_tangents, push_forward, refuse_hidden_tangents, refuse_transforms
 from .backward import Plan, Reached, Replay, Retrieval, Swept, training_modes
-from .graphs import Dependencies, Fingerprint, sequence_number, updates_batch_statistics
+from .graphs import Dependencies, Fingerprint, kinds_of, places_of, sequence_number, updates_batch_statistics
 from .leaves import (
     ActivationsNeededError,
     Evaluation,
@@ -43,7 +43,7 @@ class Replayed:
         graphs: bytes for whole graphs of the latest steps.
         last: how many steps are differentiated, counted from the end; None for all.
         refuse_random, refuse_state: the sentences for networks that draw from torch's global generators, and for those
-            whose modules change their ``{name}``; empty if they may.
+            whose modules change their ``{name}`` at each step; empty if they may.
     """
 
     retrieval: Retrieval
@@ -63,8 +63,8 @@ class Replayed:
         swept, plan = sweep_and_plan(recursion, y, self.retrieval, how)
         if swept.random and self.refuse_random:
             raise RuntimeError(self.refuse_random)
-        if swept.state.changing and self.refuse_state:
-            raise RuntimeError(self.refuse_state.format(name=swept.state.name))
+        if self.refuse_state and (name := swept.state.unsettled):
+            raise RuntimeError(self.refuse_state.format(name=name))
         if plan is None:
             return swept.outputs
         outputs: tuple[Tensor, ...] = Replay.apply(plan, swept, *plan.inputs)
@@ -158,14 +158,18 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep, autocast: Autocast, sour
         if n in how.stored or n == last:
             stages.append((n, stage))
         window.make_room()
-        done, fingerprint = reading.read(n, runner.run(n, stage, wanted, keep=window.is_open), state)
+        done = runner.run(n, stage, wanted, keep=window.is_open)
+        seen = reading.read(n, done, state)
         draws = GeneratorStates.current(device, generators) is not generators
         before, wanted = wanted, tuple(tensor.requires_grad for tensor in nests.tensors(done.out))
         refuse_hidden_tangents(done.out)
         carry = nests.map_tensors(Tensor.detach, done.out)
-        is_kept = window.add(n, done)
+        if seen is not None and seen.is_new:
+            done.activations.release()
+        else:
+            window.add(n, done)
         del done
-        traces.append(Trace(before, reading.settled(fingerprint, is_kept), draws))
+        traces.append(Trace(before, None if seen is None else reading.settle(n, seen), draws))
         how.observe(n + 1, carry)
         if how.keep or how.states or n == last:
             outputs.append(carry.y)
@@ -179,7 +183,7 @@ class _Runner:
     def __init__(self, isolated: Isolated, autocast: Autocast, sources: Sources, y: Tensor) -> None:
         self._isolated, self._autocast = isolated.guarded, autocast
         isolated.guard.extend([y])
-        self._weights = [tensor for tensor in sources.parameters if tensor.requires_grad]
+        self._weights = [tensor for tensor in sources.parameters if tensor.requires_grad and tensor.is_leaf]
         self.state = ModuleState.of(sources)
         self.saving = Saving.DROPPED
 
@@ -210,6 +214,23 @@ class _Runner:
         return [(id(grad), 0 if grad is None or grad.is_inference() else grad._version) for grad in grads]
 
 
+class _Seen(NamedTuple):
+    """What the graph of a step says, without holding the graph.
+
+    ``enters``, ``noise``: whether it depends on the carry before the step, and on its noise; ``known``: the arguments
+    that it depends on, by their place; ``copies``: those of the equation among them; ``others``: its other leaves;
+    ``is_new``: whether one of these was not seen before, which may be the step's own.
+    """
+
+    enters: bool
+    noise: bool
+    kinds: Counter[type] | None
+    known: frozenset[int]
+    copies: list[Tensor]
+    others: list[weakref.ref[Tensor]]
+    is_new: bool
+
+
 class _Reading:
     """Reads off each step's graph what it depends on, and refuses what cannot be recomputed."""
 
@@ -217,14 +238,12 @@ class _Reading:
         self.reached, self.borrows = Reached(), False
         self._isolated, self._how, self._sources = isolated, how, sources
         self._mark = sequence_number()
-        self._made = WeakValueDictionary[int, Tensor]()
+        self._made = weakref.WeakValueDictionary[int, Tensor]()
+        self._vetted = set(map(id, sources.parameters))
         self._latest: Fingerprint | None = None
-        # Leaves that outlive an evaluation, and those of the present one of which that is not known yet.
-        self._lasting = set(map(id, sources.parameters))
-        self._passing: dict[int, ReferenceType[Tensor]] = {}
 
-    def read(self, n: int, done: Evaluation, state: ModuleState) -> tuple[Evaluation, Fingerprint | None]:
-        """The evaluation, and its fingerprint if its step counts."""
+    def read(self, n: int, done: Evaluation, state: ModuleState) -> _Seen | None:
+        """What is to be settled once the graph is gone; None if the step does not count."""
         found = done.dependencies(last=n == self._isolated.base.steps - 1)
         updates = _refuse_what_cannot_be_repeated(found)
         state.notice(updates=updates)
@@ -232,51 +251,47 @@ class _Reading:
             raise RuntimeError(STATISTICS)
         self._refuse_direct_reads(found)
         if n < self._how.first:
-            return done, None
+            return None
         known = done.known(self._isolated)
         others = found.leaves_but(known)
-        refuse_flat_parameters(others)
-        if any(self._made.get(id(tensor)) is tensor for tensor in others):
+        new = [tensor for tensor in others if id(tensor) not in self._vetted]
+        refuse_flat_parameters(new)
+        if any(self._made.get(id(tensor)) is tensor for tensor in new):
             raise RuntimeError(
                 "network: it used a tensor that an earlier evaluation had computed (a cache kept between calls), so a "
                 "step depends on more than its state; make it a function of (x, t, cond), or use adjoint=Direct()"
             )
-        shared = {id(copy) for copy in self._isolated.copies}
-        self._made.update({id(tensor): tensor for tensor in known if id(tensor) not in shared})
+        self._made.update({id(tensor): tensor for tensor in (*done.own, *done.noise) if tensor is not None})
         self.borrows = self.borrows or found.precede(self._mark)
-        self._reach(n, done, found, [leaf for leaf in others if id(leaf) in self._lasting])
-        self._passing = {id(leaf): ref(leaf) for leaf in others if id(leaf) not in self._lasting}
-        return done, Fingerprint.of(found, known, opaque=self._sources.is_scripted)
+        met = {id(leaf) for leaf in found.leaves}
+        return _Seen(
+            any(id(tensor) in met for tensor in done.own),
+            any(id(tensor) in met for tensor in done.noise),
+            kinds_of(found, opaque=self._sources.is_scripted),
+            places_of(found, known),
+            [copy for copy in self._isolated.copies if id(copy) in met],
+            [weakref.ref(tensor) for tensor in others],
+            bool(new),
+        )
 
-    def settled(self, fingerprint: Fingerprint | None, is_kept: bool) -> Fingerprint | None:
-        """The fingerprint, now that the evaluation is let go of, unless it is kept.
+    def settle(self, n: int, seen: _Seen) -> Fingerprint:
+        """What the outputs depend on, now that step n is done, through its entry and by itself; its fingerprint.
 
-        Leaves that went with it (weights that are loaded for one call) are counted: nobody can ask for their gradients.
+        A leaf that goes with the graph is the step's own, made in each evaluation anew.
         """
-        found = {key: leaf for key, reference in self._passing.items() if (leaf := reference()) is not None}
-        self.reached = self.reached._replace(leaves=self.reached.leaves | found)
-        self._isolated.guard.extend(found.values())
-        known: set[int] = set() if is_kept else set(found)
-        self._lasting |= known
-        if fingerprint is not None:
-            fingerprint = fingerprint.counting(self._passing.keys() - known)
-        self._passing = {}
+        others = [tensor for reference in seen.others if (tensor := reference()) is not None]
+        before = self.reached if seen.enters or self._how.keep else Reached()
+        leaves = {id(leaf): leaf for leaf in (*seen.copies, *others)}
+        self.reached = Reached(
+            before.start or (n == 0 and seen.enters), before.noise or seen.noise, before.leaves | leaves
+        )
+        self._isolated.guard.extend(others)
+        names = frozenset(map(id, others))
+        self._vetted |= names
+        fingerprint = Fingerprint(seen.kinds, seen.known | names, len(seen.others) - len(others))
         if self._latest != fingerprint:
             self._latest = fingerprint
         return self._latest
-
-    def _reach(self, n: int, done: Evaluation, found: Dependencies, others: Sequence[Tensor]) -> None:
-        """What the outputs depend on, now that step n is done: through its entry, and by itself."""
-        met = {id(leaf) for leaf in found.leaves}
-        enters = any(id(tensor) in met for tensor in done.own)
-        before = self.reached if enters or self._how.keep else Reached()
-        own = [copy for copy in self._isolated.copies if id(copy) in met]
-        self.reached = Reached(
-            before.start or (n == 0 and enters),
-            before.noise or any(id(tensor) in met for tensor in done.noise),
-            before.leaves | {id(leaf): leaf for leaf in (*own, *others)},
-        )
-        self._isolated.guard.extend(others)
 
     def _refuse_direct_reads(self, found: Dependencies) -> None:
         noise = () if self._isolated.base.noise is None else self._isolated.base.noise.tensors
@@ -309,8 +324,8 @@ class KeptGraphs:
         while self.kept and sum(self._sizes) + self._latest > self._room:
             self._drop()
 
-    def add(self, n: int, done: Evaluation) -> bool:
-        """Keep an evaluation if it fits, else let go of its activations; return whether it is kept."""
+    def add(self, n: int, done: Evaluation) -> None:
+        """Keep an evaluation if it fits, else let go of its activations."""
         if self.is_open and done.activations.saving is Saving.HELD:
             self._latest = done.activations.nbytes(self._elsewhere)
             if self._latest <= self._room:
@@ -318,9 +333,8 @@ class KeptGraphs:
                 self._sizes.append(self._latest)
                 while sum(self._sizes) > self._room:
                     self._drop()
-                return True
+                return
         done.activations.release()
-        return False
 
     def _drop(self) -> None:
         _, done = self.kept.popleft()

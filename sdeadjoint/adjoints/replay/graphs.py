@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from operator import methodcaller
 from typing import Any, NamedTuple
 
@@ -72,38 +72,36 @@ def dependencies(outputs: Iterable[Tensor]) -> Dependencies:
 class Fingerprint(NamedTuple):
     """What tells a step's graph from another's: how many nodes of each type it has, and its leaves.
 
-    ``nodes``: None where some are opaque (compiled or scripted code, which may be compiled anew at any call);
-    ``leaves``: arguments by their place, all others by identity; ``passing``: how many more there are that each
-    evaluation has of its own.
+    ``kinds``: None where some nodes are opaque; ``leaves``: arguments by their place, all others by identity;
+    ``inner``: how many leaves the step makes itself, anew at each evaluation.
     """
 
-    nodes: Counter[type] | None
+    kinds: Counter[type] | None
     leaves: frozenset[int]
-    passing: int = 0
-
-    @classmethod
-    def of(cls, found: Dependencies, known: Sequence[Tensor], *, opaque: bool) -> Fingerprint:
-        places = {id(tensor): place for place, tensor in enumerate(known)}
-        nodes = Counter(map(type, found.nodes))
-        opaque = opaque or any(kind.__name__.startswith("CompiledFunction") for kind in nodes)
-        leaves = frozenset(places.get(id(leaf), id(leaf)) for leaf in found.leaves)
-        return cls(None if opaque else nodes, leaves)
-
-    def counting(self, passing: Set[int]) -> Fingerprint:
-        """The same with some of its leaves counted, and not known by their identity."""
-        gone = self.leaves & passing
-        return self._replace(leaves=self.leaves - gone, passing=len(gone)) if gone else self
+    inner: int
 
     def differs(self, other: Fingerprint) -> str:
         """How another fingerprint differs, in words; empty if it does not."""
-        if not self.leaves <= other.leaves or len(other.leaves - self.leaves) != self.passing:
-            was, now = len(self.leaves) + self.passing, len(other.leaves)
-            return f"it depends on {now} tensors that require gradients in place of {was}"
-        if self.nodes is None or other.nodes is None or self.nodes == other.nodes:
+        if self[1:] != other[1:]:
+            was, now = (len(found.leaves) + found.inner for found in (self, other))
+            return f"it depends on {'other' if was == now else now} tensors that require gradients in place of {was}"
+        if self.kinds is None or other.kinds is None or self.kinds == other.kinds:
             return ""
-        counts = [(kind.__name__, self.nodes[kind], other.nodes[kind]) for kind in self.nodes | other.nodes]
-        name, before, after = next(found for found in counts if found[1] != found[2])
-        return f"{after} operations {name} in place of {before}"
+        counts = [(kind.__name__, self.kinds[kind], other.kinds[kind]) for kind in self.kinds | other.kinds]
+        name, was, now = next(found for found in counts if found[1] != found[2])
+        return f"{now} operations {name} in place of {was}"
+
+
+def kinds_of(found: Dependencies, *, opaque: bool) -> Counter[type] | None:
+    """How many nodes of each type there are; None for compiled or scripted code, which may be made anew at any call."""
+    kinds = Counter(map(type, found.nodes))
+    return None if opaque or any(kind.__name__.startswith("CompiledFunction") for kind in kinds) else kinds
+
+
+def places_of(found: Dependencies, known: Sequence[Tensor]) -> frozenset[int]:
+    """Which of the known tensors are among the leaves, by their place."""
+    met = set(map(id, found.leaves))
+    return frozenset(place for place, tensor in enumerate(known) if id(tensor) in met)
 
 
 def updates_batch_statistics(node: Any) -> bool:

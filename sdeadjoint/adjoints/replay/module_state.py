@@ -38,6 +38,8 @@ class ModuleState:
         self._initial = [_copied(value) for value in self._values()]
         self._marks: list[Any] = []
         self.changing: set[int] = set()
+        self._later: set[int] = set()
+        self._is_first = True
 
     @classmethod
     def of(cls, sources: Sources) -> ModuleState:
@@ -51,9 +53,9 @@ class ModuleState:
         return state
 
     @property
-    def name(self) -> str:
-        """One of those that change; empty if none does."""
-        return self._places[min(self.changing)][1] if self.changing else ""
+    def unsettled(self) -> str:
+        """The name of one that changes in later steps than the first, too; empty if none does."""
+        return self._places[min(self._later)][1] if self._later else ""
 
     def changes(self, tensor: Tensor) -> bool:
         """Whether a tensor is one that changes."""
@@ -75,6 +77,9 @@ class ModuleState:
                     "restored for a recomputation; make it an argument, or pass adjoint=Direct()"
                 )
         self.changing |= changed
+        if not self._is_first:
+            self._later |= changed
+        self._is_first = False
 
     def values(self) -> dict[int, Any]:
         """Copies of those that change."""
