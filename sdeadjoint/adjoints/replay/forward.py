@@ -259,8 +259,8 @@ class _Reading:
             return None
         known = done.known(self._isolated)
         others = found.leaves_but(known)
-        refuse_flat_parameters(others)
         new = [tensor for tensor in others if id(tensor) not in self._vetted]
+        refuse_flat_parameters(new)
         if any(self._made.get(id(tensor)) is tensor for tensor in new):
             raise RuntimeError(
                 "network: it used a tensor that an earlier evaluation had computed (a cache kept between calls), so a "
