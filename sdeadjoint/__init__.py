@@ -40,6 +40,7 @@ from .solvers import (
     Claims,
     Coupled,
     Dopri5,
+    DPMSolver3,
     DPMSolverPP2M,
     Euler,
     Heun,
@@ -48,6 +49,7 @@ from .solvers import (
     ReversibleHeun,
     ShARK,
     Solver,
+    UniPC,
 )
 
 __version__ = "0.1.0"
@@ -65,6 +67,7 @@ __all__ = [
     "Claims",
     "ContinuousAdjoint",
     "Coupled",
+    "DPMSolver3",
     "DPMSolverPP2M",
     "Denoiser",
     "Direct",
@@ -95,6 +98,7 @@ __all__ = [
     "Solver",
     "Tabulated",
     "Truncated",
+    "UniPC",
     "VPCosine",
     "VPLevel",
     "VPLinear",

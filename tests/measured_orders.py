@@ -31,7 +31,9 @@ MIXTURE = sa.problems.Mixture([0.4, 0.6], [-1.0, 1.0], [0.5, 0.3])  # mild: no p
 PATHS, SAMPLES = 500, 60  # Brownian paths; starting points where there is no noise
 STEPS = (16, 32, 64, 128)
 # Polynomials through four drifts in the clock itself, which grows sevenfold, overshoot on 16 steps.
-LATER = {"AdamsBashforth(order=4, variable='clock')": (32, 64, 128, 256)}
+LATER = dict.fromkeys(
+    (f"AdamsBashforth(order=4, variable='clock'{start})" for start in ("", ", start=RK4()")), (32, 64, 128, 256)
+)
 FRAMES = (("data", 1.0), ("data", 0.5), ("noise", 0.5), ("flow", 0.5), ("flow", 1.0))
 COLUMNS = ("ode", "ode gradient", "strong", "gradient", "weak")
 

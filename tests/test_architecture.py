@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "sdeadjoint"
 
 # From the bottom up. A module imports from lower layers, and from its own folder.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"nests", "arguments", "progress", "command_line", "memory"}),
+    frozenset({"nests", "arguments", "progress", "memory", "workers"}),
     frozenset({"packing", "fixed_point"}),
     frozenset({"solvers", "noise", "conditioning"}),
     frozenset({"equation"}),
@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"adjoints", "diffusion"}),
     frozenset({"solve", "problems", "inversion", "samplers"}),
     frozenset({"sample", "encode", "equilibria", "clocks"}),
-    frozenset({"adapters", "gradient_check"}),
+    frozenset({"adapters", "gradient_check", "command_line"}),
     frozenset({"comparison", "convergence"}),
     frozenset({"testing", "demo"}),
     frozenset({"cli"}),

@@ -41,4 +41,5 @@ def test_orders_above_one_need_a_regular_noise_clock_and_levy_areas() -> None:
 
 def test_defaults_are_the_documented_ones() -> None:
     assert repr(sa.AdamsBashforth()) == "AdamsBashforth(order=2, variable='log')"
+    assert sa.AdamsBashforth().start is None
     assert repr(sa.Coupled(sa.Heun())) == "Coupled(base=Heun(), zeta=0.999)"

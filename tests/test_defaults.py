@@ -61,6 +61,7 @@ DEFAULTS: dict[ModuleType, dict[str, dict[str, Any]]] = {
     convergence: {
         "Gradient": {"of": "x_T", "block": 25},
         "Power": {"exponent": 2},
+        "Setting": {"name": ""},
         "Slope": {"floor": 0.0, "standstill": 0.0},
         "Study": {"paths": 1000, "seed": 0, "finer": 4},
         "fit": {"statistic": "rms", "confidence": 0.95},

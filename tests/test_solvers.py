@@ -27,12 +27,15 @@ from torch.autograd import gradcheck
 import sdeadjoint as sa
 from sdeadjoint.noise.refinable import Piece, combine
 from sdeadjoint.solvers import RungeKutta
+from sdeadjoint.solvers.facts import remembers
 from sdeadjoint.testing import strategies
 from sdeadjoint.testing.strategies import SOLVERS
 
 EPS = torch.finfo(torch.float64).eps
 RUNGE_KUTTA = [solver for solver in SOLVERS if isinstance(solver, RungeKutta)]
-MULTISTEP = [solver for solver in SOLVERS if isinstance(solver, sa.AdamsBashforth)]
+ADAMS_BASHFORTH = [solver for solver in SOLVERS if isinstance(solver, sa.AdamsBashforth)]
+MULTISTEP = [solver for solver in ADAMS_BASHFORTH if solver.start is None]
+STARTED = [solver for solver in ADAMS_BASHFORTH if solver.start is not None]
 each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 
 
@@ -103,7 +106,8 @@ def test_steps_are_pure_and_keep_shape_and_dtype(
         interval = sa.Interval(s0, s1, noise[n][0], noise[n][1])
         calls.clear()
         first, first_state = solver.step(drift, interval, y, state)
-        assert 0 <= len(calls) - solver.claims.evaluations <= (n == 0)  # at most one more in the first step
+        claimed = (*solver.claims.starting, *[solver.claims.evaluations] * len(nodes))[n]
+        assert 0 <= len(calls) - claimed <= (n == 0)  # at most one more in the first step
         assert (first.dtype, first.shape) == (dtype, torch.Size(shape))
         low, high = min(s0, s1), max(s0, s1)
         assert all(low <= s <= high for s, _ in calls)
@@ -401,6 +405,95 @@ def test_a_node_at_zero_is_infinitely_far_away_in_the_logarithm(order: int) -> N
     torch.testing.assert_close(got, f64(by_clock), rtol=0, atol=1000 * EPS)
 
 
+# ---------------------------------------------------------------- multistep methods that another one starts
+
+
+@given(st.sampled_from(STARTED), clocks(), st.sampled_from([torch.float64, torch.float32]))
+def test_a_start_makes_the_first_steps_and_the_method_the_others(
+    solver: sa.AdamsBashforth, nodes: list[float], dtype: torch.dtype
+) -> None:
+    plain, start = sa.AdamsBashforth(solver.order, solver.variable), solver.start
+    assert start is not None
+    y, state = randn(3).to(dtype), solver.initial_state
+    for n, (s0, s1) in enumerate(pairwise(nodes)):
+        interval = sa.Interval(s0, s1, randn(3, seed=n + 1).to(dtype))
+        expected = start.step(tangled, interval, y, ())[0] if n < solver.order - 1 else None
+        if expected is None:
+            expected = plain.step(tangled, interval, y, state)[0]  # given the same past
+        before, (y, state) = y, solver.step(tangled, interval, y, state)
+        assert torch.equal(y, expected)
+        assert state[0][0] == s0
+        assert torch.equal(state[0][1], tangled(s0, before))
+        assert len(state) == min(n + 1, solver.order - 1)
+
+
+@pytest.mark.parametrize("variable", ["log", "clock"])
+@pytest.mark.parametrize(
+    ("order", "start", "ode", "starting"),
+    [
+        (1, sa.RK4(), 1, ()),
+        (2, sa.RK4(), 2, (4,)),
+        (3, sa.Heun(), 3, (2, 2)),
+        (4, sa.Heun(), 3, (2, 2, 2)),
+        (4, sa.BogackiShampine(), 4, (3, 3, 3)),
+        (4, sa.Euler(), 2, ()),
+        (3, sa.AdamsBashforth(1), 2, ()),
+    ],
+    ids=str,
+)
+def test_the_order_is_that_of_the_start_and_one_more(
+    order: int, start: sa.Solver, ode: int, starting: tuple[int, ...], variable: str
+) -> None:
+    solver = sa.AdamsBashforth(order, variable, start)
+    assert solver.claims == sa.Claims(ode, 1.0, 1, weak=min(order, 2), starting=starting)
+    assert solver.claims.calls(10) == sum(starting) + 10 - len(starting)
+    assert solver.claims.calls(2) == sum(starting[:2]) + 2 - len(starting[:2])
+    errors = []
+    for steps in (64, 128, 256):
+        nodes = [0.5 * 4.0 ** (n / steps) for n in range(steps + 1)]
+        errors.append(error(solver, nodes))
+    check_order(torch.stack(errors), ode)
+    if ode < order:  # and no more, once the error of the start is the largest
+        grids = ([0.5 * 4.0 ** (n / steps) for n in range(steps + 1)] for steps in (1024, 2048))
+        rms = torch.stack([error(solver, nodes) for nodes in grids]).square().mean(1).sqrt()
+        assert float((rms[0] / rms[1]).log2()) < ode + 0.5
+
+
+def test_without_a_start_nothing_has_changed() -> None:
+    assert repr(sa.AdamsBashforth(3, "clock")) == "AdamsBashforth(order=3, variable='clock')"
+    assert repr(sa.AdamsBashforth(3, start=sa.RK4())) == "AdamsBashforth(order=3, variable='log', start=RK4())"
+    assert sa.AdamsBashforth(3).claims == sa.Claims(ode=2, strong=1.0, evaluations=1, weak=2.0)
+    y, nodes = randn(3), [0.5, 0.8, 1.5, 1.9, 2.0]
+    ends = [solve(sa.AdamsBashforth(4, start=start), tangled, nodes, y) for start in (None, sa.Euler(), sa.RK4())]
+    assert not torch.equal(ends[0], ends[1])  # on two and three nodes the method itself is better than Euler's
+    assert not torch.equal(ends[0], ends[2])
+
+
+def test_a_node_at_zero_is_dropped_after_a_start_too() -> None:
+    nodes = [0.0, 0.5, 0.8, 1.5, 1.9]
+    solver = sa.AdamsBashforth(3, "log", sa.RK4())
+    started = solve(solver, tangled, nodes[:3], randn(3))
+    by_hand = solve(sa.RK4(), tangled, nodes[:3], randn(3))
+    assert torch.equal(started, by_hand)
+    assert solve(solver, tangled, nodes, randn(3)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("start", "kind", "says"),
+    [
+        (sa.RK4, TypeError, r"start: got the class RK4; pass a one-step solver such as RK4\(\), or None"),
+        ("rk4", TypeError, "start: got str; pass a one-step solver"),
+        (sa.DPMSolverPP2M(), ValueError, r"start: got DPMSolverPP2M\(\), which remembers earlier steps"),
+        (sa.Coupled(sa.Heun()), ValueError, r"start: got Coupled\(.*, which remembers earlier steps"),
+        (sa.ShARK(), ValueError, r"start: got ShARK\(\), which asks for Levy areas"),
+    ],
+    ids=str,
+)
+def test_other_starts_are_refused(start: Any, kind: type[Exception], says: str) -> None:
+    with pytest.raises(kind, match=says):
+        sa.AdamsBashforth(3, start=start)
+
+
 @given(clocks(steps=3))
 def test_dpm_solver_pp_2m_extrapolates_in_the_logarithm(nodes: list[float]) -> None:
     u = [math.log(s) for s in nodes]
@@ -458,7 +551,9 @@ def error(solver: sa.Solver, nodes: Sequence[float]) -> Tensor:
 @each_solver
 def test_order_on_an_ode(solver: sa.Solver, stretch: str, backwards: bool) -> None:
     errors = []
-    for steps in (32, 64, 128) if solver.claims.ode > 2 else (128, 256, 512):
+    # Polynomials through past drifts need finer grids than stages do; the terms of order 3 and 4 of UniPC(3) cross.
+    levels = (128, 256, 512) if solver.claims.ode <= 2 or remembers(solver) else (32, 64, 128)
+    for steps in (512, 1024, 2048) if solver == sa.UniPC(3) else levels:
         nodes = [STRETCHES[stretch](n / steps) for n in range(steps + 1)]
         errors.append(error(solver, nodes[::-1] if backwards else nodes))
     check_order(torch.stack(errors), solver.claims.ode)
@@ -534,6 +629,20 @@ def snr_case(lam0: float, lam1: float) -> tuple[list[Path], Tensor, Tensor]:
     return [path for path in reversed(nested) if len(path.W) in LEVELS], y, fine.solved(sa.ShARK(), y)
 
 
+def test_what_a_start_by_rk4_is_worth() -> None:
+    """The numbers of theory/orders.md, O2: against quantile transport, from 60 starting points."""
+    t_max, t_min = SCHEDULE.time(f64([-1.0, 1.0])).tolist()
+    grid, x_T = sa.uniform_logsnr(SCHEDULE, 256, t_max=t_max, t_min=t_min), torch.linspace(-2.5, 2.5, 60).double()
+    exact = MIXTURE.ode_map(x_T, SCHEDULE, t_max=t_max, t_min=t_min)
+    rms = []
+    for start in (None, sa.RK4()):
+        solver = sa.AdamsBashforth(4, "log", start)
+        x = sa.sample(MIXTURE.denoiser(SCHEDULE), x_T, frame=sa.Frame(SCHEDULE), grid=grid, solver=solver)
+        rms.append(float((x - exact).square().mean().sqrt()))
+    assert rms == pytest.approx([5.0e-6, 6.3e-10], rel=0.02)
+    assert sa.AdamsBashforth(4, start=sa.RK4()).claims.calls(256) - sa.AdamsBashforth(4).claims.calls(256) == 9
+
+
 @each_solver
 def test_strong_order_on_the_snr_clock(solver: sa.Solver) -> None:
     # The reference is 8 times finer than the last level: it raises the last slope of order 1.5 by at most 0.06.
@@ -550,7 +659,8 @@ def test_order_of_the_gradient_in_x_T(solver: sa.Solver, kind: str) -> None:
     x_T.requires_grad_()
     frame, denoiser, errors = sa.Frame(SCHEDULE, kind=kind), MIXTURE.denoiser(SCHEDULE), []
     # Coarse enough for errors above 1e-11, to which the exact gradient is known.
-    for steps in {1: (32, 64, 128), 2: (32, 64, 128), 5: (4, 8, 16)}.get(solver.claims.ode, (8, 16, 32)):
+    levels = {3: (8, 16, 32), 4: (8, 16, 32), 5: (4, 8, 16)}.get(solver.claims.ode, (32, 64, 128))
+    for steps in (32, 64, 128) if remembers(solver) else levels:
         grid = sa.uniform_logsnr(SCHEDULE, steps, t_max=t_max, t_min=t_min)
         x = sa.sample(denoiser, x_T, frame=frame, grid=grid, solver=solver, adjoint=sa.Direct())
         errors.append(torch.autograd.grad(x.sum(), x_T)[0] - exact)

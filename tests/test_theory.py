@@ -240,11 +240,18 @@ def test_dpm_solver_pp_2m_is_a_midpoint_rule(u: list[int]) -> None:
     assert oc.multistep_order([got[0], -got[1]], [F(u[-2]), F(u[-3])], value) == 0
 
 
-@pytest.mark.parametrize("subject", [repr(s) for s in SOLVERS if isinstance(s, sa.AdamsBashforth | sa.DPMSolverPP2M)])
-def test_multistep_guarantees_are_capped_by_the_euler_start(subject: str) -> None:
-    steps = int(found[1]) if (found := re.search(r"order=(\d)", subject)) else 2
-    proved = {g.quantity: g.order for g in GUARANTEES if g.subject == subject}
-    assert proved == {"ode": min(steps, 2), "strong": 1.0, "gradient": 1.0, "weak": min(steps, 2)}
+MULTISTEP = [solver for solver in SOLVERS if isinstance(solver, sa.AdamsBashforth | sa.DPMSolverPP2M)]
+
+
+@pytest.mark.parametrize("solver", MULTISTEP, ids=repr)
+def test_multistep_guarantees_are_capped_by_the_start(solver: sa.Solver) -> None:
+    """O2 and W2: the order that the weights have, and one more than the start's."""
+    steps, start = 2, None
+    if isinstance(solver, sa.AdamsBashforth):
+        steps, start = solver.order, solver.start
+    of_start = oc.ode_order(coefficients(start)) if isinstance(start, RungeKutta) else 1
+    proved = {g.quantity: g.order for g in GUARANTEES if g.subject == repr(solver)}
+    assert proved == {"ode": min(steps, of_start + 1), "strong": 1.0, "gradient": 1.0, "weak": min(steps, 2)}
 
 
 # ---------------------------------------------------------------- the texts
@@ -265,10 +272,13 @@ def test_every_guarantee_is_proved_by_a_statement_on_such_methods(guarantee: Gua
     file, number = sources[0].split(", ")
     own = found[0] if (found := re.match("Coupled|ReversibleHeun", subject)) else ""  # with statements of its own
     kind = own or ("one-step methods" if subject in RUNGE_KUTTA else "multistep methods")
+    in_log = {"DPMSolver3": "singlestep methods in log s", "UniPC": "predictor-corrector methods in log s"}
+    named = in_log.get(subject.split("(")[0], kind)
     (strong,) = (g for g in GUARANTEES if (g.subject, g.quantity) == (subject, "strong"))
     beside = strong.source.split("; ")[:1] if own else []
     if quantity == "ode":
-        assert TITLES[number] == f"{kind}, no noise"
+        assert TITLES[number] == f"{named}, no noise"
+        assert (guarantee.hypotheses == "log s, away from s = 0") == (named != kind)
     elif quantity == "strong":
         assert TITLES[number].removeprefix(f"{own}, ").startswith(f"strong order {guarantee.order}")
         assert TITLES[number].startswith(own)
@@ -281,8 +291,12 @@ def test_every_guarantee_is_proved_by_a_statement_on_such_methods(guarantee: Gua
         assert TITLES[number] == "a strong order is a weak order"
     else:
         assert (file, sources[1:]) == ("weak.md", [])
-        assert TITLES[number] == (f"{own}, weak order {guarantee.order}" if own else kind)
-    assert ("Euler start" in guarantee.hypotheses) == (kind == "multistep methods" and quantity in ("ode", "weak"))
+        law = "one-step methods" if "DPMSolver3" in subject else kind
+        assert TITLES[number] == (f"{own}, weak order {guarantee.order}" if own else law)
+    starts = ("started by a method of order 4" if "start=" in subject else "Euler start",)
+    matters = kind == named == "multistep methods" and quantity in ("ode", "weak")
+    found = tuple(part for part in guarantee.hypotheses.split("; ") if "start" in part)
+    assert found == (starts if matters else ())
 
 
 def test_statements_are_numbered_once_and_mentioned_only_if_they_exist() -> None:

@@ -39,18 +39,25 @@ _ONE_STEP = {
     "SRA1()": 2,
     "ShARK()": 2,
 }
-_MULTISTEP = {"DPMSolverPP2M()": 2} | {
-    f"AdamsBashforth(order={k}, variable={variable!r})": min(k, 2)
-    for k in (1, 2, 3, 4)
-    for variable in ("log", "clock")
-}
+_EULER_START, _RK4_START = "Euler start", "started by a method of order 4"
+_MULTISTEP = {"DPMSolverPP2M()": (2, _EULER_START)}
+for _variable in ("log", "clock"):
+    for _k in (1, 2, 3, 4):
+        _MULTISTEP[f"AdamsBashforth(order={_k}, variable={_variable!r})"] = (min(_k, 2), _EULER_START)
+    for _k in (3, 4):
+        _MULTISTEP[f"AdamsBashforth(order={_k}, variable={_variable!r}, start=RK4())"] = (_k, _RK4_START)
+_SINGLESTEP = tuple(f"DPMSolver3(variant={variant!r})" for variant in ("dpmsolver", "heun", "midpoint"))
+_UNI_PC = {f"UniPC(order={k}, variant='bh2')": min(k + 1, 3) for k in (1, 2, 3)} | {"UniPC(order=2, variant='bh1')": 3}
+_LOG = (*_SINGLESTEP, *_UNI_PC)
 _THREE_HALVES = {"SRA1()": "Roessler (2010)", "ShARK()": "Foster, dos Reis and Strange (2024)"}
 _WEAK_TWO = ("Heun()", *_THREE_HALVES)
 _COUPLED = {f"Coupled(base={name}, zeta=0.999)": name for name in ("Euler()", "Heun()", "RK4()", "ShARK()")}
 
 GUARANTEES: tuple[Guarantee, ...] = (
     *(Guarantee(name, "ode", order, "none", "orders.md, O1") for name, order in _ONE_STEP.items()),
-    *(Guarantee(name, "ode", order, "Euler start", "orders.md, O2") for name, order in _MULTISTEP.items()),
+    *(Guarantee(name, "ode", order, start, "orders.md, O2") for name, (order, start) in _MULTISTEP.items()),
+    *(Guarantee(name, "ode", 3, "log s, away from s = 0", "orders.md, O6") for name in _SINGLESTEP),
+    *(Guarantee(name, "ode", order, "log s, away from s = 0", "orders.md, O7") for name, order in _UNI_PC.items()),
     *(
         Guarantee(name, "ode", _ONE_STEP[base], "any grid, 0 < zeta <= 1", "reversible.md, R1")
         for name, base in _COUPLED.items()
@@ -58,7 +65,7 @@ GUARANTEES: tuple[Guarantee, ...] = (
     Guarantee("ReversibleHeun()", "ode", 2, "any grid", "reversible.md, R4"),
     *(
         Guarantee(name, "strong", 1.0, _ANY, "orders.md, O3")
-        for name in (*_ONE_STEP, *_MULTISTEP)
+        for name in (*_ONE_STEP, *_MULTISTEP, *_LOG)
         if name not in _THREE_HALVES
     ),
     *(Guarantee(name, "strong", 1.5, _REGULAR, f"orders.md, O4; {source}") for name, source in _THREE_HALVES.items()),
@@ -75,7 +82,7 @@ GUARANTEES: tuple[Guarantee, ...] = (
     Guarantee("ReversibleHeun()", "strong", 1.0, _ANY, "reversible.md, R5; Kidger, Foster, Li and Lyons (2021)"),
     *(
         Guarantee(name, "gradient", 1.0, _ANY, "discrete_adjoint.md, D3")
-        for name in (*_ONE_STEP, *_MULTISTEP)
+        for name in (*_ONE_STEP, *_MULTISTEP, *_LOG)
         if name not in _THREE_HALVES
     ),
     *(Guarantee(name, "gradient", 1.5, _REGULAR, "discrete_adjoint.md, D3") for name in _THREE_HALVES),
@@ -91,7 +98,12 @@ GUARANTEES: tuple[Guarantee, ...] = (
     ),
     Guarantee("ReversibleHeun()", "gradient", 1.0, _ANY, "discrete_adjoint.md, D3; reversible.md, R5"),
     *(Guarantee(name, "weak", 2 if name in _WEAK_TWO else 1, _ANY, "weak.md, W1") for name in _ONE_STEP),
-    *(Guarantee(name, "weak", order, f"{_ANY}; Euler start", "weak.md, W2") for name, order in _MULTISTEP.items()),
+    *(Guarantee(name, "weak", 1, _ANY, "weak.md, W1") for name in _SINGLESTEP),
+    *(Guarantee(name, "weak", 2, _ANY, "weak.md, W2") for name in _UNI_PC),
+    *(
+        Guarantee(name, "weak", min(order, 2), f"{_ANY}; {start}", "weak.md, W2")
+        for name, (order, start) in _MULTISTEP.items()
+    ),
     *(
         Guarantee(name, "weak", 2, f"{_ANY}; 0 < zeta <= 1", "weak.md, W4")
         if base in _WEAK_TWO

@@ -50,6 +50,13 @@ class Answer:
     round_trip: float | None = None
 
 
+class Tried(NamedTuple):
+    """What a trial gives wherever it is made: all but its time."""
+
+    answer: Answer
+    peak_bytes: int | None
+
+
 @dataclass(frozen=True)
 class Trial:
     """A method on a call with one grid; ``without``: kinds of tensors whose gradients are not asked for."""
@@ -101,6 +108,12 @@ class Trial:
             told = tuple(dict.fromkeys(str(warning.message) for warning in caught))
             return Answer(found, counts, without, "; ".join(refused[:1]), told, trips[-1] if trips else None)
         return Answer(None, Counts(0, 0, 0), frozenset(), refused[0])
+
+    def tried(self) -> Tried:
+        """Take the gradients and, if there are any, count the memory that they need."""
+        answer = self.answer()
+        peak = None if answer.gradients is None else replace(self, without=answer.without).peak_bytes()
+        return Tried(answer, peak)
 
     def own_reference(self) -> Gradients:
         """Take the gradient of the sampler that runs here by plain autograd in float64."""
@@ -173,13 +186,20 @@ def _agreement(kind: str, found: Gradients, reference: Gradients | None) -> Agre
     g, r = (_joined([pair[i] for pair in _pairs(names, found, reference)], kind) for i in (0, 1))
     if not r.norm() > 0:
         return None
-    medians: tuple[float | None, float | None] = (None, None)
-    if kind == "x_T" and (r.norm(dim=1) > 0).all():
-        errors = (g - r).norm(dim=1) / r.norm(dim=1)
-        cosines = (g * r).sum(1) / (g.norm(dim=1) * r.norm(dim=1))
-        medians = (float(errors.median()), float(cosines.median()) if (g.norm(dim=1) > 0).all() else None)
+    error, ratio = float((g - r).norm() / r.norm()), float(g.norm() / r.norm())
     cosine = float((g * r).sum() / (g.norm() * r.norm())) if g.norm() > 0 else None
-    return Agreement(float((g - r).norm() / r.norm()), cosine, *medians)
+    if kind != "x_T" or not (r.norm(dim=1) > 0).all():
+        return Agreement(error, cosine, ratio=ratio)
+    errors, ratios = (g - r).norm(dim=1) / r.norm(dim=1), g.norm(dim=1) / r.norm(dim=1)
+    cosines = (g * r).sum(1) / (g.norm(dim=1) * r.norm(dim=1))
+    return Agreement(
+        error,
+        cosine,
+        median_error=float(errors.median()),
+        median_cosine=float(cosines.median()) if (g.norm(dim=1) > 0).all() else None,
+        ratio=ratio,
+        median_ratio=float(ratios.median()),
+    )
 
 
 def _pairs(names: list[str], found: Gradients, reference: Gradients) -> list[tuple[Tensor, Tensor]]:

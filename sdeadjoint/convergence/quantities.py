@@ -46,7 +46,12 @@ class Quantity(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """In a word or two, for labels."""
+        """A word or two, for titles."""
+
+    @property
+    def error_name(self) -> str:
+        """The number of all paths' errors that is drawn, for the axis of a figure."""
+        return f"rms error of {self.name} on the same paths"
 
     @abstractmethod
     def evaluate(self, run: Run) -> Tensor:
@@ -97,6 +102,10 @@ class Weak(Quantity):
     @property
     def name(self) -> str:
         return "weak errors"
+
+    @property
+    def error_name(self) -> str:
+        return "modulus of the mean error, on common random numbers"
 
     def evaluate(self, run: Run) -> Tensor:
         with torch.no_grad():
@@ -210,6 +219,10 @@ class RoundTrip(Quantity):
     @property
     def name(self) -> str:
         return "round trips"
+
+    @property
+    def error_name(self) -> str:
+        return "rms distance from x_T after the way there and back"
 
     def evaluate(self, run: Run) -> Tensor:
         setting, solver = run.setting, run.solver

@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from ..arguments import named
 from .base import BoundNoise, Increment, Noise, add_to_slots, moving, slot
 from .fixed import check_real, check_still, summary
 
@@ -45,7 +46,7 @@ class ShiftedNoise(Noise):
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, Noise):
-            got = f"the class {self.path.__name__}" if isinstance(self.path, type) else type(self.path).__name__
+            got = named(self.path)
             raise TypeError(f"path: got {got}; pass the noise that is shifted, such as BrownianPath(seed=0)")
         check_real("shifts", self.shifts)
         if self.shifts.dim() == 0:

@@ -5,6 +5,7 @@ from .base import Claims, Drift, Interval, ReversibleSolver, Solver, State
 from .bogacki_shampine import BogackiShampine
 from .coupled import Coupled
 from .dopri5 import Dopri5
+from .dpm_solver_3 import DPMSolver3
 from .dpm_solver_pp_2m import DPMSolverPP2M
 from .euler import Euler
 from .heun import Heun
@@ -14,6 +15,7 @@ from .rk4 import RK4
 from .runge_kutta import RungeKutta, Tableau
 from .shark import ShARK
 from .sra1 import SRA1
+from .uni_pc import UniPC
 
 __all__ = [
     "RK4",
@@ -22,6 +24,7 @@ __all__ = [
     "BogackiShampine",
     "Claims",
     "Coupled",
+    "DPMSolver3",
     "DPMSolverPP2M",
     "Dopri5",
     "Drift",
@@ -36,4 +39,5 @@ __all__ = [
     "Solver",
     "State",
     "Tableau",
+    "UniPC",
 ]

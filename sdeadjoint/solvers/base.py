@@ -29,6 +29,7 @@ class Claims:
             eta > 0) and the path on that clock: theory/orders.md, O4.
         weak: order of expectations of smooth functions with additive noise, on any noise clock. A strong order is a
             weak order (theory/weak.md, W3), so it is no less where both are stated in full.
+        starting: drift evaluations of the first steps, where they are more: of methods that another one starts.
     """
 
     ode: int
@@ -36,6 +37,12 @@ class Claims:
     evaluations: int
     levy: str = "none"
     weak: float = 1.0
+    starting: tuple[int, ...] = ()
+
+    def calls(self, steps: int) -> int:
+        """Drift evaluations of a solve of so many steps."""
+        first = self.starting[:steps]
+        return sum(first) + (steps - len(first)) * self.evaluations
 
 
 @dataclass(frozen=True)
@@ -73,8 +80,8 @@ class Solver(ABC):
     2. It is made of differentiable tensor operations and keeps the state's shape, dtype and device.
     3. ``state`` holds what the next step needs and nothing else; the first step gets ``initial_state``.
     4. It works on any strictly monotone sequence of clock values, rising or falling.
-    5. ``claims`` are constants of the method; the drift is called ``claims.evaluations`` times per step at most, and
-       one more time in the first step at most.
+    5. ``claims`` are constants of the method; the drift is called ``claims.evaluations`` times per step at most, in
+       the first steps ``claims.starting`` times, and one more time in the first step at most.
 
     A solver knows nothing of diffusion: clocks, weights and predictions are the frame's business.
     """

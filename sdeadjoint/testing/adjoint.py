@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ..adjoints import Adjoint, Direct, RoundTripWarning
+from ..arguments import named
 from ..sample import sample
 from ..solvers import SRA1, Coupled, DPMSolverPP2M, Euler, Heun, ReversibleHeun, ShARK, Solver
 from .contract import Item, Subject, ViolationError, distance, hold, require
@@ -229,7 +230,7 @@ def check_adjoint(
     ``ContinuousAdjoint`` and ``LowVariance``: ``check_gradient`` measures how far they are from it.
     """
     if not isinstance(adjoint, Adjoint):
-        got = f"the class {adjoint.__name__}" if isinstance(adjoint, type) else type(adjoint).__name__
+        got = named(adjoint)
         raise TypeError(f"adjoint: got {got}; pass an object of a subclass of sdeadjoint.Adjoint, such as Checkpoint()")
     options = ("" if solver is None else f", solver={solver!r}") + (
         "" if tolerance == 1e-9 else f", tolerance={tolerance!r}"

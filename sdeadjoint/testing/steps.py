@@ -38,6 +38,11 @@ def check_claims(solver: Solver, case: object) -> None:
         claims.strong <= 1 or claims.levy == "space-time",
         f'claims.strong is {claims.strong!r} with levy="none"; no order above 1 is possible from increments alone',
     )
+    counts = isinstance(claims.starting, tuple) and all(type(calls) is int for calls in claims.starting)
+    require(
+        counts and all(calls >= claims.evaluations for calls in claims.starting),
+        f"claims.starting is {claims.starting!r}; it is a tuple of integers, none below claims.evaluations",
+    )
     real = isinstance(claims.weak, int | float) and not isinstance(claims.weak, bool)
     require(real and claims.weak > 0, f"claims.weak is {claims.weak!r}; it is a number > 0")
     _check_state(solver.initial_state, "initial_state")
@@ -94,12 +99,15 @@ def check_evaluations(solver: Solver, walk: Walk) -> None:
         calls.append(s)
         return walk.drift(s, y)
 
-    y, state, claimed = walk.state(), solver.initial_state, solver.claims.evaluations
+    y, state, claims = walk.state(), solver.initial_state, solver.claims
     for n, interval in enumerate(walk.intervals()):
         calls.clear()
         y, state = solver.step(drift, interval, y, state)
-        least = claimed if n >= ORDER_OF_STEPS else 0
-        allowed = f"{claimed} (claims.evaluations)" + (", and one more in the first step" if n == 0 else "")
+        starts = n < len(claims.starting)
+        claimed = claims.starting[n] if starts else claims.evaluations
+        least = claimed if starts or n >= ORDER_OF_STEPS else 0
+        allowed = f"{claimed} (claims.{'starting' if starts else 'evaluations'})"
+        allowed += ", and one more in the first step" if n == 0 else ""
         require(
             least <= len(calls) <= claimed + (n == 0), f"step {n} called the drift {len(calls)} times, not {allowed}"
         )

@@ -21,8 +21,9 @@ from ..diffusion.predictions import PREDICTIONS
 from ..diffusion.schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLevel, VPLinear
 from ..noise import BrownianPath, FixedNoise, Noise, ShiftedNoise
 from ..problems import Mixture
-from ..solvers import RK4, AdamsBashforth, Coupled, Euler, Heun, ShARK, Solver, Tableau
+from ..solvers import RK4, AdamsBashforth, Coupled, DPMSolver3, Euler, Heun, ShARK, Solver, Tableau, UniPC
 from ..solvers.adams_bashforth import VARIABLES
+from ..solvers.dpm_solver_3 import VARIANTS as DPM_SOLVER_3
 from .networks import Network
 
 
@@ -144,15 +145,19 @@ def _moved_into(schedule: Schedule, t: float, logsnr: tuple[float, float]) -> fl
 def _exported() -> tuple[Solver, ...]:
     exported = (getattr(_solvers, name) for name in _solvers.__all__)
     classes = [kind for kind in exported if inspect.isclass(kind) and issubclass(kind, Solver)]
-    plain = [kind() for kind in classes if not inspect.isabstract(kind) and kind not in (AdamsBashforth, Coupled)]
+    variants = [*map(DPMSolver3, DPM_SOLVER_3), *(UniPC(order) for order in (1, 2, 3)), UniPC(2, "bh1")]
+    given = (AdamsBashforth, Coupled, DPMSolver3, UniPC)
+    plain = [kind() for kind in classes if not inspect.isabstract(kind) and kind not in given]
     coupled = [Coupled(base) for base in (Euler(), Heun(), RK4(), ShARK())]
     multistep = [AdamsBashforth(order, variable) for variable in VARIABLES for order in (1, 2, 3, 4)]
-    simplest = sorted([*plain, *coupled], key=lambda solver: (solver.claims.ode, solver.claims.evaluations))
+    multistep += [AdamsBashforth(order, variable, RK4()) for variable in VARIABLES for order in (3, 4)]
+    simplest = sorted([*plain, *coupled, *variants], key=lambda solver: (solver.claims.ode, solver.claims.evaluations))
     return (*simplest, *multistep)
 
 
 SOLVERS: tuple[Solver, ...] = _exported()
-"""Every exported solver, ``AdamsBashforth`` in every order and variable, ``Coupled`` around four bases."""
+"""Every exported solver; ``AdamsBashforth`` in every order and variable, and in those above 2 with a start of its order
+too; ``UniPC`` in every order, ``DPMSolver3`` in every variant, and ``Coupled`` around four bases."""
 
 
 def solvers() -> st.SearchStrategy[Solver]:

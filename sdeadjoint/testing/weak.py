@@ -108,15 +108,21 @@ def weak_errors(solver: Solver, case: Triangular, steps: Sequence[int]) -> NDArr
 
 
 def check_weak_order(solver: Solver, case: Triangular) -> None:
-    """The two directions together: the constants of one may cancel, as they do for ``AdamsBashforth(3)``."""
-    steps = (16, 32, 64)
-    both = [weak_errors(solver, Triangular(falling), steps) for falling in (case.falling, not case.falling)]
-    rms = np.sqrt((np.concatenate(both, axis=1) ** 2).mean(axis=1))
-    before, slope = (math.log2(a / max(b, 1e-300)) for a, b in pairwise(rms.tolist()))
-    reached = slope + max(0.0, slope - before)  # a slope that still rises will rise about as much again
+    """The two directions together: the constants of one may cancel, as they do for ``AdamsBashforth(3)``.
+
+    On grids twice as fine too before it is called wrong: terms of higher orders may cross there, as those of
+    ``AdamsBashforth(4, start=RK4())`` do on 16 steps. A lower order is no higher on them.
+    """
     claimed = solver.claims.weak
+    for steps in ((16, 32, 64), (32, 64, 128)):
+        both = [weak_errors(solver, Triangular(falling), steps) for falling in (case.falling, not case.falling)]
+        rms = np.sqrt((np.concatenate(both, axis=1) ** 2).mean(axis=1))
+        before, slope = (math.log2(a / max(b, 1e-300)) for a, b in pairwise(rms.tolist()))
+        reached = slope + max(0.0, slope - before)  # a slope that still rises will rise about as much again
+        if bool(np.isfinite(rms).all()) and reached >= claimed - SLACK:
+            return
     require(
-        bool(np.isfinite(rms).all()) and reached >= claimed - SLACK,
+        False,
         f"weak order {claimed:g} is claimed, and on {', '.join(map(str, steps))} steps the errors of E y1^2 and E y2 "
         f"are {', '.join(f'{error:.3g}' for error in rms)}: orders {before:.2f} and {slope:.2f}",
     )
