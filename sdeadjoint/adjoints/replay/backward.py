@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -40,6 +40,12 @@ class Retrieval(ABC):
     def permanent(self, stages: list[tuple[int, Stage]]) -> list[tuple[int, Stage]]:
         """Those of the stored stages that a second backward pass over a retained graph starts from."""
         return stages
+
+    def gradients(
+        self, held: Held, inputs: Sequence[Tensor], grads: Sequence[Tensor | None]
+    ) -> Sequence[Tensor | None]:
+        """The gradients of the inputs; with ``create_graph=True`` as functions of them, or refused."""
+        return pull_back_all(held, grads)
 
     def tolerance(self, plan: Plan) -> float:
         """How far a recomputed step may end from a state that was found in another way, relative to its terms."""
@@ -93,10 +99,7 @@ class Plan:
     def check(self) -> None:
         """The door of the backward pass: no second derivatives, and what can be seen is as in the forward sweep."""
         if torch.is_grad_enabled():
-            raise RuntimeError(
-                "this adjoint gives first derivatives only, but backward was called with create_graph=True; "
-                "pass adjoint=Direct() for second derivatives"
-            )
+            refuse_second()
         flags = [*(t.requires_grad for t in self.wanting), *(not t.requires_grad for t in self.watched)]
         if not all(flags):
             raise RuntimeError(
@@ -114,6 +117,14 @@ class Plan:
                 "recomputed function would be another; change it before sample or after backward, or use "
                 "adjoint=Direct()"
             )
+
+
+def refuse_second() -> NoReturn:
+    """Raise for adjoints whose gradients have no derivatives."""
+    raise RuntimeError(
+        "this adjoint gives first derivatives only, but backward was called with create_graph=True; "
+        "pass adjoint=Checkpoint(), or adjoint=Direct(), for second derivatives"
+    )
 
 
 def training_modes(sources: Sources) -> tuple[bool, ...]:
@@ -175,26 +186,45 @@ class Replay(torch.autograd.Function):
         plan: Plan = ctx.plan
         if all(grad is None for grad in grads):
             return (None,) * (2 + len(plan.inputs))
-        plan.check()
+        inputs = ctx.saved_tensors[: len(plan.inputs)]
         saved = iter(ctx.saved_tensors[len(plan.inputs) + len(plan.watched) :])
         end = next(saved)
         stack = nests.refilled(ctx.stages, saved) if ctx.complete else list(ctx.stages)
         if not ctx.complete:
             ctx.stages = plan.retrieval.permanent(ctx.stages)
-        cotangents: Cotangents = [grads[-1]]
-        with BackwardSweep(plan) as sweep:
-            for n, stage, reached in sweep.stages(stack, end):
-                kept = ctx.kept.pop(n, None)
-                if any(cotangent is not None for cotangent in cotangents):
-                    done = sweep.recompute(n, stage, reached) if kept is None else kept
-                    cotangents = sweep.pull_back(n, done, cotangents, kept=kept is not None)
-                    del done
-                del kept
-                if plan.keep and n > 0 and (grad := grads[n - 1]) is not None:
-                    cotangents[0] = grad if cotangents[0] is None else cotangents[0] + grad
-            if plan.swept.reached.start:
-                sweep.totals.add([plan.start], cotangents[:1])
-            return (None, None, *sweep.totals.finished())
+        return (None, None, *plan.retrieval.gradients(Held(plan, stack, end, ctx.kept), inputs, grads))
+
+
+class Held(NamedTuple):
+    """What a backward pass starts from.
+
+    ``stack``: the stored stages, which are used up; ``end``: ``y_N``; ``kept``: evaluations whose graphs are whole.
+    """
+
+    plan: Plan
+    stack: list[tuple[int, Stage]]
+    end: Tensor
+    kept: dict[int, Evaluation]
+
+
+def pull_back_all(held: Held, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The gradients of the inputs from those of the outputs."""
+    plan = held.plan
+    plan.check()
+    cotangents: Cotangents = [grads[-1]]
+    with BackwardSweep(plan) as sweep:
+        for n, stage, reached in sweep.stages(held.stack, held.end):
+            kept = held.kept.pop(n, None)
+            if any(cotangent is not None for cotangent in cotangents):
+                done = sweep.recompute(n, stage, reached) if kept is None else kept
+                cotangents = sweep.pull_back(n, done, cotangents, kept=kept is not None)
+                del done
+            del kept
+            if plan.keep and n > 0 and (grad := grads[n - 1]) is not None:
+                cotangents[0] = grad if cotangents[0] is None else cotangents[0] + grad
+        if plan.swept.reached.start:
+            sweep.totals.add([plan.start], cotangents[:1])
+        return sweep.totals.finished()
 
 
 class BackwardSweep:
