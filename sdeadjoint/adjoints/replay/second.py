@@ -1,0 +1,301 @@
+"""Second derivatives: the gradient is a function too, differentiated by tangents and one more backward sweep.
+
+A step is ``c_{n+1} = Phi(c_n, p)``: a carry, and everything else that it reads. The gradient is made by
+
+    b_n = dPhi/dc^T b_{n+1},    g += dPhi/dp^T b_{n+1}
+
+from the cotangents ``w`` of the outputs. Its derivative along ``v``, one direction for each input, is that of
+``L = <v, g> = <w, J v>``. The tangents ``d_{n+1} = dPhi (d_n, v)`` lead from the first step to the last, and ``J v``
+is the derivative in ``w``. Then the steps are pulled back once more, last first:
+
+    a_n = dPhi/dc^T a_{n+1} + d/dc <b_{n+1}, dPhi (d_n, v)>,    and the same in p: reverse over forward.
+
+A step's tangent is the derivative of ``dPhi^T u`` in ``u``, which is linear in it, so that no operation needs a formula
+for forward mode. Source: Christianson (1992) for the sweeps; the trick with ``u`` is Townsend's (2017).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import nests
+from ...recursion import Carry
+from .backward import BackwardSweep, Cotangents, Held, Plan, pull_back_all
+from .leaves import Evaluation, Saving, Stage, evaluate
+from .surroundings import GeneratorStates, generators_untouched
+
+Tangents = list[Tensor | None]
+"""The tangent of each tensor of a carry, y first; None for zero."""
+
+
+class Twin(NamedTuple):
+    """The stage before a step, and the tangents of its carry."""
+
+    stage: Stage
+    tangents: Tangents
+
+    @property
+    def carry(self) -> Carry:
+        return self.stage.carry
+
+
+Reverse = Callable[
+    [Plan, list[tuple[int, Twin]], Tensor, Callable[[Twin, int, int], Twin]], Iterator[tuple[int, Twin, Tensor]]
+]
+"""``reverse(plan, stack, end, advance)``: ``(n, twin before step n, y_{n+1})`` from the last step on."""
+
+
+def gradient(
+    held: Held, reverse: Reverse, inputs: Sequence[Tensor], grads: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the inputs, which depend on the inputs and on the outputs' gradients ``grads``."""
+    if held.plan.recursion.hook is not None:
+        raise RuntimeError(
+            "Hooked: what a hook makes of an adjoint is no gradient, and backward was called with create_graph=True; "
+            "pass adjoint=Checkpoint() without the hook, or adjoint=Direct(), for second derivatives"
+        )
+    # No leaves: of other nodes autograd says whether it will execute them.
+    given = [tensor.view_as(tensor) for tensor in inputs]
+    found: tuple[Tensor | None, ...] = Gradient.apply(held, reverse, *given, *grads)
+    return found
+
+
+class Gradient(torch.autograd.Function):
+    """``apply(held, reverse, *inputs, *grads)``: the gradients of the inputs, None where there is none."""
+
+    @staticmethod
+    def forward(ctx: Any, held: Held, reverse: Reverse, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        plan = held.plan
+        ctx.set_materialize_grads(False)
+        ctx.plan, ctx.reverse = plan, reverse
+        ctx.grads = nests.emptied(tensors[len(plan.inputs) :])
+        complete = len(held.stack) == plan.recursion.steps - plan.first
+        stages = list(held.stack) if complete else plan.retrieval.permanent(held.stack)
+        # Stages that are in the forward pass' memory anyway; a later change in place of any tensor is noticed.
+        ctx.stages = nests.emptied(stages)
+        ctx.count = len(plan.inputs) + len(plan.watched)
+        given = [tensor for tensor in tensors if tensor is not None]
+        ctx.save_for_backward(*given[: len(plan.inputs)], *plan.watched, held.end, *given[len(plan.inputs) :],
+                              *nests.tensors(stages))  # fmt: skip
+        return tuple(pull_back_all(held, tensors[len(plan.inputs) :]))
+
+    @staticmethod
+    def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
+        plan: Plan = ctx.plan
+        inputs = len(plan.inputs)
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "this adjoint gives first and second derivatives, but backward was called with create_graph=True twice; "
+                "pass adjoint=Direct() for third derivatives"
+            )
+        if all(direction is None for direction in directions):
+            return (None,) * (2 + inputs + len(ctx.grads))
+        plan.check()
+        saved = iter(ctx.saved_tensors[ctx.count :])
+        end, grads = next(saved), nests.refilled(ctx.grads, saved)
+        stages = nests.refilled(ctx.stages, saved)
+        nodes = [node for node, _ in ctx.next_functions[:inputs]]
+        wanted = [node is not None and torch._C._will_engine_execute_node(node) for node in nodes]
+        with explained(), SecondSweep(plan, directions, wanted) as sweep:
+            twins, tangents = sweep.push_all(dict(stages))
+            outputs = [own if grad is not None else None for own, grad in zip(tangents, grads, strict=True)]
+            if any(wanted):
+                sweep.pull_all(ctx.reverse(plan, twins, end, sweep.advance), grads)
+            return (None, None, *sweep.totals.finished(), *outputs)
+
+
+class SecondSweep(BackwardSweep):
+    """The tangents of a solve along one direction for each input, and the second backward sweep.
+
+    Args:
+        directions: one for each of ``plan.inputs``; None for zero.
+        wanted: whether each input is to get a derivative.
+    """
+
+    def __init__(self, plan: Plan, directions: Sequence[Tensor | None], wanted: Sequence[bool]) -> None:
+        super().__init__(plan)
+        self._directions = {id(tensor): v for tensor, v in zip(plan.inputs, directions, strict=True)}
+        self._wanted = {id(tensor) for tensor, asked in zip(plan.inputs, wanted, strict=True) if asked}
+        noise = plan.recursion.noise
+        self._noise = () if noise is None else noise.tensors
+
+    # Forward: the tangents.
+
+    def push_all(self, stages: dict[int, Stage]) -> tuple[list[tuple[int, Twin]], list[Tensor | None]]:
+        """The twins that the second sweep starts from, and the tangents of the outputs."""
+        plan = self.plan
+        last = plan.recursion.steps - 1
+        stored = plan.retrieval.stored(plan.first, plan.recursion.steps)
+        stage, twins, found = stages[plan.first], list[tuple[int, Twin]](), list[Tensor | None]()
+        tangents: Tangents = [self._directions.get(id(plan.start)) if plan.swept.reached.start else None]
+        tangents += [None] * (len(list(nests.tensors(stage.carry))) - 1)
+        for n in range(plan.first, last + 1):
+            if n in stored or n == last:
+                twins.append((n, Twin(stage, tangents)))
+            done, after = self._evaluated(n, stage)
+            tangents = self._push(n, done, tangents)
+            stage = stages.get(n + 1, after)
+            if plan.keep or n == last:
+                found.append(tangents[0])
+        return twins, found
+
+    def advance(self, twin: Twin, start: int, stop: int) -> Twin:
+        """The twin before step ``stop``."""
+        for n in range(start, stop):
+            done, after = self._evaluated(n, twin.stage)
+            twin = Twin(after, self._push(n, done, twin.tangents))
+        return twin
+
+    def _push(self, n: int, done: Evaluation, tangents: Tangents) -> Tangents:
+        """The tangents of ``carry_{n+1}``."""
+        outs = list(nests.tensors(done.out))
+        # What it remembers after the last step serves nobody.
+        asked = [out for k, out in enumerate(outs) if out.requires_grad and (k == 0 or n < self.plan.recursion.steps - 1)]
+        pairs = [(own, v) for own, v in self._pairs(n, done, tangents) if v is not None]
+        pairs += [(own, v) for own in self.plan.inputs if (v := self._of_other(own)) is not None]
+        if not pairs or not asked:
+            return [None] * len(outs)
+        leaves, vs = zip(*pairs, strict=True)
+        with torch.enable_grad():
+            us = [torch.zeros_like(out).requires_grad_() for out in asked]
+            pulled = self.hooks.differentiate(asked, leaves, us, retain_graph=True, create_graph=True)
+        linear = [(g, v) for g, v in zip(pulled, vs, strict=True) if g is not None and g.requires_grad]
+        if not linear:
+            return [None] * len(outs)
+        gs, seeds = zip(*linear, strict=True)
+        found = iter(torch.autograd.grad(gs, us, seeds, allow_unused=True, retain_graph=self.plan.swept.borrows_graph))
+        pushed = {id(out): next(found) for out in asked}
+        return [pushed.get(id(out)) for out in outs]
+
+    # Backward: the second sweep.
+
+    def pull_all(self, twins: Iterator[tuple[int, Twin, Tensor]], grads: Sequence[Tensor | None]) -> None:
+        """Add the derivatives of all inputs to the totals."""
+        plan = self.plan
+        first: Cotangents = [grads[-1]]
+        second: Cotangents = [None]
+        for n, twin, reached in twins:
+            if any(cotangent is not None for cotangent in (*first, *second)):
+                done = self.recompute(n, twin.stage, reached)
+                first, second = self._pull(n, done, twin.tangents, first, second)
+                del done
+            if plan.keep and n > 0 and (grad := grads[n - 1]) is not None:
+                first[0] = grad if first[0] is None else first[0] + grad
+        if plan.swept.reached.start:
+            self.totals.add([plan.start], second[:1])
+
+    def _pull(
+        self, n: int, done: Evaluation, tangents: Tangents, first: Cotangents, second: Cotangents
+    ) -> tuple[Cotangents, Cotangents]:
+        """Both cotangents of ``carry_n`` from those of ``carry_{n+1}``."""
+        others = self._others(n, done)
+        pairs = [*self._pairs(n, done, tangents), *((own, self._of_other(own)) for own in others)]
+        leaves, vs = zip(*pairs, strict=True) if pairs else ((), ())
+        outs, seeds = _asked(done, first)
+        pulled: Sequence[Tensor | None] = [None] * len(leaves)
+        if outs:
+            with torch.enable_grad():
+                pulled = self.hooks.differentiate(outs, leaves, seeds, retain_graph=True, create_graph=True)
+        bends = [(g, v) for g, v in zip(pulled, vs, strict=True) if not (g is None or v is None) and g.requires_grad]
+        b = iter(pulled)
+        first = [None if own is None else _cut(next(b)) for own in done.own]
+        self._bend_noise(n, [_cut(next(b)) for _ in done.noise])
+        both = [*bends, *zip(*_asked(done, second), strict=True)]
+        if not both:
+            return first, [None]
+        outs, seeds = zip(*both, strict=True)
+        found = iter(self._differentiate(outs, seeds, leaves, {id(own) for own in (*done.own, *done.noise)}))
+        second = [None if own is None else next(found) for own in done.own]
+        self.totals.add_noise(n, [next(found) for _ in done.noise])
+        self.totals.add([*self.plan.isolated.originals, *others], list(found))
+        return first, second
+
+    def _differentiate(
+        self, outs: Sequence[Tensor], seeds: Sequence[Tensor], leaves: Sequence[Tensor], own: set[int]
+    ) -> list[Tensor | None]:
+        """The derivatives in the leaves, None for those that nobody asked for."""
+        copies = zip(self.plan.isolated.copies, self.plan.isolated.originals, strict=True)
+        wanted = own | self._wanted | {id(copy) for copy, original in copies if id(original) in self._wanted}
+        asked = [leaf for leaf in leaves if id(leaf) in wanted]
+        retain = self.plan.swept.borrows_graph
+        found = iter(self.hooks.differentiate(outs, asked, seeds, retain_graph=retain))
+        return [next(found) if id(leaf) in wanted else None for leaf in leaves]
+
+    # What both have in common.
+
+    def _pairs(self, n: int, done: Evaluation, tangents: Tangents) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The leaves that stand for a step's arguments, in the order of ``Evaluation.known``, with their directions."""
+        yield from ((own, v) for own, v in zip(done.own, tangents, strict=True) if own is not None)
+        noise = self.plan.recursion.noise
+        if noise is not None and done.noise:
+            vs = [self._directions.get(id(tensor)) for tensor in self._noise]
+            moved = [None] * len(done.noise) if all(v is None for v in vs) else noise.push_forward(n, vs)
+            yield from zip(done.noise, moved, strict=True)
+        for copy, original in zip(self.plan.isolated.copies, self.plan.isolated.originals, strict=True):
+            yield copy, self._directions.get(id(original))
+
+    def _others(self, n: int, done: Evaluation) -> list[Tensor]:
+        """The leaves that a step reads without having been given them."""
+        known = done.known(self.plan.isolated)
+        found = done.dependencies(last=n == self.plan.recursion.steps - 1)
+        self._refuse_other_graph(n, found, known)
+        return found.leaves_but(known)
+
+    def _of_other(self, leaf: Tensor) -> Tensor | None:
+        """The direction of a leaf that is no argument: of a weight, for instance."""
+        arguments = (self.plan.start, *self.plan.isolated.originals, *self._noise)
+        return None if any(leaf is own for own in arguments) else self._directions.get(id(leaf))
+
+    def _bend_noise(self, n: int, grads: Sequence[Tensor | None]) -> None:
+        """The second derivative of noise that is not linear in its tensors."""
+        noise = self.plan.recursion.noise
+        if noise is not None and not noise.is_linear and any(grad is not None for grad in grads):
+            vs = [self._directions.get(id(tensor)) for tensor in self._noise]
+            self.totals.add(self._noise, noise.bend(n, grads, vs))
+
+    def _evaluated(self, n: int, stage: Stage) -> tuple[Evaluation, Stage]:
+        """Step n with its graph, and the stage after it."""
+        plan, trace, device = self.plan, self.plan.swept.traces[n], stage.carry.y.device
+        registered = self.hooks.registered()
+        with ExitStack() as stack:
+            stack.enter_context(plan.swept.buffers.swapped(stage.buffers))
+            if trace.draws:
+                stack.enter_context(generators_untouched(device))
+                stage.generators.restore()
+            done = evaluate(plan.isolated, n, stage.carry, trace.wanted, plan.autocast, Saving.PLAIN)
+            generators = GeneratorStates.current(device, stage.generators) if trace.draws else stage.generators
+            after = Stage(nests.map_tensors(Tensor.detach, done.out), generators, plan.swept.buffers.values())
+        self.hooks.forget_others(registered)
+        plan.isolated.drop_hooks()
+        return done, after
+
+
+def _asked(done: Evaluation, cotangents: Cotangents) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """The tensors of ``carry_{n+1}`` that have a cotangent, and these."""
+    pairs = zip(nests.tensors(done.out), cotangents, strict=False)
+    asked = [(out, a) for out, a in pairs if a is not None and out.requires_grad]
+    outs, seeds = zip(*asked, strict=True) if asked else ((), ())
+    return outs, seeds
+
+
+def _cut(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Say what helps where an operation of the network has no second derivative."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "attention" in str(error) and "not implemented" in str(error):
+            error.add_note(
+                "(the network's attention kernel has no second derivative; call sample and take both derivatives "
+                "inside of: with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))"
+            )
+        raise
