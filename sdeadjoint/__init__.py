@@ -20,6 +20,7 @@ from .adjoints import (
 )
 from .clocks import adaptive_clock, adaptive_grid
 from .conditioning import Scheduled
+from .curvature import Curvature, gauss_newton_product, largest_curvature
 from .diffusion.denoiser import Denoiser
 from .diffusion.frames import Frame
 from .diffusion.grids import coarsen, karras, uniform_logsnr, uniform_time
@@ -67,6 +68,7 @@ __all__ = [
     "Claims",
     "ContinuousAdjoint",
     "Coupled",
+    "Curvature",
     "DPMSolver3",
     "DPMSolverPP2M",
     "Denoiser",
@@ -114,7 +116,9 @@ __all__ = [
     "convergence",
     "encode",
     "equilibria",
+    "gauss_newton_product",
     "karras",
+    "largest_curvature",
     "noise_clock",
     "normalize",
     "problems",

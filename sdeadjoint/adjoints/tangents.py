@@ -18,13 +18,23 @@ from .replay.sources import Sources
 
 
 def refuse_transforms() -> None:
-    """Raise inside of ``torch.func.grad``, ``vmap`` and what is made of them; ``torch.func.jvp`` is another matter."""
+    """Raise inside of ``torch.func.grad``, ``vmap`` and what is made of them.
+
+    ``torch.func.jvp`` and ``vmap`` of it (``jacfwd``) are another matter: they need no backward pass.
+    """
+    kinds, pushes = _functorch.TransformType, is_pushing()
     for interpreter in _functorch.get_interpreter_stack() or ():
-        if interpreter.key() != _functorch.TransformType.Jvp:
+        if interpreter.key() != kinds.Jvp and not (pushes and interpreter.key() == kinds.Vmap):
             raise RuntimeError(
                 f"adjoint: inside of torch.func ({interpreter.key().name.lower()}) there is no backward pass in which "
                 "this adjoint could recompute its steps; pass adjoint=Direct(), or call torch.autograd.grad outside"
             )
+
+
+def is_pushing() -> bool:
+    """Whether this is inside of ``torch.func.jvp`` or of ``jacfwd``."""
+    kinds = [interpreter.key() for interpreter in _functorch.get_interpreter_stack() or ()]
+    return _functorch.TransformType.Jvp in kinds
 
 
 def has_tangents(recursion: Recursion, y: Tensor) -> bool:

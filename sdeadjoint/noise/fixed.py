@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 
 from ..arguments import all_finite, unwrapped
-from .base import BoundNoise, Increment, Noise, add_to_slots, checked_clock, checked_like, checked_step, moving, push_slots, slot
+from .base import (
+    BoundNoise,
+    Increment,
+    Noise,
+    add_to_slots,
+    checked_clock,
+    checked_like,
+    checked_step,
+    moving,
+    push_slots,
+    slot,
+)
 
 
 @final

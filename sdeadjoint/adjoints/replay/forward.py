@@ -15,7 +15,7 @@ from ... import nests
 from ...memory import storages
 from ...recursion import Carry, Observer, Recursion
 from ..direct import Direct
-from ..tangents import has_tangents, push_forward, refuse_hidden_tangents, refuse_transforms
+from ..tangents import has_tangents, is_pushing, push_forward, refuse_hidden_tangents, refuse_transforms
 from .backward import Plan, Reached, Replay, Retrieval, Swept, training_modes
 from .leaves import (
     ActivationsNeededError,
@@ -58,7 +58,7 @@ class Replayed:
         if not torch.is_grad_enabled():
             return Direct().solve(recursion, y, keep=keep, observe=observe)
         refuse_transforms()
-        if has_tangents(recursion, y):
+        if is_pushing() or has_tangents(recursion, y):
             return push_forward(recursion, y, keep=keep, observe=observe)
         first = 0 if self.last is None else max(0, recursion.steps - self.last)
         how = Sweep(self.retrieval.stored(first, recursion.steps), keep, observe, graphs=self.graphs, first=first)

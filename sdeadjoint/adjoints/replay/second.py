@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
 from ... import nests
 from ...recursion import Carry
-from .backward import BackwardSweep, Cotangents, Held, Plan, pull_back_all
+from .backward import BackwardSweep, Cotangents, Held, Plan, _refuse_mismatch, pull_back_all
 from .leaves import Evaluation, Saving, Stage, evaluate
 from .surroundings import GeneratorStates, generators_untouched
 
@@ -59,6 +60,11 @@ def gradient(
             "Hooked: what a hook makes of an adjoint is no gradient, and backward was called with create_graph=True; "
             "pass adjoint=Checkpoint() without the hook, or adjoint=Direct(), for second derivatives"
         )
+    if any(_is_batched(grad) for grad in grads if grad is not None):
+        raise RuntimeError(
+            "this adjoint has no second derivatives of batches of gradients (is_grads_batched, vectorize) with "
+            "create_graph=True; take them one by one, or pass adjoint=Direct()"
+        )
     # No leaves: of other nodes autograd says whether it will execute them.
     given = [tensor.view_as(tensor) for tensor in inputs]
     found: tuple[Tensor | None, ...] = Gradient.apply(held, reverse, *given, *grads)
@@ -82,7 +88,11 @@ class Gradient(torch.autograd.Function):
         given = [tensor for tensor in tensors if tensor is not None]
         ctx.save_for_backward(*given[: len(plan.inputs)], *plan.watched, held.end, *given[len(plan.inputs) :],
                               *nests.tensors(stages))  # fmt: skip
-        return tuple(pull_back_all(held, tensors[len(plan.inputs) :]))
+        grads = tensors[len(plan.inputs) :]
+        if not any(grad is not None and bool(grad.any()) for grad in grads):
+            # ``J^T 0``, asked for because its derivative is ``J v``.
+            return tuple(torch.zeros_like(tensor) for tensor in given[: len(plan.inputs)])
+        return tuple(pull_back_all(held, grads))
 
     @staticmethod
     def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -90,8 +100,8 @@ class Gradient(torch.autograd.Function):
         inputs = len(plan.inputs)
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "this adjoint gives first and second derivatives, but backward was called with create_graph=True twice; "
-                "pass adjoint=Direct() for third derivatives"
+                "this adjoint gives first and second derivatives, but backward was called with create_graph=True a "
+                "second time; pass adjoint=Direct() for third derivatives"
             )
         if all(direction is None for direction in directions):
             return (None,) * (2 + inputs + len(ctx.grads))
@@ -102,7 +112,7 @@ class Gradient(torch.autograd.Function):
         nodes = [node for node, _ in ctx.next_functions[:inputs]]
         wanted = [node is not None and torch._C._will_engine_execute_node(node) for node in nodes]
         with explained(), SecondSweep(plan, directions, wanted) as sweep:
-            twins, tangents = sweep.push_all(dict(stages))
+            twins, tangents = sweep.push_all(dict(stages), end)
             outputs = [own if grad is not None else None for own, grad in zip(tangents, grads, strict=True)]
             if any(wanted):
                 sweep.pull_all(ctx.reverse(plan, twins, end, sweep.advance), grads)
@@ -126,7 +136,7 @@ class SecondSweep(BackwardSweep):
 
     # Forward: the tangents.
 
-    def push_all(self, stages: dict[int, Stage]) -> tuple[list[tuple[int, Twin]], list[Tensor | None]]:
+    def push_all(self, stages: dict[int, Stage], end: Tensor) -> tuple[list[tuple[int, Twin]], list[Tensor | None]]:
         """The twins that the second sweep starts from, and the tangents of the outputs."""
         plan = self.plan
         last = plan.recursion.steps - 1
@@ -139,6 +149,9 @@ class SecondSweep(BackwardSweep):
                 twins.append((n, Twin(stage, tangents)))
             done, after = self._evaluated(n, stage)
             tangents = self._push(n, done, tangents)
+            if n == last or n + 1 in stages:
+                reached = end if n == last else stages[n + 1].carry.y
+                _refuse_mismatch(plan, n, stage.carry, after.carry.y, reached)
             stage = stages.get(n + 1, after)
             if plan.keep or n == last:
                 found.append(tangents[0])
@@ -155,7 +168,8 @@ class SecondSweep(BackwardSweep):
         """The tangents of ``carry_{n+1}``."""
         outs = list(nests.tensors(done.out))
         # What it remembers after the last step serves nobody.
-        asked = [out for k, out in enumerate(outs) if out.requires_grad and (k == 0 or n < self.plan.recursion.steps - 1)]
+        serving = outs[:1] if n == self.plan.recursion.steps - 1 else outs
+        asked = [out for out in serving if out.requires_grad]
         pairs = [(own, v) for own, v in self._pairs(n, done, tangents) if v is not None]
         pairs += [(own, v) for own in self.plan.inputs if (v := self._of_other(own)) is not None]
         if not pairs or not asked:
@@ -281,6 +295,10 @@ def _asked(done: Evaluation, cotangents: Cotangents) -> tuple[Sequence[Tensor], 
     asked = [(out, a) for out, a in pairs if a is not None and out.requires_grad]
     outs, seeds = zip(*asked, strict=True) if asked else ((), ())
     return outs, seeds
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    return _functorch.is_functorch_wrapped_tensor(tensor) or _functorch.is_legacy_batchedtensor(tensor)
 
 
 def _cut(tensor: Tensor | None) -> Tensor | None:
