@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,7 +15,11 @@ Tensors = Tensor | tuple[Tensor, ...]
 
 
 def gauss_newton_product(
-    x: Tensor, inputs: Tensor | Sequence[Tensor], direction: Tensor | Sequence[Tensor], *, loss: Callable[[Tensor], Tensor]
+    x: Tensor,
+    inputs: Tensor | Sequence[Tensor],
+    direction: Tensor | Sequence[Tensor],
+    *,
+    loss: Callable[[Tensor], Tensor],
 ) -> Tensors:
     """Return ``J^T H J v``: J the derivative of a sample in its inputs, H the Hessian of a loss on the sample.
 
@@ -66,7 +71,8 @@ def largest_curvature(
     """Return the eigenvalue of largest magnitude of a symmetric ``product(v)``, by power iteration from ``start``.
 
         (g,) = torch.autograd.grad(loss(x_0), x_T, create_graph=True)
-        top = sa.largest_curvature(lambda v: torch.autograd.grad(g, x_T, v, retain_graph=True)[0], torch.randn_like(x_T))
+        hessian = lambda v: torch.autograd.grad(g, x_T, v, retain_graph=True)[0]
+        top = sa.largest_curvature(hessian, torch.randn_like(x_T))
 
     Args:
         product: ``P v`` for a v like ``start``, linear and symmetric: a Hessian-vector product, or
@@ -88,21 +94,20 @@ def largest_curvature(
         raise ValueError(f"tolerance: got {tolerance!r}; pass a positive number")
     length = _length(v)
     if not 0 < length < float("inf"):
-        raise ValueError(f"start: has length {length}; pass a finite tensor that is not zero, such as torch.randn_like(x_T)")
-    value = residual = 0.0
-    for taken in range(1, products + 1):
+        raise ValueError(
+            f"start: has length {length}; pass a finite tensor that is not zero, such as torch.randn_like(x_T)"
+        )
+    for taken in count(1):
         v = [part.detach() / length for part in v]
-        w = _listed("product", product(v[0] if isinstance(start, Tensor) else tuple(v)))
+        given = v[0] if isinstance(start, Tensor) else tuple(v)
+        w = _listed("product", product(given))
         _check_shapes("product", w, v)
         value = sum(float((a.detach().double() * b.double()).sum()) for a, b in zip(w, v, strict=True))
         residual = _length([a.detach().double() - value * b.double() for a, b in zip(w, v, strict=True)])
-        length = _length(w)
-        if residual <= tolerance * abs(value) or length == 0:
+        if residual <= tolerance * abs(value) or taken == products:
             break
-        direction, v = v, w
-    else:
-        v = direction
-    return Curvature(value, v[0] if isinstance(start, Tensor) else tuple(v), residual, taken)
+        v, length = w, _length(w)
+    return Curvature(value, given, residual, taken)
 
 
 def _pushed(x: Tensor, leaves: Sequence[Tensor], vs: Sequence[Tensor]) -> Tensor:

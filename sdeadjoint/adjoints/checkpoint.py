@@ -45,9 +45,9 @@ class Checkpoint(Adjoint):
     an earlier evaluation: a network with caches or private randomness is refused, not misread.
     Other errors (``RuntimeError``): batch statistics that the network updates; reentrant checkpoints inside it;
     ``requires_grad`` or train/eval flags changed before the backward pass; third derivatives (use ``Direct``).
-    Second derivatives (``create_graph=True``): a Hessian-vector product takes about as long as three more gradients,
-    and one tangent per stored state. Hooks on arguments and leaves see their total gradient, once; hooks on a non-leaf tensor that the network reads
-    without having been given it see each step's part.
+    Second derivatives (``create_graph=True``) are exact: a Hessian-vector product takes about as long as three more
+    gradients, and one tangent per stored state. Hooks on arguments and leaves see their total gradient, once; hooks on
+    a non-leaf tensor that the network reads without having been given it see each step's part.
     """
 
     snapshots: int | None = None

@@ -16,7 +16,8 @@ class Direct(Adjoint):
 
     Exact for the discrete sampler. Cost: one forward and one vector-Jacobian product per network call; memory: the
     activations of every call at once, so it grows with N times the network. The only adjoint with third derivatives,
-    and with ``torch.func.grad`` and ``vmap`` around it. For more than a few steps of a large network use ``Checkpoint``.
+    and with ``torch.func.grad`` and ``vmap`` around it. For more than a few steps of a large network use
+    ``Checkpoint``.
     """
 
     def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:

@@ -235,10 +235,10 @@ def check_adjoint(
     Items: ``"basic"``, ``"gradients"``, ``"trajectory"``, ``"hygiene"`` (calls repeat, ``backward`` alone fills
     ``.grad``, a second pass over a retained graph gives the same), ``"without gradients"``, and for adjoints that have
     derivatives of derivatives ``"second derivatives"`` (``create_graph=True``), ``"taylor"`` (remainders of order 2
-    with the gradient and 3 with the Hessian-vector product) and ``"dot product"`` (``<J v, w> = <v, J^T w>``). The cases are
-    ``sdeadjoint.testing.problems.Solve``: ODE and SDE of 1 to 20 steps, all kinds and predictions, float64 and float32,
-    x_T, two tensors of conditioning, nested, fixed and ``Scheduled``, the tensors of ``Guidance``, shared, frozen and
-    unused weights, fixed, shifted and replayed noise, and weights that only a function closes over.
+    with the gradient and 3 with the Hessian-vector product) and ``"dot product"`` (``<J v, w> = <v, J^T w>``). The
+    cases are ``sdeadjoint.testing.problems.Solve``: ODE and SDE of 1 to 20 steps, all kinds and predictions, float64
+    and float32, x_T, two tensors of conditioning, nested, fixed and ``Scheduled``, the tensors of ``Guidance``, shared,
+    frozen and unused weights, fixed, shifted and replayed noise, and weights that only a function closes over.
 
     Args:
         adjoint: an object.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import TypeVar
 
@@ -71,7 +72,7 @@ class SecondChecks:
         floor = FLOOR * torch.finfo(torch.float64).eps * max(1.0, *map(abs, values))
         rates = [
             float(torch.tensor(a / b, dtype=torch.float64, device="cpu").log2())
-            for a, b in zip(left, left[1:], strict=False)
+            for a, b in pairwise(left)
             if b > floor
         ]
         # Of a wrong derivative one order is missing; in the middle, as two terms may cancel at one step.
