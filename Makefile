@@ -1,5 +1,6 @@
 # make demo    the library's main job on images of digits; pictures and numbers in demo-out/
 # make test    linter, types and tests
+# make test-examples   the long examples as a user runs them, and the claims of their tables (about six minutes)
 # make test-last-bits   the numerical tests as on another processor, with last bits changed; RULE=up, down, or a seed
 # make bench   time and memory of gradients, cost of the noise
 # make mutants plant faults one by one and count those that the tests catch (about two hours)
@@ -12,14 +13,14 @@ INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 FILES := pyproject.toml constraints.txt
 
 # The processes share the cores; threads of each would only wait for one another.
-test test-last-bits bench mutants: export OMP_NUM_THREADS = 1
+test test-examples test-last-bits bench mutants: export OMP_NUM_THREADS = 1
 
 # Files that compare numbers with numbers computed otherwise, and take little time.
 NUMERICAL := $(patsubst %,tests/test_%.py,frames grids schedules predictions problems solvers samplers encode \
 	reversible_solvers shifted_noise)
 RULE ?= 0
 
-.PHONY: demo test test-last-bits bench mutants clean
+.PHONY: demo test test-examples test-last-bits bench mutants clean
 
 demo: .venv/installed-demo
 	$(PY) -m sdeadjoint demo --out demo-out
@@ -28,6 +29,10 @@ test: .venv/installed-dev
 	$(PY) -m ruff check
 	$(PY) -m mypy
 	$(PY) -m pytest -n 2
+
+# A file to a process, as each runs its example once.
+test-examples: .venv/installed-dev
+	$(PY) -m pytest -n 2 --dist loadfile -m whole_run tests/examples
 
 test-last-bits: .venv/installed-dev
 	$(PY) -m pytest -n 2 -p tests.last_bits --last-bits=$(RULE) $(NUMERICAL)

@@ -44,6 +44,11 @@ def unwrapped(tensor: Tensor) -> Tensor:
 def check_state(name: str, x: Tensor) -> None:
     """Refuse what cannot be a state of the sampler."""
     check_types((name, x, Tensor, "a tensor (batch, ...)"))
+    if x.is_complex():
+        raise TypeError(
+            f"{name}: got dtype {x.dtype}, but states are real; pass torch.view_as_real({name}), with a network that "
+            "takes real and imaginary parts as a last dimension"
+        )
     if x.dtype not in (torch.float64, torch.float32, torch.bfloat16):
         raise TypeError(
             f"{name}: got dtype {x.dtype}; pass float64, float32 or bfloat16, such as {name}.float() (float16 cannot "

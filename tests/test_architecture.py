@@ -19,7 +19,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"recursion", "field", "adaptive"}),
     frozenset({"adjoints", "diffusion"}),
     frozenset({"solve", "problems", "inversion", "samplers"}),
-    frozenset({"sample", "encode", "equilibria", "clocks"}),
+    frozenset({"sample", "encode", "equilibria", "clocks", "control", "probability"}),
     frozenset({"adapters", "gradient_check", "command_line"}),
     frozenset({"comparison", "convergence"}),
     frozenset({"testing", "demo"}),

@@ -18,6 +18,7 @@ import sdeadjoint as sa
 from sdeadjoint.convergence import (
     Gradient,
     Paths,
+    Reverse,
     RoundTrip,
     Setting,
     State,
@@ -243,14 +244,15 @@ def test_all_levels_see_one_path_where_steps_do_not_divide_one_another() -> None
 
 def test_starts_have_the_size_of_the_noise_where_the_grid_begins() -> None:
     schedule = sa.VPLinear()
-    setting = replace(settings.line(), t_max=float(schedule.time(1.0)))  # sigma is 0.35 there
-    unit = replace(setting, scale=1.0).start(30, 0)
-    assert torch.equal(setting.start(30, 0), schedule.sigma(setting.grid(4)[0]) * unit)
-    assert torch.equal(replace(setting, t_max=None).start(30, 0), schedule.sigma(schedule.t_max) * unit)
+    line = settings.line()
+    for t_max in (float(schedule.time(1.0)), None):  # sigma is 0.35 at the former
+        setting = replace(line, equation=replace(line.equation, t_max=t_max))  # type: ignore[type-var, call-arg]
+        unit = replace(setting, scale=1.0).start(30, 0)
+        assert torch.equal(setting.start(30, 0), schedule.sigma(setting.equation.grid(4)[0]) * unit)
 
 
 def test_starts_and_paths_are_independent() -> None:
-    study = Study(sa.Euler(), steps=(2, 4, 8), paths=20000, finer=2)
+    study = Study(sa.Euler(), steps=(2, 4, 8), paths=20000, finer=2, batch=20000)
     coarse = runs(study)[-1]
     assert coarse.paths is not None
     numbers = torch.cat([coarse.x_T.T, coarse.paths.dB.mT.flatten(0, 1), coarse.paths.H.mT.flatten(0, 1)])
@@ -509,7 +511,9 @@ def test_gradients_in_the_noise_are_derivatives_along_the_path() -> None:
     study = Study(sa.Heun(), setting, Gradient("noise", adjoint=sa.Direct()), steps=(2, 4, 8), paths=30, finer=2)
     run = next(run for run in runs(study) if len(run.grid) == 5 and run.solver == sa.Heun())
     assert run.paths is not None
-    rows, dnu, eps = study.quantity.evaluate(run), setting.frame.noise_clock(run.grid).diff(), 1e-5
+    nu = setting.equation.noise_clock(run.grid)
+    assert nu is not None
+    rows, dnu, eps = study.quantity.evaluate(run), nu.diff(), 1e-5
     dims = run.x_T.shape[1]
     for cell in range(2):
         own = torch.zeros(4, dtype=F64).index_fill(0, torch.tensor([2 * cell, 2 * cell + 1]), 1.0)
@@ -690,5 +694,6 @@ def test_a_setting_of_the_users_own() -> None:
     schedule = sa.VPLinear()
     problem = sa.problems.Mixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], 0.8)
     frame = sa.Frame(schedule, 0.0)
-    setting = Setting(problem.denoiser(schedule), frame, (2,), float(schedule.time(-2.0)), float(schedule.time(2.0)))
+    ends = [float(schedule.time(lam)) for lam in (-2.0, 2.0)]
+    setting = Setting(Reverse(problem.denoiser(schedule), frame, *ends), (2,))
     assert measure(Study(sa.Heun(), setting, steps=(8, 16, 32), paths=30)).verdict.holds

@@ -272,3 +272,22 @@ def test_wrong_command_lines(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit, match="2"):
             study("--solver", "Heun", *arguments, quick=())
         assert told in capsys.readouterr().err
+
+
+def test_equations_are_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert study("--solver", "Euler", "--problem", "linear", "--eta", "0") == HOLDS
+    assert "states: linear equation in the plane, without noise, 150 paths" in capsys.readouterr().out
+    assert study("--solver", "SRA1", "--problem", "ornstein_uhlenbeck", "--out", str(tmp_path)) == HOLDS
+    assert "states: Ornstein-Uhlenbeck process, noise 1 dW, 150 paths" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("record-*.jsonl"))) == 1  # it can be continued
+    for arguments in (("Heun", "--kind", "flow"), ("edm_heun",)):
+        with pytest.raises(SystemExit, match="2"):
+            study("--solver", arguments[0], *arguments[1:], "--problem", "double_well", quick=TINY)
+        assert "but only diffusions have kinds of coordinates; leave it out" in capsys.readouterr().err
+    assert all(name in _help_text("study") for name in ("ornstein_uhlenbeck", "double_well", "linear"))
+
+
+def _help_text(name: str) -> str:
+    actions = cli._parser()._actions
+    (commands,) = (action for action in actions if isinstance(action, argparse._SubParsersAction))
+    return str(commands.choices[name].format_help())

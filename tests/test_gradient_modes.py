@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, jacrev, jvp, vmap
+from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 
 import sdeadjoint as sa
+from sdeadjoint.memory import PeakMemory
 
 from .loops import DOUBLE, SCHEDULE, loop, sampled
 from .networks import Mlp
@@ -282,6 +283,35 @@ def test_jvp_of_torch_func(adjoint: sa.Adjoint) -> None:
     want = torch.autograd.functional.jvp(lambda x: loop(network, x), x_T, v)[1]
     assert worst((tangent,), (want,)) <= 1e-12
     assert torch.equal(out, sampled(network, x_T, sa.Direct()))
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("adjoint", [sa.Direct(), *CHECKPOINTS[:2], sa.Truncated(99)], ids=repr)
+def test_jacfwd_of_torch_func(adjoint: sa.Adjoint, graph: bool) -> None:
+    network, x_T = Mlp(4), weight(2, 4).detach()
+    with torch.set_grad_enabled(graph):
+        got = jacfwd(lambda x: sampled(network, x, adjoint))(x_T)
+    want = torch.autograd.functional.jacobian(lambda x: loop(network, x), x_T)
+    torch.testing.assert_close(got.detach(), want, rtol=1e-11, atol=1e-12)
+    assert got.requires_grad == graph
+
+
+@pytest.mark.parametrize("steps", [20, 200])
+def test_tangents_are_pushed_forward_in_the_memory_of_one_step(steps: int) -> None:
+    network, x_T = Mlp(64, width=256), torch.ones(4, 64, dtype=DOUBLE)
+
+    def peak(adjoint: sa.Adjoint) -> int:
+        with forward_ad.dual_level(), PeakMemory() as memory:
+            out = sa.sample(
+                sa.Denoiser(network, SCHEDULE, "sample"), forward_ad.make_dual(x_T, x_T), frame=sa.Frame(SCHEDULE),
+                grid=sa.uniform_logsnr(SCHEDULE, steps), solver=sa.Heun(), adjoint=adjoint,
+            )  # fmt: skip
+            assert forward_ad.unpack_dual(out).tangent is not None
+        return memory.peak
+
+    few = peak(sa.Checkpoint())
+    assert few < 40 * 2 * 4 * 256 * 8  # two calls of some ten operations on 256 features, values and tangents
+    assert steps < 100 or peak(sa.Direct()) > 10 * few
 
 
 # torch.func around the sampler.

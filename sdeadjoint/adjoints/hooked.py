@@ -26,9 +26,10 @@ class Hooked(Adjoint):
 
         Hooked(Checkpoint(), clip_norm(1.0))
 
-    What the hook returns goes on in the place of ``a``, to the steps before and to everything they read; None leaves
-    ``a`` as it is. ``dL/dx_T`` itself is ``x_T.grad`` (or a hook on x_T). A hook that changes ``a`` makes the result
-    something else than a gradient, deliberately. ``clip_norm``, ``normalize`` and ``record_norms`` are ready-made.
+    What the hook returns goes on in the place of ``a``, to the steps before and to everything they
+    read; None leaves ``a`` as it is. ``dL/dx_T`` itself is ``x_T.grad`` (or a hook on x_T). A hook
+    that changes ``a`` makes the result something else than a gradient, deliberately. ``clip_norm``,
+    ``clip_quantile``, ``normalize`` and ``record_norms`` are ready-made.
     """
 
     adjoint: Adjoint
@@ -77,6 +78,24 @@ def _check_shapes(changed: Any, given: Any) -> None:
 def clip_norm(limit: float) -> Hook:
     """Scale each sample's adjoint down to the Euclidean norm ``limit`` where it is longer."""
     return _ClipNorm(limit)
+
+
+def clip_quantile(q: float) -> Hook:
+    """Scale adjoints down to the batch's ``q``-quantile of Euclidean norms where they are longer.
+
+    At every step by itself: the few samples of a batch whose adjoints grow do not drown the others,
+    whatever the unit.
+    """
+    if isinstance(q, bool) or not isinstance(q, int | float) or not 0 < q <= 1:
+        raise ValueError(f"q: got {q!r}; pass a quantile in (0, 1], such as 0.9")
+
+    def hook(n: int, t: float, a: Tensor) -> Tensor:
+        norms = _norms(a)
+        limit = torch.quantile(norms.flatten(), q)
+        scale = torch.where(norms > limit, limit / norms, torch.ones_like(norms))
+        return a * scale.to(a.dtype)
+
+    return hook
 
 
 def normalize(norm: float = 1.0) -> Hook:

@@ -69,7 +69,7 @@ class Reversible(Adjoint):
                 "conditioning cannot be inverted by itself; pass Coupled(Heun()), or adjoint=Checkpoint()"
             )
         inversion = Inversion(self.tolerance, self.watch)
-        replayed = Replayed(inversion, refuse_random=_RANDOM, refuse_buffers=_BUFFERS)
+        replayed = Replayed(inversion, refuse_random=_RANDOM, refuse_state=_STATE)
         return replayed.solve(recursion, y, keep=keep, observe=observe)
 
 
@@ -77,7 +77,7 @@ _RANDOM = (
     "network: it draws from torch's global generators (dropout in training mode?), and the inverse of a step would see "
     "other numbers than the step; call network.eval(), or pass adjoint=Checkpoint(), which replays them"
 )
-_BUFFERS = (
-    "network: its forward pass changes its buffers (running statistics, counters), and the inverse of a step would see "
-    "other ones than the step; call network.eval(), or pass adjoint=Checkpoint(), which restores them"
+_STATE = (
+    "network: its forward pass changes {name!r} (a running statistic, a counter), and the inverse of a step would see "
+    "another one than the step; call network.eval(), or pass adjoint=Checkpoint(), which restores it"
 )

@@ -13,28 +13,21 @@ from torch.autograd import forward_ad
 from .. import nests
 from ..recursion import Carry, Observer, Recursion
 from .direct import Direct
-from .replay.leaves import Behind, dependencies
+from .replay.graphs import dependencies
+from .replay.guard import Behind
 from .replay.sources import Sources
 
 
 def refuse_transforms() -> None:
-    """Raise inside of ``torch.func.grad``, ``vmap`` and what is made of them.
-
-    ``torch.func.jvp`` and ``vmap`` of it (``jacfwd``) are another matter: they need no backward pass.
-    """
-    kinds, pushes = _functorch.TransformType, is_pushing()
-    for interpreter in _functorch.get_interpreter_stack() or ():
-        if interpreter.key() != kinds.Jvp and not (pushes and interpreter.key() == kinds.Vmap):
-            raise RuntimeError(
-                f"adjoint: inside of torch.func ({interpreter.key().name.lower()}) there is no backward pass in which "
-                "this adjoint could recompute its steps; pass adjoint=Direct(), or call torch.autograd.grad outside"
-            )
-
-
-def is_pushing() -> bool:
-    """Whether this is inside of ``torch.func.jvp`` or of ``jacfwd``."""
+    """Raise inside of ``torch.func.grad``, ``vmap`` and what is made of them, but not of ``jvp`` and ``jacfwd``."""
     kinds = [interpreter.key() for interpreter in _functorch.get_interpreter_stack() or ()]
-    return _functorch.TransformType.Jvp in kinds
+    forward = {_functorch.TransformType.Jvp, _functorch.TransformType.Vmap}
+    if kinds and not (set(kinds) <= forward and _functorch.TransformType.Jvp in kinds):
+        name = next(kind.name.lower() for kind in kinds if kind != _functorch.TransformType.Jvp)
+        raise RuntimeError(
+            f"adjoint: inside of torch.func ({name}) there is no backward pass in which this adjoint could recompute "
+            "its steps; pass adjoint=Direct(), or call torch.autograd.grad outside"
+        )
 
 
 def has_tangents(recursion: Recursion, y: Tensor) -> bool:
@@ -67,7 +60,9 @@ def refuse_hidden_tangents(carry: Carry) -> None:
 def push_forward(recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
     """The states with their tangents, as ``Direct`` has them, in the memory of one step.
 
-    There is no backward pass through these states: one that is tried is refused.
+    There is no backward pass through these states: one that is tried is refused. Inside of ``torch.func.jvp`` and
+    ``jacfwd`` it is ``Direct``, with the graph that weights which require gradients ask for; ``torch.no_grad()`` around
+    it leaves that out.
     """
     if _functorch.get_interpreter_stack():
         return Direct().solve(recursion, y, keep=keep, observe=observe)

@@ -23,7 +23,7 @@ from ..solvers import Solver
 from ..workers import check_executor, shared
 from .methods import Method, default_methods
 from .result import Comparison, Measurement
-from .trial import Trial, Tried, agreements
+from .trial import Answer, Trial, agreements
 from .truth import Solution, Truth, true_gradients
 
 Watch = Callable[[str], None]
@@ -63,8 +63,9 @@ def compare(
         truth_steps: see above; the same with half as many tells how well the truth is known.
         repeats: timings per method, interleaved; their median is given.
         watch: called with a line of text before each measurement (with an executor: after it).
-        executor: any ``concurrent.futures.Executor``, whose workers try the methods; times are taken here, afterwards.
-            All but the times is the same bit for bit with any executor and none. See ``convergence.measure``.
+        executor: any ``concurrent.futures.Executor``, whose workers try the methods. Times and memory are measured
+            here, afterwards; all but the times is the same bit for bit with any executor and none. See
+            ``convergence.measure``.
 
     A method that refuses has a row with its sentence; one that refuses the gradient of x_T or of the noise alone is
     measured without. Nothing of the caller's is changed. Memory is counted in a run of its own, never a timed one.
@@ -134,7 +135,7 @@ def _work(subject: _Subject, job: _Job) -> tuple[_Job, Any]:
             finest = subject.calls[-1].copied(torch.float64)
             return job, true_gradients(finest, tuple(finest.leaves()), subject.solution, subject.truth_steps)
         trial = subject.trial(job.grid, job.method)
-        return job, trial.own_reference() if job.what == "reference" else trial.tried()
+        return job, trial.own_reference() if job.what == "reference" else trial.answer()
 
 
 def _findings(subject: _Subject, executor: Executor | None, tell: Watch) -> dict[_Job, Any]:
@@ -161,8 +162,8 @@ def _findings(subject: _Subject, executor: Executor | None, tell: Watch) -> dict
 
 def _own_references(subject: _Subject, found: Mapping[_Job, Any]) -> Iterator[tuple[int, int]]:
     """Where references are still missing: one for each grid and solver that a method brought."""
-    for job, tried in found.items():
-        if job.what == "trial" and tried.answer.gradients is not None:
+    for job, answer in found.items():
+        if job.what == "trial" and answer.gradients is not None:
             own = _reference_of(subject, job)
             if own.method >= 0:
                 yield own.grid, own.method
@@ -184,27 +185,25 @@ def _rows(subject: _Subject, found: Mapping[_Job, Any]) -> list[tuple[Measuremen
     rows: list[tuple[Measurement, Trial | None]] = []
     for k, call in enumerate(subject.calls):
         for m, method in enumerate(subject.methods):
-            trial, tried = subject.trial(k, m), found[_Job("trial", k, m)]
+            trial, answer = subject.trial(k, m), found[_Job("trial", k, m)]
             steps, solver = call.recursion.steps, repr(trial.call.solver)
-            refused, budget = tried.answer.refused, method.budget_bytes
+            refused, budget = answer.refused, method.budget_bytes
             row = Measurement(method.name, method.family, steps, solver, refused, budget_bytes=budget)
-            if tried.answer.gradients is None:
+            if answer.gradients is None:
                 rows.append((row, None))
                 continue
             own = found[_reference_of(subject, _Job("trial", k, m))]
-            rows.append((_measured(row, tried, own, true), replace(trial, without=tried.answer.without)))
+            rows.append((_measured(row, answer, own, true), replace(trial, without=answer.without)))
     return rows
 
 
-def _measured(row: Measurement, tried: Tried, own: Gradients, true: Gradients | None) -> Measurement:
-    answer = tried.answer
+def _measured(row: Measurement, answer: Answer, own: Gradients, true: Gradients | None) -> Measurement:
     assert answer.gradients is not None
     return replace(
         row,
         forward_calls=answer.counts.forward,
         backward_calls=answer.counts.backward,
         products=answer.counts.products,
-        peak_bytes=tried.peak_bytes,
         round_trip=answer.round_trip,
         gradients=agreements(answer.gradients, own, true),
         warnings=answer.warnings,
@@ -214,11 +213,14 @@ def _measured(row: Measurement, tried: Tried, own: Gradients, true: Gradients | 
 def _timed(
     subject: _Subject, rows: Sequence[tuple[Measurement, Trial | None]], repeats: int, tell: Watch
 ) -> tuple[Measurement, ...]:
-    """Time each grid's methods in turn, here and one after another, when all else is done."""
+    """Time each grid's methods in turn, here and one after another, when all else is done, and count their memory.
+
+    A thread of an executor may hold a few numbers in a cache that another one does not, so memory is counted here too.
+    """
     timed: list[Measurement] = []
     for call in subject.calls:
         steps = call.recursion.steps
-        tell(f"{steps} steps: timing")
+        tell(f"{steps} steps: time and memory")
         own = [(row, trial) for row, trial in rows if row.steps == steps]
         times: dict[str, list[float]] = {row.method: [] for row, _ in own}
         for _ in range(repeats):
@@ -226,7 +228,10 @@ def _timed(
                 if trial is not None:
                     times[row.method].append(trial.seconds())
         timed += [
-            row if trial is None else replace(row, seconds=statistics.median(times[row.method])) for row, trial in own
+            row
+            if trial is None
+            else replace(row, seconds=statistics.median(times[row.method]), peak_bytes=trial.peak_bytes())
+            for row, trial in own
         ]
     return tuple(timed)
 

@@ -281,7 +281,7 @@ def _laid_out(
     families = list(dict.fromkeys(group.family for group in groups))
     lines = max((sum(len(g.names) for g in groups if g.family == family) for family in families), default=0) + 1
     below, above = 0.75 + 0.17 * lines, 0.75
-    width = max(4.3 * len(rows[0]), 2.2 * len(families), 6.6)
+    width = max(4.3 * len(rows[0]), 2.4 * len(families), 6.6)
     height = below + above + (2.0 if len(rows) > 1 else 3.4) * len(rows) + 0.6 * (len(rows) - 1)
     layout = {
         "left": 0.75 / width,

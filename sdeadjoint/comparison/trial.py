@@ -50,13 +50,6 @@ class Answer:
     round_trip: float | None = None
 
 
-class Tried(NamedTuple):
-    """What a trial gives wherever it is made: all but its time."""
-
-    answer: Answer
-    peak_bytes: int | None
-
-
 @dataclass(frozen=True)
 class Trial:
     """A method on a call with one grid; ``without``: kinds of tensors whose gradients are not asked for."""
@@ -108,12 +101,6 @@ class Trial:
             told = tuple(dict.fromkeys(str(warning.message) for warning in caught))
             return Answer(found, counts, without, "; ".join(refused[:1]), told, trips[-1] if trips else None)
         return Answer(None, Counts(0, 0, 0), frozenset(), refused[0])
-
-    def tried(self) -> Tried:
-        """Take the gradients and, if there are any, count the memory that they need."""
-        answer = self.answer()
-        peak = None if answer.gradients is None else replace(self, without=answer.without).peak_bytes()
-        return Tried(answer, peak)
 
     def own_reference(self) -> Gradients:
         """Take the gradient of the sampler that runs here by plain autograd in float64."""

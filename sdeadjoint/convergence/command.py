@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from dataclasses import replace
 from importlib.util import find_spec
 from itertools import count as counting
 from pathlib import Path
@@ -34,6 +33,7 @@ from ..command_line import (
 from ..problems import Problem
 from ..workers import WorkerDiedError
 from . import settings
+from .dynamics import Reverse
 from .fingerprint import NoDigestError
 from .measure import measure
 from .plots import SUFFIXES, draw_orders, draw_work_precision
@@ -56,14 +56,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     help_ = "Heun, 'AdamsBashforth(order=3)', a sampler such as ddim, or module:Name of your own; again for several"
     add("--solver", action="append", type=_named_solver, required=True, metavar="NAME", help=help_)
-    problem = f"one of {', '.join(settings.NAMES)}; 'Mixture(...)'; or module:Name of your own (default: %(default)s)"
+    known = ", ".join((*settings.NAMES, *settings.EQUATIONS))
+    problem = f"one of {known}; 'Mixture(...)'; or module:Name of your own (default: %(default)s)"
     add("--problem", default="mild", metavar="NAME", help=problem)
     add("--quantity", choices=QUANTITIES, default="state", help="what is compared (default: %(default)s)")
     add("--of", choices=SOURCES, default="x_T", help="gradients in what (default: %(default)s)")
     add_steps(parser, STEPS)
     add("--paths", type=count, default=500, metavar="N", help="independent samples (default: %(default)s)")
-    add("--eta", type=float, help="0 is the ODE, 1 the diffusion SDE (default: the sampler's, or 1)")
-    kinds = "the frame's (default: the sampler's, or flow, in which orders above 1 show)"
+    add("--eta", type=float, help="0 is the ODE, 1 the SDE (default: the sampler's, or 1)")
+    kinds = "of a diffusion's frame (default: the sampler's, or flow, in which orders above 1 show)"
     add("--kind", choices=("data", "noise", "flow"), help=kinds)
     add("--seed", type=seed, default=0, metavar="N", help="of everything random (default: %(default)s)")
     add("--workers", type=count, default=1, metavar="N", help="processes; the numbers are the same for any N")
@@ -122,20 +123,26 @@ def _named_solver(text: str) -> tuple[str, Choice]:
 def _studies(arguments: argparse.Namespace) -> Iterator[Study]:
     for text, choice in arguments.solver:
         eta, kind = choice.fitting(arguments.eta, arguments.kind, text)
-        setting = _setting(arguments.problem, 1.0 if eta is None else eta, kind or "flow")
+        setting = _setting(arguments.problem, eta, kind)
         quantity = _quantity(arguments)
         steps, paths = arguments.steps, arguments.paths
         yield Study(choice.solver, setting, quantity, steps, paths, arguments.seed, batch=arguments.batch)
 
 
-def _setting(text: str, eta: float, kind: str) -> Setting:
+def _setting(text: str, eta: float | None, kind: str | None) -> Setting:
     """Make a setting from its name, a problem, or the user's own ``Setting``, ``Problem``, or ``f(eta, kind)``."""
-    scope: dict[str, Any] = {name: getattr(settings, name) for name in settings.NAMES}
+    names = (*settings.NAMES, *settings.EQUATIONS)
+    scope: dict[str, Any] = {name: getattr(settings, name) for name in names}
     scope.update({name: getattr(problems, name) for name in problems.__all__})
     try:
         found = named(text, scope)
     except ValueError as error:
         raise ValueError(f"--problem: {error}") from None
+    if isinstance(found, Setting):
+        return _member(found, eta, kind)
+    if found in [scope[name] for name in settings.EQUATIONS]:
+        return _member(found(1.0 if eta is None else eta), None, kind)
+    eta, kind = 1.0 if eta is None else eta, kind or "flow"
     if isinstance(found, type) and issubclass(found, Problem):
         found = found()
     elif callable(found) and not isinstance(found, Problem):
@@ -144,8 +151,14 @@ def _setting(text: str, eta: float, kind: str) -> Setting:
         return settings.of_problem(found, eta, kind)
     if not isinstance(found, Setting):
         raise ValueError(f"--problem: {text!r} is {type(found).__name__}; pass a Setting or a Problem")
-    frame = replace(found.frame, eta=eta, kind=kind)
-    return found if frame == found.frame else replace(found, frame=frame, exact=None)
+    return _member(found, eta, kind if isinstance(found.equation, Reverse) else None)
+
+
+def _member(setting: Setting, eta: float | None, kind: str | None) -> Setting:
+    try:
+        return setting.member_of(eta, kind)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
 
 
 def _quantity(arguments: argparse.Namespace) -> Quantity:

@@ -123,19 +123,19 @@ def tasks(study: Study, batch: int) -> list[Task]:
 
 def runs(study: Study, batch: int) -> Iterator[tuple[Task, Run]]:
     """Prepare the solves of a batch one by one. Paths are coarsened from level to level where grids nest."""
-    setting, grid, paths = study.setting, study.setting.grid(study.finest), study.batches[batch]
+    setting, grid, paths = study.setting, study.setting.equation.grid(study.finest), study.batches[batch]
     x_T = setting.start(paths, _seed(study, batch, 0)).to(study.dtype)
     cond = {name: value.expand(paths, *value.shape) for name, value in setting.cond.items()}
-    clock = setting.clock or setting.frame.noise_clock
     fine = at = None
-    if setting.frame.eta > 0:
-        fine = at = Paths.draw(clock(grid), x_T.shape, _seed(study, batch, 1))
+    if (nu := setting.equation.noise_clock(grid)) is not None:
+        fine = at = Paths.draw(setting.clock(grid) if setting.clock else nu, x_T.shape, _seed(study, batch, 1))
     for task in tasks(study, batch):
         own = coarsen(grid, study.finest // task.steps)
         if fine is not None and at is not None:
             at = at if at.steps % task.steps == 0 else fine
             at = at.coarsened(at.steps // task.steps)
-        driving = at.standardised_onto(setting.frame.noise_clock(own)) if at and setting.clock else at
+        onto = setting.equation.noise_clock(own) if setting.clock else None
+        driving = at if at is None or onto is None else at.standardised_onto(onto)
         start = x_T.double() if task.is_reference else x_T
         run = Run(setting, task.solver, own, driving, start, cond, study.steps[0])
         yield task, run if task.paths == paths else run.part(slice(0, task.paths))

@@ -90,7 +90,7 @@ class Study:
         numbers, unit = math.prod(self.setting.shape), self.quantity.unit
         most = self.batch
         if most is None:
-            held = numbers * self.finest if self.setting.frame.eta > 0 else numbers
+            held = numbers * self.finest if self.setting.is_noisy else numbers
             most = max(1, min(max(LEAST, FULL // numbers), BUDGET // held))
         even = -(-self.paths // -(-self.paths // most))
         size = -(-even // unit) * unit
@@ -103,7 +103,7 @@ class Study:
             return self.reference
         if self.setting.exact is not None:
             return None
-        noisy = self.setting.frame.eta > 0
+        noisy = self.setting.is_noisy
         return reference_solver(self.solver, noisy=noisy, levy_areas=self.setting.has_levy_areas)
 
     @property

@@ -197,7 +197,7 @@ def _falling(study: Study, errors: Errors, law: Slope) -> str:
 
 def _impossible(study: Study) -> str:
     """Say why a claim above 1 in additive noise cannot be true; empty where it may be."""
-    if study.setting.frame.eta == 0 or not study.quantity.has_reference:
+    if not study.setting.is_noisy or not study.quantity.has_reference:
         return ""
     return why_not(study.solver, study.order, weak=study.quantity.statistic == "mean")
 

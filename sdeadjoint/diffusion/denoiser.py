@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -105,13 +106,14 @@ class Denoiser(nn.Module):
     def _call(self, x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
         try:
             out = self.network(x, t, **cond) if self.guidance is None else self.guidance(self.network, x, t, cond)
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:
             self._explain(error, x)
             raise
         if not isinstance(out, Tensor):
             raise TypeError(
                 f"network: returned {type(out).__name__}; it must return one tensor of x's shape {tuple(x.shape)} "
-                "(wrap it, for instance: lambda x, t, **cond: network(x, t, **cond).sample)"
+                "(wrap it, for instance: lambda x, t, **cond: network(x, t, **cond).sample; t is the schedule's time, "
+                f"here from {self.schedule.t_max:g} to {self.schedule.t_min:g})"
             )
         if out.shape != x.shape:
             raise ValueError(
@@ -123,7 +125,13 @@ class Denoiser(nn.Module):
         return out
 
     def _explain(self, error: RuntimeError, x: Tensor) -> None:
-        """Errors of matrix products name the dtypes alone."""
+        """Errors of matrix products name the dtypes alone, those of tables not what was looked up."""
+        if re.search("argument #1 'indices'|used as indices", str(error)):
+            error.add_note(
+                "(if the network looks its time up in a table: t is the schedule's time, a floating tensor; pass "
+                "lambda x, t, **cond: network(x, t.long(), **cond) with schedule=Tabulated.ddpm(...) and "
+                "grid=timesteps(schedule, steps), where t is a whole number)"
+            )
         own = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
         if own != x.dtype and "type" in str(error):
             error.add_note(

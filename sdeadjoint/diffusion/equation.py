@@ -121,7 +121,7 @@ class Diffusion(Equation):
                 x = self.start
             else:
                 x = weight * y
-            return self._predict(n, x, t, self.frame.prediction).to(y.dtype)
+            return self.predict(n, x, t, self.frame.prediction).to(y.dtype)
 
         return drift
 
@@ -137,14 +137,15 @@ class Diffusion(Equation):
     def project(self, y: Tensor) -> Tensor:
         """The predicted x_0 at the last time but one: the limit of a step to sigma = 0 in the data kind."""
         n = self.steps - 1
-        return self._predict(n, self.scaled(n, y), self.times[n], "sample").to(y.dtype)
+        return self.predict(n, self.scaled(n, y), self.times[n], "sample").to(y.dtype)
 
     def scaled(self, n: int, y: Tensor) -> Tensor:
         """See ``Equation``; at node 0 it is x_T itself, not x_T rounded twice."""
         return self.start.clone() if n == 0 and self.start is not None else super().scaled(n, y)
 
-    def _predict(self, n: int, x: Tensor, t: float, prediction: str) -> Tensor:
-        denoiser, cond = self._conditioned(n)
+    def predict(self, n: int, x: Tensor, t: float, prediction: str) -> Tensor:
+        """Return the network's prediction of a kind at ``(x, t)``, with the conditioning of step n."""
+        denoiser, cond = self.conditioned(n)
         out: Tensor = denoiser(x, t, cond, prediction=prediction, level=self._level(t))
         if not all_finite(out):
             where = "the state" if not all_finite(x) else "the network's prediction"
@@ -158,7 +159,7 @@ class Diffusion(Equation):
             self.levels[t] = float(schedule.alpha(t)), float(schedule.sigma(t))
         return self.levels[t]
 
-    def _conditioned(self, n: int) -> tuple[Denoiser, Mapping[str, Any]]:
+    def conditioned(self, n: int) -> tuple[Denoiser, Mapping[str, Any]]:
         """The denoiser and the conditioning of step n."""
         denoiser, guidance = self.denoiser, self.denoiser.guidance
         if not self._is_scheduled:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -100,7 +101,17 @@ class Guidance:
 
 def _join(name: str, positive: Any, negative: Any, batch: int) -> Any:
     """Conditional and unconditional values stacked along the batch dimension, through nests."""
+    if isinstance(positive, np.ndarray) or isinstance(negative, np.ndarray):
+        raise TypeError(
+            f"cond[{name!r}]: got {type(positive).__name__}, and {type(negative).__name__} in the guidance; arrays are "
+            "not stacked into one batch: pass tensors to both, such as torch.from_numpy(array)"
+        )
     if isinstance(positive, Tensor) and isinstance(negative, Tensor):
+        if positive.dtype != negative.dtype:
+            raise TypeError(
+                f"guidance: unconditional[{name!r}] is of {negative.dtype}, but cond[{name!r}] of {positive.dtype}; "
+                "pass both in the dtype that the network takes"
+            )
         sizes = {value.shape[0] if value.ndim else None for value in (positive, negative)}
         if not sizes <= {batch, 1} or positive.shape[1:] != negative.shape[1:]:
             raise ValueError(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import nests
+from ..adjoints.replay.graphs import dependencies, sequence_number
 from ..adjoints.replay.hooks import MutedHooks
-from ..adjoints.replay.leaves import dependencies, distinct, precedes, sequence_number
+from ..adjoints.replay.leaves import distinct
 from ..adjoints.replay.surroundings import Autocast
 from ..fixed_point import Found
 from .gradients import Gradient, Request
@@ -113,7 +114,7 @@ def attach(mapped: Map, found: Found, gradient: Gradient, request: Request) -> T
         return found.x
     places = {id(tensor): place for place, tensor in enumerate(inputs)}
     slots = tuple(places[id(tensor)] for tensor in (*originals, *leaves))
-    borrows = any(precedes(node, mark) for node in seen.nodes)
+    borrows = seen.precede(mark)
     plan = Plan(steps, tuple(leaves), tuple(inputs), slots, borrows, request)
     attached: Tensor = Equilibrium.apply(plan, found.x, image, *inputs)
     return attached

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..arguments import named
 from .base import Claims, Drift, Interval, Solver, State, refuse_without_log
 from .facts import remembers
 from .interpolation import integrals
@@ -109,7 +108,7 @@ class AdamsBashforth(Solver):
 
 def _check_start(start: Solver) -> None:
     if not isinstance(start, Solver):
-        got = named(start)
+        got = f"the class {start.__name__}" if isinstance(start, type) else type(start).__name__
         raise TypeError(f"start: got {got}; pass a one-step solver such as RK4(), or None")
     if remembers(start):
         raise ValueError(

@@ -8,7 +8,6 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from ..arguments import named
 from .base import Claims, Drift, Interval, ReversibleSolver, Solver, State
 from .facts import remembers
 from .runge_kutta import RungeKutta
@@ -48,7 +47,7 @@ class Coupled(ReversibleSolver):
 
     def __post_init__(self) -> None:
         if not isinstance(self.base, Solver):
-            got = named(self.base)
+            got = f"the class {self.base.__name__}" if isinstance(self.base, type) else type(self.base).__name__
             raise TypeError(f"base: got {got}; pass a one-step solver such as Heun()")
         if isinstance(self.base, ReversibleSolver):
             raise ValueError(f"base: got {self.base!r}, which is reversible already; pass that itself as the solver")

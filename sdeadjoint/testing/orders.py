@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from ..convergence import Setting, Study, measure, settings
 from ..convergence.levy import SIZE, TOLERANCE, mean_square, response
 from ..noise.paths import Paths
 from ..solvers import Interval, RungeKutta, ShARK, Solver
@@ -187,6 +188,39 @@ def check_levy(solver: Solver, case: Impulse) -> None:
         f"strong order {solver.claims.strong} is claimed, and with F = y^2 a step of size h -> 0 adds {mean:.6f} h "
         "in the mean over dB ~ N(0, 1), H ~ N(0, 1/12); the mean of int B^2 ds is h/2",
     )
+
+
+@dataclass(frozen=True)
+class Measured(Case):
+    """A study of one of the equations that ``sdeadjoint.convergence.settings`` has beside diffusions.
+
+    Args:
+        name: of the setting.
+        eta: 0 without noise, 1 with it.
+        steps: of the three grids.
+    """
+
+    name: str
+    eta: float
+    steps: tuple[int, ...] = (16, 32, 64)
+
+    def study(self, solver: Solver) -> Study:
+        setting: Setting = getattr(settings, self.name)(self.eta)
+        return Study(solver, setting, steps=self.steps, paths=100, finer=2)
+
+    def code(self, name: str) -> str:
+        return "\n".join(
+            [
+                "from sdeadjoint.testing.orders import Measured",
+                "from sdeadjoint.convergence import measure",
+                f"print(measure({self!r}.study({name})))",
+            ]
+        )
+
+
+def check_equations(solver: Solver, case: Measured) -> None:
+    found = measure(case.study(solver))
+    require(found.verdict.outcome != "violated", f"on {found.subject}: {found.verdict.reason}")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ..replay.snapshots import Snapshots
 from ..tangents import refuse_tangents, refuse_transforms
 from .adaptive import Adaptive
 from .course import Course
-from .descent import BUFFERS, BackwardSolve, Descended
+from .descent import STATE, BackwardSolve, Descended
 from .equation import RANDOM
 
 STATES = ("recorded", "reconstructed")
@@ -107,12 +107,13 @@ class ContinuousAdjoint(Adjoint):
         swept, plan = sweep_and_plan(recursion, y, LAST, how)
         if swept.random:
             raise RuntimeError(RANDOM)
-        if swept.buffers.changing:
-            raise RuntimeError(BUFFERS)
+        if name := swept.state.unsettled:
+            raise RuntimeError(STATE.format(name=name))
         if plan is None:
             return swept.outputs if keep else swept.outputs[-1:]
         descent = BackwardSolve(plan, course, self.solver, weights, recorded, recursion.equation.start, first)
         outputs: tuple[Tensor, ...] = Descended.apply(descent, swept.outputs, swept.stages[-1][1], *plan.inputs)
+        plan.parallel.prepare(outputs)
         return outputs
 
     def _refuse_sde(self, recursion: Recursion, course: Course) -> None:

@@ -20,9 +20,9 @@ from .course import Course
 from .equation import AdjointEquation, March, SolverMarch
 from .recorded import Recorded
 
-BUFFERS = (
-    "network: its forward pass changes its buffers (running statistics, counters), and the adjoint equation of a "
-    "function that changes has no meaning; call network.eval(), or pass adjoint=Checkpoint(), which restores them"
+STATE = (
+    "network: its forward pass changes {name!r} (a running statistic, a counter), and the adjoint equation of a "
+    "function that changes has no meaning; call network.eval(), or pass adjoint=Checkpoint(), which restores it"
 )
 
 
@@ -97,8 +97,8 @@ class BackwardSolve:
     def _march(self, equation: AdjointEquation, grads: Sequence[Tensor | None]) -> March:
         if isinstance(self.solver, Adaptive):
             # y_0 itself is no unknown: its cotangent is the solution.
-            inputs = [tensor for tensor in self.plan.inputs if tensor is not self.plan.start]
-            return AdaptiveMarch(equation, self.solver, inputs)
+            wanted = [tensor for tensor in self.plan.wanting if tensor is not self.plan.start]
+            return AdaptiveMarch(equation, self.solver, wanted)
         jumps = {n for n in range(1, self.end) if self._cotangent(n, grads) is not None}
         weights = quadrature_weights(self.solver, self.course.clocks, jumps) if jumps else self.weights
         return SolverMarch(equation, self.solver, weights)

@@ -15,7 +15,8 @@ from ...conditioning import scheduled
 from ...solvers import Interval, Solver
 from ...solvers.facts import Weights, slot_weights
 from ..replay.backward import BackwardSweep, Plan, Totals
-from ..replay.leaves import dependencies, leaf
+from ..replay.graphs import dependencies
+from ..replay.leaves import leaf
 from ..replay.surroundings import GeneratorStates
 from .course import Course
 from .recorded import Recorded
@@ -92,7 +93,7 @@ class AdjointEquation:
                 "parameters of a module, or pass adjoint=Checkpoint()"
             )
         wanted = [point, *copies, *found]
-        pulled, *grads = self.sweep.hooks.differentiate([F], wanted, [a], retain_graph=plan.swept.borrows_graph)
+        pulled, *grads = self.sweep.differentiate([F], wanted, [a], retain_graph=plan.swept.borrows_graph)
         return Pulled(
             F.detach(), torch.zeros_like(a) if pulled is None else pulled, [*plan.isolated.originals, *found], grads
         )

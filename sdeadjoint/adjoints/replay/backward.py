@@ -14,10 +14,13 @@ from torch import Tensor
 
 from ... import nests
 from ...recursion import Carry, Recursion
+from .graphs import Fingerprint, kinds_of, places_of
 from .hooks import MutedHooks
-from .leaves import Dependencies, Evaluation, Fingerprint, Isolated, Saving, Stage, Trace, evaluate
+from .leaves import Evaluation, Isolated, Saving, Stage, Trace, evaluate
+from .module_state import ModuleState
+from .parallel import Parallel
 from .sources import Sources, Watch
-from .surroundings import Autocast, Buffers, generators_untouched
+from .surroundings import Autocast, generators_untouched
 
 Cotangents = list[Tensor | None]
 """``dL/d`` of each tensor of a carry, y first; None for zero."""
@@ -69,6 +72,7 @@ class Plan:
         sources: what the drift can be seen to read.
         modes: which of its modules were in training mode.
         watch: plain values among the sources.
+        parallel: data-parallel wrappers among the modules.
         first: the first step that is differentiated.
     """
 
@@ -84,6 +88,7 @@ class Plan:
     sources: Sources
     modes: tuple[bool, ...]
     watch: Watch
+    parallel: Parallel
     first: int
 
     @property
@@ -138,7 +143,7 @@ class Swept(NamedTuple):
     ``stages``: ``(n, stage before step n)`` for the steps to be stored and the last; ``kept``: evaluations whose graphs
     are still whole, by step; ``outputs``: ``(y_N,)`` or all of ``y_1, ..., y_N``; ``reached``: what they depend on;
     ``traces``: of every step; ``borrows_graph``: whether the drift read tensors computed outside of it, whose graph
-    must outlive each step's; ``saving``: what becomes of activations; ``buffers``: those that the drift changes.
+    must outlive each step's; ``saving``: what becomes of activations; ``state``: what its modules change in themselves.
     """
 
     stages: list[tuple[int, Stage]]
@@ -148,7 +153,7 @@ class Swept(NamedTuple):
     traces: tuple[Trace, ...]
     borrows_graph: bool
     saving: Saving
-    buffers: Buffers
+    state: ModuleState
 
     @property
     def random(self) -> bool:
@@ -237,7 +242,8 @@ class BackwardSweep:
         self._stack = ExitStack()
 
     def __enter__(self) -> BackwardSweep:
-        for context in (torch.inference_mode(False), torch.no_grad(), self.hooks):
+        parallel = self.plan.parallel.recomputing()
+        for context in (torch.inference_mode(False), torch.no_grad(), self.hooks, parallel):
             self._stack.enter_context(context)
         return self
 
@@ -255,12 +261,28 @@ class BackwardSweep:
                 return
             yield found
 
+    def differentiate(
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        seeds: Sequence[Tensor],
+        *,
+        retain_graph: bool,
+        create_graph: bool = False,
+    ) -> tuple[Tensor | None, ...]:
+        """``torch.autograd.grad`` through a step, which neither hooks nor wrappers take for a backward pass."""
+        found = self.hooks.differentiate(
+            outputs, inputs, seeds, retain_graph=retain_graph, create_graph=create_graph
+        )
+        self.plan.parallel.settle()
+        return found
+
     def recompute(self, n: int, stage: Stage, reached: Tensor) -> Evaluation:
         """Step n with its graph, as it was in the forward sweep; ``reached`` is where it must lead."""
         plan, trace = self.plan, self.plan.swept.traces[n]
         registered = self.hooks.registered()
         with ExitStack() as stack:
-            stack.enter_context(plan.swept.buffers.swapped(stage.buffers))
+            stack.enter_context(plan.swept.state.swapped(stage.held))
             if trace.draws:
                 stack.enter_context(generators_untouched(reached.device))
                 stage.generators.restore()
@@ -273,9 +295,7 @@ class BackwardSweep:
     def pull_back(self, n: int, done: Evaluation, cotangents: Cotangents, *, kept: bool = False) -> Cotangents:
         """Cotangents of ``carry_n`` from those of ``carry_{n+1}``; the inputs' gradients are added to the totals."""
         plan = self.plan
-        known, found = done.known(plan.isolated), done.dependencies(last=n == plan.recursion.steps - 1)
-        self._refuse_other_graph(n, found, known)
-        others = found.leaves_but(known)
+        known, others = done.known(plan.isolated), self.others(n, done, kept=kept)
         pairs = zip(nests.tensors(done.out), cotangents, strict=False)
         asked = [(o, a) for o, a in pairs if a is not None and o.requires_grad]
         if not asked:
@@ -284,17 +304,26 @@ class BackwardSweep:
         with plan.isolated.guard.opened(kept):
             # A graph that is kept goes on behind its gates, where nothing must be freed.
             retain = kept or plan.swept.borrows_graph
-            grads = iter(self.hooks.differentiate(outputs, [*known, *others], seeds, retain_graph=retain))
+            grads = iter(self.differentiate(outputs, [*known, *others], seeds, retain_graph=retain))
         back: Cotangents = [None if tensor is None else next(grads) for tensor in done.own]
         self.totals.add_noise(n, [next(grads) for _ in done.noise])
         self.totals.add([*plan.isolated.originals, *others], list(grads))
         return back
 
-    def _refuse_other_graph(self, n: int, found: Dependencies, known: Sequence[Tensor]) -> None:
-        expected = self.plan.swept.traces[n].fingerprint
-        if expected is None:
-            return
-        got = Fingerprint.of(found, known, opaque=self.plan.sources.is_scripted)
+    def others(self, n: int, done: Evaluation, *, kept: bool = False) -> list[Tensor]:
+        """The leaves that step n reads without having been given them; refuses another graph than the forward one's."""
+        plan, known = self.plan, done.known(self.plan.isolated)
+        found = done.dependencies(last=n == plan.recursion.steps - 1)
+        others, expected = found.leaves_but(known), plan.swept.traces[n].fingerprint
+        if kept or expected is None:
+            return others
+        named = [tensor for tensor in others if id(tensor) in expected.leaves]
+        leaves = places_of(found, known).union(map(id, named))
+        kinds = kinds_of(found, opaque=plan.sources.is_scripted)
+        self._refuse_other_graph(n, expected, Fingerprint(kinds, leaves, len(others) - len(named)))
+        return named
+
+    def _refuse_other_graph(self, n: int, expected: Fingerprint, got: Fingerprint) -> None:
         if difference := expected.differs(got):
             raise RuntimeError(
                 f"network: recomputing step {n} of {self.plan.recursion.steps} built another graph than the forward "

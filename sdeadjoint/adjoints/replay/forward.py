@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
+import weakref
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -15,25 +15,23 @@ from ... import nests
 from ...memory import storages
 from ...recursion import Carry, Observer, Recursion
 from ..direct import Direct
-from ..tangents import has_tangents, is_pushing, push_forward, refuse_hidden_tangents, refuse_transforms
+from ..tangents import has_tangents, push_forward, refuse_hidden_tangents, refuse_transforms
 from .backward import Plan, Reached, Replay, Retrieval, Swept, training_modes
+from .graphs import Dependencies, Fingerprint, kinds_of, places_of, sequence_number, updates_batch_statistics
 from .leaves import (
     ActivationsNeededError,
-    Dependencies,
     Evaluation,
-    Fingerprint,
     Isolated,
     Saving,
     Stage,
     Trace,
     distinct,
     evaluate,
-    precedes,
-    sequence_number,
-    updates_batch_statistics,
 )
+from .module_state import ModuleState
+from .parallel import Parallel, refuse_flat_parameters
 from .sources import Sources, Watch
-from .surroundings import Autocast, Buffers, GeneratorStates
+from .surroundings import Autocast, GeneratorStates
 
 
 @dataclass(frozen=True)
@@ -44,32 +42,33 @@ class Replayed:
         retrieval: where stages come from.
         graphs: bytes for whole graphs of the latest steps.
         last: how many steps are differentiated, counted from the end; None for all.
-        refuse_random, refuse_buffers: the sentences for networks that draw from torch's global generators, and for
-            those that change their buffers; empty if they may.
+        refuse_random, refuse_state: the sentences for networks that draw from torch's global generators, and for those
+            whose modules change their ``{name}`` at each step; empty if they may.
     """
 
     retrieval: Retrieval
     graphs: int = 0
     last: int | None = None
     refuse_random: str = ""
-    refuse_buffers: str = ""
+    refuse_state: str = ""
 
     def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
         if not torch.is_grad_enabled():
             return Direct().solve(recursion, y, keep=keep, observe=observe)
         refuse_transforms()
-        if is_pushing() or has_tangents(recursion, y):
+        if has_tangents(recursion, y):
             return push_forward(recursion, y, keep=keep, observe=observe)
         first = 0 if self.last is None else max(0, recursion.steps - self.last)
         how = Sweep(self.retrieval.stored(first, recursion.steps), keep, observe, graphs=self.graphs, first=first)
         swept, plan = sweep_and_plan(recursion, y, self.retrieval, how)
         if swept.random and self.refuse_random:
             raise RuntimeError(self.refuse_random)
-        if swept.buffers.changing and self.refuse_buffers:
-            raise RuntimeError(self.refuse_buffers)
+        if self.refuse_state and (name := swept.state.unsettled):
+            raise RuntimeError(self.refuse_state.format(name=name))
         if plan is None:
             return swept.outputs
         outputs: tuple[Tensor, ...] = Replay.apply(plan, swept, *plan.inputs)
+        plan.parallel.prepare(outputs)
         return outputs
 
 
@@ -92,12 +91,13 @@ def sweep_and_plan(recursion: Recursion, y: Tensor, retrieval: Retrieval, how: S
     """The forward sweep, and the plan of the backward pass unless the outputs depend on nothing that has a gradient."""
     sources = Sources.of(recursion.equation.module, recursion.after_step)
     modes, watch, autocast = training_modes(sources), Watch.begin(sources), Autocast.current(y.device)
-    isolated = Isolated.of(recursion)
-    swept = sweep(isolated, recursion.start(y), how, autocast, sources)
+    isolated, parallel = Isolated.of(recursion), Parallel.of(sources.modules)
+    with parallel.sweeping():
+        swept = sweep(isolated, recursion.start(y), how, autocast, sources)
     watch.settle()
     noise = () if recursion.noise is None else recursion.noise.tensors
-    given = [y, *nests.tensors(recursion.equation.tensors), *noise, *sources.parameters]
-    declared = distinct(tensor for tensor in given if not swept.buffers.changes(tensor))
+    given = [y, *nests.tensors(recursion.equation.tensors), *sources.parameters, *noise]
+    declared = distinct(tensor for tensor in given if not swept.state.changes(tensor))
     inputs = _inputs(declared, isolated, y, swept.reached)
     if not inputs:
         return swept, None
@@ -105,7 +105,7 @@ def sweep_and_plan(recursion: Recursion, y: Tensor, retrieval: Retrieval, how: S
         isolated,
         y,
         inputs,
-        wanting=tuple(distinct([*inputs, *(tensor for tensor in declared if tensor.requires_grad)])),
+        wanting=tuple(distinct([*(tensor for tensor in declared if tensor.requires_grad), *inputs])),
         # Inference tensors have no version to watch, and can be changed in inference mode alone.
         watched=tuple(tensor for tensor in declared if not (tensor.requires_grad or tensor.is_inference())),
         retrieval=retrieval,
@@ -115,6 +115,7 @@ def sweep_and_plan(recursion: Recursion, y: Tensor, retrieval: Retrieval, how: S
         sources=sources,
         modes=modes,
         watch=watch,
+        parallel=parallel,
         first=how.first,
     )
 
@@ -145,7 +146,7 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep, autocast: Autocast, sour
     """
     last, device = isolated.base.steps - 1, carry.y.device
     runner, reading = _Runner(isolated, autocast, sources, carry.y), _Reading(isolated, how, sources)
-    window, buffers = KeptGraphs(how.graphs, sources, isolated), runner.buffers
+    window, state = KeptGraphs(how.graphs, sources, isolated), runner.state
     stages: list[tuple[int, Stage]] = []
     outputs: list[Tensor] = []
     traces: list[Trace] = []
@@ -153,22 +154,26 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep, autocast: Autocast, sour
     carry, generators = nests.map_tensors(Tensor.detach, carry), GeneratorStates.current(device)
     for n in range(last + 1):
         generators = GeneratorStates.current(device, generators)  # the observer may have drawn
-        stage = Stage(carry, generators, buffers.values())
+        stage = Stage(carry, generators, state.values())
         if n in how.stored or n == last:
             stages.append((n, stage))
         window.make_room()
-        done, fingerprint = reading.read(n, runner.run(n, stage, wanted, keep=window.is_open), buffers)
+        done = runner.run(n, stage, wanted, keep=window.is_open)
+        seen = reading.read(n, done, state)
         draws = GeneratorStates.current(device, generators) is not generators
-        traces.append(Trace(wanted, fingerprint, draws))
-        wanted = tuple(tensor.requires_grad for tensor in nests.tensors(done.out))
+        before, wanted = wanted, tuple(tensor.requires_grad for tensor in nests.tensors(done.out))
         refuse_hidden_tangents(done.out)
         carry = nests.map_tensors(Tensor.detach, done.out)
-        window.add(n, done)
+        if seen is not None and seen.is_new:
+            done.activations.release()
+        else:
+            window.add(n, done)
         del done
+        traces.append(Trace(before, None if seen is None else reading.settle(n, seen), draws))
         how.observe(n + 1, carry)
         if how.keep or how.states or n == last:
             outputs.append(carry.y)
-    found = (reading.reached, tuple(traces), reading.borrows, runner.saving, buffers)
+    found = (reading.reached, tuple(traces), reading.borrows, runner.saving, state)
     return Swept(stages, dict(window.kept), tuple(outputs), *found)
 
 
@@ -178,12 +183,12 @@ class _Runner:
     def __init__(self, isolated: Isolated, autocast: Autocast, sources: Sources, y: Tensor) -> None:
         self._isolated, self._autocast = isolated.guarded, autocast
         isolated.guard.extend([y])
-        self._weights = [tensor for tensor in sources.parameters if tensor.requires_grad]
-        self.buffers = Buffers.of(sources.modules)
+        self._weights = [tensor for tensor in sources.parameters if tensor.requires_grad and tensor.is_leaf]
+        self.state = ModuleState.of(sources)
         self.saving = Saving.DROPPED
 
     def run(self, n: int, stage: Stage, wanted: Sequence[bool], *, keep: bool) -> Evaluation:
-        self.buffers.mark()
+        self.state.mark()
         while True:
             keeps = keep and self.saving is not Saving.PLAIN
             grads = self._grads()
@@ -193,7 +198,7 @@ class _Runner:
             except ActivationsNeededError as error:
                 self.saving = error.saving
                 stage.generators.restore()
-                self.buffers.rewind(stage.buffers)
+                self.state.rewind(stage.held)
                 continue
             if self._grads() != grads:
                 raise RuntimeError(
@@ -204,11 +209,26 @@ class _Runner:
             return done
 
     def _grads(self) -> list[tuple[int, int]]:
-        """What tells whether gradients were accumulated, for networks that differentiate by themselves."""
-        if self.saving is Saving.DROPPED:
-            return []
+        """What tells whether gradients were accumulated, by networks that differentiate by themselves."""
         grads = (weight.grad for weight in self._weights)
         return [(id(grad), 0 if grad is None or grad.is_inference() else grad._version) for grad in grads]
+
+
+class _Seen(NamedTuple):
+    """What the graph of a step says, without holding the graph.
+
+    ``enters``, ``noise``: whether it depends on the carry before the step, and on its noise; ``known``: the arguments
+    that it depends on, by their place; ``copies``: those of the equation among them; ``others``: its other leaves;
+    ``is_new``: whether one of these was not seen before, which may be the step's own.
+    """
+
+    enters: bool
+    noise: bool
+    kinds: Counter[type] | None
+    known: frozenset[int]
+    copies: list[Tensor]
+    others: list[weakref.ref[Tensor]]
+    is_new: bool
 
 
 class _Reading:
@@ -218,47 +238,60 @@ class _Reading:
         self.reached, self.borrows = Reached(), False
         self._isolated, self._how, self._sources = isolated, how, sources
         self._mark = sequence_number()
-        self._made = WeakValueDictionary[int, Tensor]()
+        self._made = weakref.WeakValueDictionary[int, Tensor]()
+        self._vetted = set(map(id, sources.parameters))
         self._latest: Fingerprint | None = None
 
-    def read(self, n: int, done: Evaluation, buffers: Buffers) -> tuple[Evaluation, Fingerprint | None]:
-        """The evaluation, and its fingerprint if its step counts."""
+    def read(self, n: int, done: Evaluation, state: ModuleState) -> _Seen | None:
+        """What is to be settled once the graph is gone; None if the step does not count."""
         found = done.dependencies(last=n == self._isolated.base.steps - 1)
         updates = _refuse_what_cannot_be_repeated(found)
-        buffers.notice(updates=updates)
-        if updates and not buffers.changing:
+        state.notice(updates=updates)
+        if updates and not state.changing:
             raise RuntimeError(STATISTICS)
         self._refuse_direct_reads(found)
         if n < self._how.first:
-            return done, None
+            return None
         known = done.known(self._isolated)
         others = found.leaves_but(known)
-        if any(self._made.get(id(tensor)) is tensor for tensor in others):
+        refuse_flat_parameters(others)
+        new = [tensor for tensor in others if id(tensor) not in self._vetted]
+        if any(self._made.get(id(tensor)) is tensor for tensor in new):
             raise RuntimeError(
                 "network: it used a tensor that an earlier evaluation had computed (a cache kept between calls), so a "
                 "step depends on more than its state; make it a function of (x, t, cond), or use adjoint=Direct()"
             )
-        shared = {id(copy) for copy in self._isolated.copies}
-        self._made.update({id(tensor): tensor for tensor in known if id(tensor) not in shared})
-        self.borrows = self.borrows or any(precedes(node, self._mark) for node in found.nodes)
-        self._reach(n, done, found, others)
-        fingerprint = Fingerprint.of(found, known, opaque=self._sources.is_scripted)
-        if self._latest != fingerprint:
-            self._latest = fingerprint
-        return done, self._latest
-
-    def _reach(self, n: int, done: Evaluation, found: Dependencies, others: Sequence[Tensor]) -> None:
-        """What the outputs depend on, now that step n is done: through its entry, and by itself."""
+        self._made.update({id(tensor): tensor for tensor in (*done.own, *done.noise) if tensor is not None})
+        self.borrows = self.borrows or found.precede(self._mark)
         met = {id(leaf) for leaf in found.leaves}
-        enters = any(id(tensor) in met for tensor in done.own)
-        before = self.reached if enters or self._how.keep else Reached()
-        own = [copy for copy in self._isolated.copies if id(copy) in met]
+        return _Seen(
+            any(id(tensor) in met for tensor in done.own),
+            any(id(tensor) in met for tensor in done.noise),
+            kinds_of(found, opaque=self._sources.is_scripted),
+            places_of(found, known),
+            [copy for copy in self._isolated.copies if id(copy) in met],
+            [weakref.ref(tensor) for tensor in others],
+            bool(new),
+        )
+
+    def settle(self, n: int, seen: _Seen) -> Fingerprint:
+        """What the outputs depend on, now that step n is done, through its entry and by itself; its fingerprint.
+
+        A leaf that goes with the graph is the step's own, made in each evaluation anew.
+        """
+        others = [tensor for reference in seen.others if (tensor := reference()) is not None]
+        before = self.reached if seen.enters or self._how.keep else Reached()
+        leaves = {id(leaf): leaf for leaf in (*seen.copies, *others)}
         self.reached = Reached(
-            before.start or (n == 0 and enters),
-            before.noise or any(id(tensor) in met for tensor in done.noise),
-            before.leaves | {id(leaf): leaf for leaf in (*own, *others)},
+            before.start or (n == 0 and seen.enters), before.noise or seen.noise, before.leaves | leaves
         )
         self._isolated.guard.extend(others)
+        names = frozenset(map(id, others))
+        self._vetted |= names
+        fingerprint = Fingerprint(seen.kinds, seen.known | names, len(seen.others) - len(others))
+        if self._latest != fingerprint:
+            self._latest = fingerprint
+        return self._latest
 
     def _refuse_direct_reads(self, found: Dependencies) -> None:
         noise = () if self._isolated.base.noise is None else self._isolated.base.noise.tensors

@@ -43,7 +43,7 @@ class Inversion(Retrieval):
         for n in reversed(range(first, last + 1)):
             if first < n < last:
                 carry = self._inverted(plan, n, carry)
-            yield n, start if n == first else Stage(carry, start.generators, {}), end
+            yield n, start if n == first else Stage(carry, start.generators, stage.held), end
             end = carry.y
             if n == first + 1 < last:
                 error, end = _distance(carry, known[n].carry), known[n].carry.y

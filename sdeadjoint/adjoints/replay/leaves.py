@@ -1,25 +1,25 @@
-"""One step cut out of its surroundings: its arguments as leaves, what it depends on, what its graph saves."""
+"""One step cut out of its surroundings: its arguments as leaves, its evaluation, what its graph saves."""
 
 from __future__ import annotations
 
-import threading
 import weakref
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import cached_property
-from typing import Any, NamedTuple, NoReturn
+from functools import cached_property, partial
+from operator import is_
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
 from ... import nests
 from ...memory import storages
 from ...noise import Increment
 from ...recursion import Carry, Recursion
+from .graphs import Dependencies, Fingerprint, dependencies
+from .guard import Guard
 from .surroundings import Autocast, GeneratorStates
 
 # Arguments as leaves.
@@ -122,100 +122,16 @@ def distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
     return list({id(tensor): tensor for tensor in tensors}.values())
 
 
-# Who leaves a step through its entry.
-
-
-class Guard:
-    """Refuses whoever walks a step's graph back through its entry.
-
-    A tensor that was recorded inside of a step depends on all that came before, and its graph ends at the step's entry.
-    So each entry is a ``Gate`` with an edge to what lies behind it: a derivative that would miss a part meets the gate
-    on its way there and is refused.
-
-    ``behind``: a tensor that depends on all of it, None if nothing does; ``refusal``: the last one, as a network may
-    catch the error; ``is_open``: whether it is the backward sweep that walks, through a graph that was kept.
-    """
-
-    def __init__(self) -> None:
-        self.behind: Tensor | None = None
-        self.refusal: RuntimeError | None = None
-        self.is_open = False
-        self._known: set[int] = set()
-
-    def extend(self, tensors: Iterable[Tensor]) -> None:
-        """From now on these lie behind each entry, too."""
-        new = [tensor for tensor in tensors if tensor.requires_grad and id(tensor) not in self._known]
-        if new:
-            self._known.update(map(id, new))
-            self.behind = Behind.apply(*new, *(() if self.behind is None else (self.behind,)))
-
-    def gate(self, own: Tensor, behind: Tensor | None) -> Tensor:
-        """An entry from its leaf, with an edge to what lies behind it."""
-        entry: Tensor = Gate.apply(self, own, behind)
-        return entry
-
-    @contextmanager
-    def opened(self, is_open: bool) -> Iterator[None]:
-        """For the backward sweep, where it walks through a graph that was kept."""
-        before, self.is_open = self.is_open, is_open
-        try:
-            yield
-        finally:
-            self.is_open = before
-
-    def refuse(self, sentence: str) -> NoReturn:
-        """Raise, and remember it."""
-        self.refusal = RuntimeError(sentence)
-        raise self.refusal
-
-
-RECORDED = (
-    "network: a tensor that it computed inside of the sampler (recorded by it, or by a hook) is differentiated, and "
-    "its gradient would end at the step's own state; measure the loss on what sample returns (trajectory=True has "
-    "every state), let the network differentiate detached tensors, or pass adjoint=Direct()"
-)
-
-
-class Gate(torch.autograd.Function):
-    """``apply(guard, leaf, behind)``: the leaf itself."""
-
-    @staticmethod
-    def forward(ctx: Any, guard: Guard, own: Tensor, behind: Tensor | None) -> Tensor:
-        ctx.guard, ctx.own = guard, own
-        ctx.set_materialize_grads(False)
-        return own.detach() if own.layout is not torch.strided else own.view_as(own)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        guard: Guard = ctx.guard
-        if not guard.is_open:
-            guard.refuse(RECORDED)
-        return None, grad, None
-
-
-class Behind(torch.autograd.Function):
-    """``apply(*tensors)``: a number that depends on them in name."""
-
-    @staticmethod
-    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
-        ctx.count = len(tensors)
-        ctx.set_materialize_grads(False)
-        return torch.zeros((), device="cpu")
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[None, ...]:
-        return (None,) * ctx.count
-
-
 # One step with its graph.
 
 
 class Stage(NamedTuple):
-    """Everything a recomputation starts from: the carry before a step, the global generators' states, buffers."""
+    """Everything a recomputation starts from: the carry before a step, the global generators' states, and what modules
+    hold that they change."""
 
     carry: Carry
     generators: GeneratorStates
-    buffers: dict[int, Tensor]
+    held: dict[int, Any]
 
 
 class Trace(NamedTuple):
@@ -299,9 +215,9 @@ class _Slot:
 
     __slots__ = ("__weakref__", "tensor", "version")
 
-    def __init__(self, tensor: Tensor | None) -> None:
-        self.tensor = tensor
-        self.version = 0 if tensor is None or tensor.is_inference() else tensor._version
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor: Tensor | None = tensor
+        self.version = 0 if tensor.is_inference() else tensor._version
 
     def get(self) -> Tensor | None:
         if self.tensor is not None and not self.tensor.is_inference() and self.tensor._version != self.version:
@@ -309,6 +225,10 @@ class _Slot:
                 "network: it changed in place a tensor that its derivative needs; let it work on a copy (clone)"
             )
         return self.tensor
+
+
+_drop = partial(is_, None)
+"""In the place of a saved tensor, False. Written in C, as autograd calls it for every tensor that a node saves."""
 
 
 class Activations:
@@ -328,8 +248,9 @@ class Activations:
             yield
             return
         self._live = True
+        pack = self._hold if self.saving is Saving.HELD else _drop
         try:
-            with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
+            with torch.autograd.graph.saved_tensors_hooks(pack, self._unpack):
                 yield
         finally:
             self._live = False
@@ -348,16 +269,14 @@ class Activations:
         held = {storage._cdata: storage.nbytes() for tensor in tensors for storage in storages(tensor)}
         return sum(size for key, size in held.items() if key not in elsewhere)
 
-    def _pack(self, tensor: Tensor) -> _Slot:
+    def _hold(self, tensor: Tensor) -> _Slot:
         # Detached: a node that saves its own output would otherwise hold itself alive through the slot, for good.
-        held = self.saving is Saving.HELD
-        slot = _Slot(tensor.detach() if held else None)
-        if held:
-            self._slots.append(weakref.ref(slot))
+        slot = _Slot(tensor.detach())
+        self._slots.append(weakref.ref(slot))
         return slot
 
-    def _unpack(self, slot: _Slot) -> Tensor:
-        tensor = slot.get()
+    def _unpack(self, slot: _Slot | Literal[False]) -> Tensor:
+        tensor = slot.get() if slot else None
         if tensor is None and self._live:
             self.missed = ActivationsNeededError(Saving.HELD)
             raise self.missed
@@ -367,109 +286,3 @@ class Activations:
                 "between calls); make it a function of (x, t, cond), or use adjoint=Direct()"
             )
         return tensor
-
-
-# What a graph depends on.
-
-
-class Dependencies(NamedTuple):
-    """The leaves that outputs depend on, all graph nodes in between, and the edges (node, output) walked."""
-
-    leaves: tuple[Tensor, ...]
-    nodes: tuple[Any, ...]
-    edges: set[tuple[Any, int]]
-
-    def includes(self, tensor: Tensor) -> bool:
-        """Whether a tensor that is not a leaf was met on the way."""
-        edge = get_gradient_edge(tensor)
-        return (edge.node, edge.output_nr) in self.edges
-
-    def leaves_but(self, known: Iterable[Tensor]) -> list[Tensor]:
-        """The leaves that are none of the ``known`` tensors."""
-        identities = {id(tensor) for tensor in known}
-        return [leaf for leaf in self.leaves if id(leaf) not in identities]
-
-    def reaches(self, tensor: Tensor | None) -> bool:
-        """Whether a tensor is among the leaves."""
-        return tensor is not None and any(leaf is tensor for leaf in self.leaves)
-
-
-def dependencies(outputs: Iterable[Tensor]) -> Dependencies:
-    """Walk the graphs of ``outputs`` back to their leaves. Linear in the number of nodes (about a microsecond each).
-
-    An entry of a step (see ``Guard``) counts as its leaf.
-    """
-    leaves: list[Tensor] = []
-    nodes = []
-    seen = set()
-    edges: set[tuple[Any, int]] = set()
-    stack: list[Any] = [get_gradient_edge(tensor).node for tensor in outputs if tensor.requires_grad]
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        name = type(node).__name__
-        if name == "AccumulateGrad":
-            leaves.append(node.variable)
-            continue
-        if name == "GateBackward":
-            leaves.append(node.own)
-            continue
-        nodes.append(node)
-        edges.update(node.next_functions)
-        stack += [source for source, _ in node.next_functions if source is not None]
-    return Dependencies(tuple(leaves), tuple(nodes), edges)
-
-
-class Fingerprint(NamedTuple):
-    """What tells a step's graph from another's: how many nodes of each type it has, and its leaves.
-
-    ``nodes``: None where some are opaque (compiled or scripted code, which may be compiled anew at any call);
-    ``leaves``: arguments by their place, all others by identity.
-    """
-
-    nodes: Counter[type] | None
-    leaves: frozenset[int]
-
-    @classmethod
-    def of(cls, found: Dependencies, known: Sequence[Tensor], *, opaque: bool) -> Fingerprint:
-        places = {id(tensor): place for place, tensor in enumerate(known)}
-        nodes = Counter(map(type, found.nodes))
-        opaque = opaque or any(kind.__name__.startswith("CompiledFunction") for kind in nodes)
-        leaves = frozenset(places.get(id(leaf), id(leaf)) for leaf in found.leaves)
-        return cls(None if opaque else nodes, leaves)
-
-    def differs(self, other: Fingerprint) -> str:
-        """How another fingerprint differs, in words; empty if it does not."""
-        if self.leaves != other.leaves:
-            return f"it depends on {len(other.leaves)} tensors that require gradients in place of {len(self.leaves)}"
-        if self.nodes is None or other.nodes is None or self.nodes == other.nodes:
-            return ""
-        counts = [(kind.__name__, self.nodes[kind], other.nodes[kind]) for kind in self.nodes | other.nodes]
-        name, was, now = next(found for found in counts if found[1] != found[2])
-        return f"{now} operations {name} in place of {was}"
-
-
-def updates_batch_statistics(node: Any) -> bool:
-    """Whether a graph node is a normalisation that changed its running statistics."""
-    if not getattr(node, "_saved_training", False):
-        return False
-    try:
-        return node._saved_running_mean is not None
-    except RuntimeError:
-        return True  # they are there, but were dropped from the graph with the activations
-
-
-def sequence_number() -> int:
-    """A number that graph nodes made later on this thread exceed; see ``precedes``."""
-    with torch.enable_grad():
-        return int(torch.zeros((), requires_grad=True).mul(1).grad_fn._sequence_nr())  # type: ignore[union-attr]
-
-
-def precedes(node: Any, number: int) -> bool:
-    """Whether the node was there before ``sequence_number()`` gave ``number``; in doubt, outside the main thread, yes.
-
-    (PyTorch numbers the nodes of each thread by themselves.)
-    """
-    return int(node._sequence_nr()) < number or threading.current_thread() is not threading.main_thread()

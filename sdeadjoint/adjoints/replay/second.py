@@ -177,12 +177,12 @@ class SecondSweep(BackwardSweep):
         leaves, vs = zip(*pairs, strict=True)
         with torch.enable_grad():
             us = [torch.zeros_like(out).requires_grad_() for out in asked]
-            pulled = self.hooks.differentiate(asked, leaves, us, retain_graph=True, create_graph=True)
+            pulled = self.differentiate(asked, leaves, us, retain_graph=True, create_graph=True)
         linear = [(g, v) for g, v in zip(pulled, vs, strict=True) if g is not None and g.requires_grad]
         if not linear:
             return [None] * len(outs)
         gs, seeds = zip(*linear, strict=True)
-        found = iter(torch.autograd.grad(gs, us, seeds, allow_unused=True, retain_graph=self.plan.swept.borrows_graph))
+        found = iter(self.differentiate(gs, us, seeds, retain_graph=self.plan.swept.borrows_graph))
         pushed = {id(out): next(found) for out in asked}
         return [pushed.get(id(out)) for out in outs]
 
@@ -207,14 +207,14 @@ class SecondSweep(BackwardSweep):
         self, n: int, done: Evaluation, tangents: Tangents, first: Cotangents, second: Cotangents
     ) -> tuple[Cotangents, Cotangents]:
         """Both cotangents of ``carry_n`` from those of ``carry_{n+1}``."""
-        others = self._others(n, done)
+        others = self.others(n, done)
         pairs = [*self._pairs(n, done, tangents), *((own, self._of_other(own)) for own in others)]
         leaves, vs = zip(*pairs, strict=True) if pairs else ((), ())
         outs, seeds = _asked(done, first)
         pulled: Sequence[Tensor | None] = [None] * len(leaves)
         if outs:
             with torch.enable_grad():
-                pulled = self.hooks.differentiate(outs, leaves, seeds, retain_graph=True, create_graph=True)
+                pulled = self.differentiate(outs, leaves, seeds, retain_graph=True, create_graph=True)
         bends = [(g, v) for g, v in zip(pulled, vs, strict=True) if not (g is None or v is None) and g.requires_grad]
         b = iter(pulled)
         first = [None if own is None else _cut(next(b)) for own in done.own]
@@ -237,7 +237,7 @@ class SecondSweep(BackwardSweep):
         wanted = own | self._wanted | {id(copy) for copy, original in copies if id(original) in self._wanted}
         asked = [leaf for leaf in leaves if id(leaf) in wanted]
         retain = self.plan.swept.borrows_graph
-        found = iter(self.hooks.differentiate(outs, asked, seeds, retain_graph=retain))
+        found = iter(self.differentiate(outs, asked, seeds, retain_graph=retain))
         return [next(found) if id(leaf) in wanted else None for leaf in leaves]
 
     # What both have in common.
@@ -252,13 +252,6 @@ class SecondSweep(BackwardSweep):
             yield from zip(done.noise, moved, strict=True)
         for copy, original in zip(self.plan.isolated.copies, self.plan.isolated.originals, strict=True):
             yield copy, self._directions.get(id(original))
-
-    def _others(self, n: int, done: Evaluation) -> list[Tensor]:
-        """The leaves that a step reads without having been given them."""
-        known = done.known(self.plan.isolated)
-        found = done.dependencies(last=n == self.plan.recursion.steps - 1)
-        self._refuse_other_graph(n, found, known)
-        return found.leaves_but(known)
 
     def _of_other(self, leaf: Tensor) -> Tensor | None:
         """The direction of a leaf that is no argument: of a weight, for instance."""
@@ -277,13 +270,13 @@ class SecondSweep(BackwardSweep):
         plan, trace, device = self.plan, self.plan.swept.traces[n], stage.carry.y.device
         registered = self.hooks.registered()
         with ExitStack() as stack:
-            stack.enter_context(plan.swept.buffers.swapped(stage.buffers))
+            stack.enter_context(plan.swept.state.swapped(stage.held))
             if trace.draws:
                 stack.enter_context(generators_untouched(device))
                 stage.generators.restore()
             done = evaluate(plan.isolated, n, stage.carry, trace.wanted, plan.autocast, Saving.PLAIN)
             generators = GeneratorStates.current(device, stage.generators) if trace.draws else stage.generators
-            after = Stage(nests.map_tensors(Tensor.detach, done.out), generators, plan.swept.buffers.values())
+            after = Stage(nests.map_tensors(Tensor.detach, done.out), generators, plan.swept.state.values())
         self.hooks.forget_others(registered)
         plan.isolated.drop_hooks()
         return done, after

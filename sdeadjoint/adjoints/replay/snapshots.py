@@ -50,12 +50,12 @@ class Snapshots(Retrieval):
             return pull_back_all(held, grads)
         if held.plan.first > 0:
             refuse_second()
-        return gradient(held, self.reversed, inputs, grads)
+        return gradient(held, self.in_reverse, inputs, grads)
 
     def backwards(self, plan: Plan, stack: list[tuple[int, Stage]], end: Tensor) -> Iterator[tuple[int, Stage, Tensor]]:
-        return self.reversed(plan, stack, end, partial(advance, plan))
+        return self.in_reverse(plan, stack, end, partial(advance, plan))
 
-    def reversed(
+    def in_reverse(
         self, plan: Plan, stack: list[tuple[int, T]], end: Tensor, advance: Callable[[T, int, int], T]
     ) -> Iterator[tuple[int, T, Tensor]]:
         """The forward sweep may hand over the stage before the last step on top of as many as are to be stored.
@@ -81,7 +81,7 @@ def advance(plan: Plan, stage: Stage, start: int, stop: int) -> Stage:
     """Recompute the stage before step ``stop``, as the forward sweep did."""
     carry, device, swept = stage.carry, stage.carry.y.device, plan.swept
     with ExitStack() as stack:
-        stack.enter_context(swept.buffers.swapped(stage.buffers))
+        stack.enter_context(swept.state.swapped(stage.held))
         draws = any(trace.draws for trace in swept.traces[start:stop])
         if draws:
             stack.enter_context(generators_untouched(device))
@@ -91,7 +91,7 @@ def advance(plan: Plan, stage: Stage, start: int, stop: int) -> Stage:
             carry = nests.map_tensors(Tensor.detach, done.out)
         plan.isolated.drop_hooks()
         generators = GeneratorStates.current(device, stage.generators) if draws else stage.generators
-        return Stage(carry, generators, swept.buffers.values())
+        return Stage(carry, generators, swept.state.values())
 
 
 def repeats(length: int, snapshots: int) -> int:

@@ -28,6 +28,11 @@ class Place(NamedTuple):
     name: str
     settings: bool = False
 
+    @property
+    def is_plain_setting(self) -> bool:
+        """Whether a number, a label or nothing stands there that a module's forward pass may change, as a counter."""
+        return self.settings and is_plain(self.holder.get(self.name))
+
     def read(self) -> Any:
         """What stands there now, to be compared; see ``comparable``."""
         try:
@@ -64,7 +69,7 @@ class Sources:
 
     def visit(self, value: Any, names: frozenset[str], depth: int) -> None:
         """Look into a value; of an object that is neither function nor module, at the attributes ``names``."""
-        if depth == 0 or id(value) in self.seen or _is_plain(value) or isinstance(value, type):
+        if depth == 0 or id(value) in self.seen or is_plain(value) or isinstance(value, type):
             return
         self.seen.add(id(value))
         if isinstance(value, Tensor):
@@ -96,9 +101,16 @@ class Sources:
         if isinstance(module, torch.jit.ScriptModule):
             self.is_scripted = True
             return
-        self.places += [Place(held, name) for held in (module._parameters, module._buffers) for name in held]
+        parts: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module._modules)
+        self.places += [Place(held, name) for held in parts for name in held]
+        self.places += [Place(module.__dict__, name) for name in ("forward", "_forward_hooks", "_forward_pre_hooks")]
         names = names | _names_read(module, "forward") | {"forward"}
-        self._visit_attributes(module.__dict__, names, depth, settings=True)
+        # The wrappers of several processes keep books of their own, for each forward pass anew.
+        settings = not type(module).__module__.startswith(("torch.distributed", "torch.nn.parallel"))
+        self._visit_attributes(module.__dict__, names, depth, settings=settings)
+        # What the class has, and the module may get.
+        inherited = _plain_names(type(module), names) - module.__dict__.keys()
+        self.places += [Place(module.__dict__, name, settings) for name in sorted(inherited)]
 
     def _visit_attributes(
         self, held: Mapping[str, Any], names: frozenset[str], depth: int, *, settings: bool = False
@@ -118,7 +130,7 @@ class Sources:
         own = function.__globals__
         for name in sorted(own.keys() & names):
             value = own[name]
-            if _is_plain(value):
+            if is_plain(value):
                 self.places.append(Place(own, name))
             elif not isinstance(value, FunctionType) or value.__globals__ is own:
                 self.visit(value, names, depth - 1)
@@ -185,6 +197,14 @@ def names_read(owner: type, method: str) -> frozenset[str]:
     return frozenset(names)
 
 
+@functools.lru_cache(maxsize=4096)
+def _plain_names(owner: type, names: frozenset[str]) -> frozenset[str]:
+    """Those of the names under which a class has a plain value."""
+    missing = object()
+    found = ((name, inspect.getattr_static(owner, name, missing)) for name in names)
+    return frozenset(name for name, value in found if is_plain(value))
+
+
 def _codes(attribute: Any) -> Iterator[CodeType]:
     """The code of a class's attribute, where it has some of its own; not what every module inherits."""
     functions: tuple[Any, ...] = (attribute,)
@@ -206,8 +226,24 @@ def _names(code: CodeType) -> frozenset[str]:
     return frozenset(code.co_names).union(*map(_names, inner))
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
+    """Whether a value is a number, a label, a setting or None: nothing that can be changed in place."""
     return value is None or isinstance(value, int | float | complex | str | bytes | torch.dtype | torch.device | Enum)
+
+
+class Same:
+    """Equals what holds the same object. It is kept alive: its number would go to another one else."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def comparable(value: Any, settings: bool, depth: int = 3) -> Any:
@@ -217,10 +253,10 @@ def comparable(value: Any, settings: bool, depth: int = 3) -> Any:
     """
     if isinstance(value, float) and value != value:
         return "nan"
-    if isinstance(value, float | complex | torch.dtype) or (settings and _is_plain(value)):
+    if isinstance(value, float | complex | torch.dtype) or (settings and is_plain(value)):
         return value
     if isinstance(value, Tensor) or callable(value):
-        return id(value)
+        return Same(value)
     if depth == 0 or not isinstance(value, dict | list | tuple | set | frozenset) or len(value) > ITEMS:
         return None
     if isinstance(value, dict):
