@@ -131,6 +131,10 @@ class SecondSweep(BackwardSweep):
         super().__init__(plan)
         self._directions = {id(tensor): v for tensor, v in zip(plan.inputs, directions, strict=True)}
         self._wanted = {id(tensor) for tensor, asked in zip(plan.inputs, wanted, strict=True) if asked}
+        copies = zip(plan.isolated.copies, plan.isolated.originals, strict=True)
+        self._wanted |= {id(copy) for copy, original in copies if id(original) in self._wanted}
+        leaves = [tensor for tensor in plan.inputs if tensor.is_leaf]
+        self._read_directly = [(leaf, v) for leaf in leaves if (v := self._directions[id(leaf)]) is not None]
         noise = plan.recursion.noise
         self._noise = () if noise is None else noise.tensors
 
@@ -171,7 +175,7 @@ class SecondSweep(BackwardSweep):
         serving = outs[:1] if n == self.plan.recursion.steps - 1 else outs
         asked = [out for out in serving if out.requires_grad]
         pairs = [(own, v) for own, v in self._pairs(n, done, tangents) if v is not None]
-        pairs += [(own, v) for own in self.plan.inputs if (v := self._of_other(own)) is not None]
+        pairs += self._read_directly
         if not pairs or not asked:
             return [None] * len(outs)
         leaves, vs = zip(*pairs, strict=True)
@@ -208,36 +212,42 @@ class SecondSweep(BackwardSweep):
     ) -> tuple[Cotangents, Cotangents]:
         """Both cotangents of ``carry_n`` from those of ``carry_{n+1}``."""
         others = self.others(n, done)
-        pairs = [*self._pairs(n, done, tangents), *((own, self._of_other(own)) for own in others)]
-        leaves, vs = zip(*pairs, strict=True) if pairs else ((), ())
-        outs, seeds = _asked(done, first)
-        pulled: Sequence[Tensor | None] = [None] * len(leaves)
-        if outs:
-            with torch.enable_grad():
-                pulled = self.differentiate(outs, leaves, seeds, retain_graph=True, create_graph=True)
-        bends = [(g, v) for g, v in zip(pulled, vs, strict=True) if not (g is None or v is None) and g.requires_grad]
+        pairs = [*self._pairs(n, done, tangents), *((own, self._directions.get(id(own))) for own in others)]
+        own = {id(leaf) for leaf in (*done.own, *done.noise)}
+        moved = own | {id(leaf) for leaf, v in pairs if v is not None}
+        pulled = self._pulled(*_asked(done, first), [leaf for leaf, _ in pairs], moved, create_graph=True)
+        bends = [
+            (g, v)
+            for g, (_, v) in zip(pulled, pairs, strict=True)
+            if g is not None and v is not None and g.requires_grad
+        ]
         b = iter(pulled)
-        first = [None if own is None else _cut(next(b)) for own in done.own]
+        first = [None if leaf is None else _cut(next(b)) for leaf in done.own]
         self._bend_noise(n, [_cut(next(b)) for _ in done.noise])
         both = [*bends, *zip(*_asked(done, second), strict=True)]
-        if not both:
-            return first, [None]
-        outs, seeds = zip(*both, strict=True)
-        found = iter(self._differentiate(outs, seeds, leaves, {id(own) for own in (*done.own, *done.noise)}))
+        outs, seeds = zip(*both, strict=True) if both else ((), ())
+        found = iter(self._pulled(outs, seeds, [leaf for leaf, _ in pairs], own | self._wanted))
         second = [None if own is None else next(found) for own in done.own]
         self.totals.add_noise(n, [next(found) for _ in done.noise])
         self.totals.add([*self.plan.isolated.originals, *others], list(found))
         return first, second
 
-    def _differentiate(
-        self, outs: Sequence[Tensor], seeds: Sequence[Tensor], leaves: Sequence[Tensor], own: set[int]
+    def _pulled(
+        self,
+        outs: Sequence[Tensor],
+        seeds: Sequence[Tensor],
+        leaves: Sequence[Tensor],
+        wanted: set[int],
+        *,
+        create_graph: bool = False,
     ) -> list[Tensor | None]:
-        """The derivatives in the leaves, None for those that nobody asked for."""
-        copies = zip(self.plan.isolated.copies, self.plan.isolated.originals, strict=True)
-        wanted = own | self._wanted | {id(copy) for copy, original in copies if id(original) in self._wanted}
+        """The derivatives in the leaves; None for those that nobody asked for."""
         asked = [leaf for leaf in leaves if id(leaf) in wanted]
-        retain = self.plan.swept.borrows_graph
-        found = iter(self.differentiate(outs, asked, seeds, retain_graph=retain))
+        if not (outs and asked):
+            return [None] * len(leaves)
+        retain = create_graph or self.plan.swept.borrows_graph
+        with torch.set_grad_enabled(create_graph):
+            found = iter(self.differentiate(outs, asked, seeds, retain_graph=retain, create_graph=create_graph))
         return [next(found) if id(leaf) in wanted else None for leaf in leaves]
 
     # What both have in common.
@@ -252,11 +262,6 @@ class SecondSweep(BackwardSweep):
             yield from zip(done.noise, moved, strict=True)
         for copy, original in zip(self.plan.isolated.copies, self.plan.isolated.originals, strict=True):
             yield copy, self._directions.get(id(original))
-
-    def _of_other(self, leaf: Tensor) -> Tensor | None:
-        """The direction of a leaf that is no argument: of a weight, for instance."""
-        arguments = (self.plan.start, *self.plan.isolated.originals, *self._noise)
-        return None if any(leaf is own for own in arguments) else self._directions.get(id(leaf))
 
     def _bend_noise(self, n: int, grads: Sequence[Tensor | None]) -> None:
         """The second derivative of noise that is not linear in its tensors."""
