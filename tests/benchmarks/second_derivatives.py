@@ -1,7 +1,7 @@
 """Time and memory of Hessian-vector products: ``python -m tests.benchmarks.second_derivatives``.
 
-A gradient and a product by ``Checkpoint()``, and a product by ``Direct()``, are timed in turn in one process; the median
-of the ratios to the gradient is printed, and the peak of tensor memory of each.
+A gradient and a product by ``Checkpoint()``, and a product by ``Direct()``, are timed in turn in one process; printed are
+the median of the ratios to the gradient, and the peak of tensor memory of each.
 """
 
 from __future__ import annotations
