@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -156,7 +157,9 @@ def pushed_forward(adjoint: Adjoint, case: Solve) -> tuple[float, float, float]:
     arguments, _ = case.build()
     x_T = arguments["x_T"]
     v = numbers(*x_T.shape, seed=61, dtype=x_T.dtype)
-    with forward_ad.dual_level():
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        # PyTorch's forward mode loads scripts of its own.
+        warnings.filterwarnings("ignore", ".torch.jit.script", DeprecationWarning)
         dual = forward_ad.make_dual(x_T.detach(), v)
         moved = forward_ad.unpack_dual(sample(adjoint=adjoint, **{**arguments, "x_T": dual})).tangent
     arguments, _ = case.build()

@@ -1,6 +1,6 @@
 """Time and memory of Hessian-vector products: ``python -m tests.benchmarks.second_derivatives``.
 
-A gradient and a product by ``Checkpoint()``, and a product by ``Direct()``, are timed in turn in one process; printed are
+A gradient and a product by ``Checkpoint()``, and a product by ``Direct()``, are timed in turn in one process. It prints
 the median of the ratios to the gradient, and the peak of tensor memory of each.
 """
 

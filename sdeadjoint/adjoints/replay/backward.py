@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -191,8 +191,8 @@ class Replay(torch.autograd.Function):
         plan: Plan = ctx.plan
         if all(grad is None for grad in grads):
             return (None,) * (2 + len(plan.inputs))
-        inputs = ctx.saved_tensors[: len(plan.inputs)]
-        saved = iter(ctx.saved_tensors[len(plan.inputs) + len(plan.watched) :])
+        tensors = ctx.saved_tensors
+        inputs, saved = tensors[: len(plan.inputs)], iter(tensors[len(plan.inputs) + len(plan.watched) :])
         end = next(saved)
         stack = nests.refilled(ctx.stages, saved) if ctx.complete else list(ctx.stages)
         if not ctx.complete:
@@ -241,7 +241,7 @@ class BackwardSweep:
         self.hooks = MutedHooks(plan.inputs)
         self._stack = ExitStack()
 
-    def __enter__(self) -> BackwardSweep:
+    def __enter__(self) -> Self:
         parallel = self.plan.parallel.recomputing()
         for context in (torch.inference_mode(False), torch.no_grad(), self.hooks, parallel):
             self._stack.enter_context(context)

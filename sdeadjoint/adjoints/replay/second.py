@@ -153,6 +153,7 @@ class SecondSweep(BackwardSweep):
                 twins.append((n, Twin(stage, tangents)))
             done, after = self._evaluated(n, stage)
             tangents = self._push(n, done, tangents)
+            del done  # before the next graph is built
             if n == last or n + 1 in stages:
                 reached = end if n == last else stages[n + 1].carry.y
                 _refuse_mismatch(plan, n, stage.carry, after.carry.y, reached)
@@ -166,6 +167,7 @@ class SecondSweep(BackwardSweep):
         for n in range(start, stop):
             done, after = self._evaluated(n, twin.stage)
             twin = Twin(after, self._push(n, done, twin.tangents))
+            del done
         return twin
 
     def _push(self, n: int, done: Evaluation, tangents: Tangents) -> Tangents:
