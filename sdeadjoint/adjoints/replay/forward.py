@@ -197,6 +197,8 @@ class _Runner:
                 done = evaluate(self._isolated, n, stage.carry, wanted, self._autocast, saving)
             except ActivationsNeededError as error:
                 self.saving = error.saving
+                # Its frames hold the failed evaluation's graph, whose hooks hold the error, and this frame.
+                error.__traceback__ = error.__cause__ = error.__context__ = None
                 stage.generators.restore()
                 self.state.rewind(stage.held)
                 continue
