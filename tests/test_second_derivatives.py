@@ -247,7 +247,7 @@ def test_float32(x_T: Tensor) -> None:
 
 def test_the_second_derivative_of_quantile_transport() -> None:
     """On scalar data the ODE's map is ``F_0^-1(F_T(x))``: RK4 comes to its second derivative with order 4."""
-    mixture = sa.problems.Mixture(torch.tensor([0.4, 0.6]), torch.tensor([[-1.0], [0.8]]), torch.tensor(0.2))
+    mixture = sa.problems.Mixture([0.4, 0.6], [-1.0, 0.8], 0.2)
     x = torch.linspace(-1.5, 1.5, 5, dtype=DOUBLE).reshape(-1, 1).requires_grad_()
     t_max, t_min = 0.9, 0.05
     (slope,) = torch.autograd.grad(mixture.ode_map(x, SCHEDULE, t_max, t_min).sum(), x, create_graph=True)
