@@ -17,7 +17,7 @@ SCHEDULE = sa.RectifiedFlow()  # at t = 0 alpha = 1 and sigma = 0: log_prob is t
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
 
 
 def log_prob(problem: sa.problems.Problem, x: Tensor, cond: dict[str, Tensor] | None = None) -> Tensor:
