@@ -39,6 +39,7 @@ bench: .venv/installed-dev
 	$(PY) -m tests.benchmarks.checkpoint_cost
 	$(PY) -m tests.benchmarks.noise_queries
 	$(PY) -m tests.benchmarks.strong_order_study
+	$(PY) -m tests.benchmarks.goal_grids
 
 .venv/installed-demo: $(FILES) | $(PY)
 	$(INSTALL) -e '.[demo]'

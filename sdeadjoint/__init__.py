@@ -1,6 +1,7 @@
 """Exact gradients through diffusion samplers, ODE and SDE, with Brownian replay."""
 
 from . import adapters, comparison, convergence, equilibria, problems, samplers
+from .accuracy import GradientError, goal_grid, gradient_error
 from .adjoints import (
     Adaptive,
     Adjoint,
@@ -78,6 +79,7 @@ __all__ = [
     "FixedNoise",
     "Frame",
     "GradientCheck",
+    "GradientError",
     "Guidance",
     "Heun",
     "Hooked",
@@ -114,6 +116,8 @@ __all__ = [
     "convergence",
     "encode",
     "equilibria",
+    "goal_grid",
+    "gradient_error",
     "karras",
     "noise_clock",
     "normalize",
