@@ -46,7 +46,7 @@ def goal_grid(
     cond: Mapping[str, Any] | None = None,
     adjoint: Adjoint = Checkpoint(),  # noqa: B008 (frozen)
     sweeps: int = 3,
-    polish: int = 6,
+    polish: int = 0,
 ) -> Tensor:
     """Choose the grid of so many steps on which the gradient is near that of the equation.
 
@@ -57,9 +57,10 @@ def goal_grid(
     Halving step n alone changes the gradient by about its share of the error, ``C_n = |psi_n| h_n^q``.
     Sweeps move the nodes so that all shares are equal, which makes their sum least: the density of
     nodes goes like ``C_n^(1/q) / h_n``, with ``q = p + 1`` for a solver of order p without noise and
-    ``p + 1/2`` along SDE paths, where squares add up. Then Gauss-Newton steps move them on, to where
-    shares of different signs cancel: in the mean square of the error itself, against a reference on
-    a fine grid. Of all grids that were tried the one nearest to the reference is returned.
+    ``p + 1/2`` along SDE paths, where squares add up. With ``polish`` Gauss-Newton steps then move
+    them on, to where shares of different signs cancel: in the mean square of the error itself,
+    against a reference on a fine grid. Of all grids that were tried the one that is nearest to the
+    reference on these starts is returned.
 
     Args:
         denoiser, x_T, frame, solver, noise, cond, adjoint: as for ``gradient_error``. x_T are the
@@ -71,7 +72,8 @@ def goal_grid(
         t_max, t_min: its ends; ``schedule.t_max`` and ``schedule.t_min`` unless given. For a last
             step to sigma = 0 append that time.
         sweeps: how often the shares are measured.
-        polish: the most Gauss-Newton steps; 0 for a grid of equal shares.
+        polish: the most Gauss-Newton steps; 0 for a grid of equal shares. They fit N - 1 lengths to
+            these starts: with few of them, others may be the worse for it.
 
     Returns a float64 tensor (N + 1,) of decreasing times on the CPU.
     Cost: ``N + 1`` gradients of N calls per sweep, as many per Gauss-Newton step, and a reference of
