@@ -1,4 +1,4 @@
-"""Look through the site that was built, ``python docs/site/check.py site``: broken links and raw formulas are errors."""
+"""Look through the built site, ``python docs/site/check.py site``: broken links and raw formulas are errors."""
 
 from __future__ import annotations
 
