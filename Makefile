@@ -60,6 +60,8 @@ bench: .venv/installed-dev
 	$(PY) -m tests.benchmarks.checkpoint_cost
 	$(PY) -m tests.benchmarks.noise_queries
 	$(PY) -m tests.benchmarks.strong_order_study
+	$(PY) -m tests.benchmarks.likelihood_cost
+	$(PY) -m tests.benchmarks.flow_grpo_detail
 
 .venv/installed-demo: $(FILES) | $(PY)
 	$(INSTALL) -e '.[demo]'

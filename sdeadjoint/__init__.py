@@ -25,6 +25,7 @@ from .adjoints import (
 from .clocks import adaptive_clock, adaptive_grid
 from .conditioning import Scheduled
 from .control import adjoint_matching_loss, lean_adjoint, memoryless_deficit
+from .curvature import Curvature, gauss_newton_product, largest_curvature
 from .diffusion.denoiser import Denoiser
 from .diffusion.frames import Frame
 from .diffusion.grids import coarsen, karras, timesteps, uniform_logsnr, uniform_time
@@ -94,6 +95,7 @@ __all__ = [
     "Claims",
     "ContinuousAdjoint",
     "Coupled",
+    "Curvature",
     "DPMSolver3",
     "DPMSolverPP2M",
     "Denoiser",
@@ -149,7 +151,9 @@ __all__ = [
     "dequantise",
     "encode",
     "equilibria",
+    "gauss_newton_product",
     "karras",
+    "largest_curvature",
     "lean_adjoint",
     "log_likelihood",
     "memoryless_deficit",

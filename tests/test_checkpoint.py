@@ -544,13 +544,6 @@ def test_changes_behind_autograds_back_are_noticed(x_T: Tensor) -> None:
         out.sum().backward()
 
 
-def test_second_derivatives_are_refused_by_checkpoint_and_right_with_direct(x_T: Tensor) -> None:
-    network = Mlp(4)
-    with pytest.raises(RuntimeError, match=r"create_graph=True.*adjoint=Direct\(\)"):
-        torch.autograd.grad(run(network, sa.Checkpoint(), x_T).sum(), x_T, create_graph=True)
-    assert torch.autograd.gradgradcheck(lambda x: run(network, sa.Direct(), x, steps=3), (x_T,))
-
-
 @pytest.mark.parametrize("inside", [True, False])
 def test_autocast_is_replayed(inside: bool, x_T: Tensor) -> None:
     network = nn.Sequential(nn.Linear(4, 32), nn.SiLU(), nn.Linear(32, 4))

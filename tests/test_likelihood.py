@@ -17,7 +17,7 @@ import sdeadjoint as sa
 from sdeadjoint.testing.strategies import SOLVERS
 from theory.guarantees import GUARANTEES, Guarantee
 
-from .networks import Mlp
+from .networks import Counting, Mlp
 
 DOUBLE = torch.float64
 VP, FLOW = sa.VPLinear(), sa.RectifiedFlow()
@@ -262,6 +262,18 @@ def test_weights_get_gradients_where_x_0_needs_none() -> None:
         got = gradients(sa.ExactDivergence(), adjoint, sa.Heun(), leaf=False)
         for one, other in zip(got, want, strict=False):
             assert torch.allclose(one, other, rtol=1e-9, atol=1e-10 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize(("adjoint", "most"), [(sa.Checkpoint(), 3), (sa.Direct(), 8)], ids=repr)
+def test_the_graph_of_one_step_is_alive_at_a_time(adjoint: sa.Adjoint, most: int) -> None:
+    """Two where one step's takes the place of another's, three where an evaluation is repeated."""
+    network = Counting()
+    x = drawn(2, 3).requires_grad_()
+    found = sa.log_likelihood(sa.Denoiser(network, VP), x, grid=grid(8), solver=sa.Euler(), adjoint=adjoint)
+    assert len(network.alive) == (8 if adjoint == sa.Direct() else 0)
+    found.log_prob.sum().backward()
+    assert network.most <= most
+    assert x.grad is not None
 
 
 def test_the_gradient_in_x_0_is_the_score() -> None:

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -46,7 +46,11 @@ class BoundNoise(ABC):
     3. A step over which the clock stands still, or that ends at ``+inf``, injects no noise: its increment is 0.
     4. ``tensors`` lists every tensor whose gradient or in-place change matters to the answers, and ``pull_back``
        takes gradients of the answers to them.
+    5. ``push_forward`` takes tangents of ``tensors`` to those of the answers. ``is_linear`` says that both are the same
+       whatever the values of ``tensors``; noise that does not say so has second derivatives, which ``bend`` gives.
     """
+
+    is_linear: ClassVar[bool] = False
 
     @abstractmethod
     def increment(self, n: int) -> Increment:
@@ -64,6 +68,32 @@ class BoundNoise(ABC):
         not require a gradient. This is plain autograd through ``increment(n)``; noise whose step n reads a slot of a
         tensor adds to that slot instead (``add_to_slots``), at the cost of one step and not of all.
         """
+        for k, grad in enumerate(self._pulled(n, grads)):
+            if grad is not None:
+                total = totals[k]
+                totals[k] = grad.clone() if total is None else total.add_(grad)
+
+    def push_forward(self, n: int, tangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The tangents of step n's ``dB`` and, where there are Levy areas, ``H`` from those of ``tensors``.
+
+        This is the derivative of ``pull_back`` in the gradients that it is given, in which it is linear.
+        """
+        parts = [part for part in self.increment(n) if part is not None]
+        with torch.enable_grad():
+            us = [torch.zeros_like(part).requires_grad_() for part in parts]
+            pulled = self._pulled(n, us, create_graph=True)
+        return _derivatives(pulled, us, tangents)
+
+    def bend(self, n: int, grads: Sequence[Tensor | None], tangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The derivative, in ``tensors``, of the product of ``push_forward(n, tangents)`` with ``grads``."""
+        with torch.enable_grad():
+            pulled = self._pulled(n, grads, create_graph=True)
+        return _derivatives(pulled, self.tensors, tangents)
+
+    def _pulled(
+        self, n: int, grads: Sequence[Tensor | None], *, create_graph: bool = False
+    ) -> Sequence[Tensor | None]:
+        """The gradients in ``tensors`` by autograd."""
         with torch.enable_grad():
             increment = self.increment(n)
         parts = (part for part in increment if part is not None)
@@ -72,18 +102,34 @@ class BoundNoise(ABC):
             for part, grad in zip(parts, grads, strict=False)
             if grad is not None and part.requires_grad
         ]
-        wanted = [k for k, tensor in enumerate(self.tensors) if tensor.requires_grad]
+        wanted = [tensor for tensor in self.tensors if tensor.requires_grad]
         if not (pairs and wanted):
-            return
+            return [None] * len(self.tensors)
         outputs, seeds = zip(*pairs, strict=True)
         # Retained: the noise may have computed something for all of its steps at once.
-        found = torch.autograd.grad(
-            outputs, [self.tensors[k] for k in wanted], seeds, allow_unused=True, retain_graph=True
+        found = iter(
+            torch.autograd.grad(
+                outputs, wanted, seeds, allow_unused=True, retain_graph=True, create_graph=create_graph
+            )
         )
-        for k, grad in zip(wanted, found, strict=True):
-            if grad is not None:
-                total = totals[k]
-                totals[k] = grad.clone() if total is None else total.add_(grad)
+        return [next(found) if tensor.requires_grad else None for tensor in self.tensors]
+
+
+def _derivatives(
+    outputs: Sequence[Tensor | None], inputs: Sequence[Tensor], seeds: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The derivatives in the inputs that require them; outputs without a graph or a seed are constants."""
+    pairs = [
+        (output, seed)
+        for output, seed in zip(outputs, seeds, strict=True)
+        if output is not None and seed is not None and output.requires_grad
+    ]
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    if not (pairs and wanted):
+        return [None] * len(inputs)
+    ends, given = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(ends, wanted, given, allow_unused=True, retain_graph=True))
+    return [next(found) if tensor.requires_grad else None for tensor in inputs]
 
 
 def add_to_slots(
@@ -108,6 +154,13 @@ def add_to_slots(
                 total = totals[k] = zeros
             if moves:
                 total[n] += grad.to(total)
+
+
+def push_slots(
+    tangents: Sequence[Tensor | None], n: int, like: torch.dtype, device: torch.device, *, moves: bool
+) -> list[Tensor | None]:
+    """``push_forward`` where ``add_to_slots`` is ``pull_back``."""
+    return [None if tangent is None else slot(tangent, n, moves, like, device) for tangent in tangents]
 
 
 class Noise(ABC):

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from ..arguments import all_finite, unwrapped
-from .base import BoundNoise, Increment, Noise, add_to_slots, checked_clock, checked_like, checked_step, moving, slot
+from .base import (
+    BoundNoise,
+    Increment,
+    Noise,
+    add_to_slots,
+    checked_clock,
+    checked_like,
+    checked_step,
+    moving,
+    push_slots,
+    slot,
+)
 
 
 @final
@@ -85,6 +96,7 @@ class FixedNoise(Noise):
 @final
 @dataclass(frozen=True, eq=False)
 class _BoundFixed(BoundNoise):
+    is_linear: ClassVar[bool] = True
     increments: Tensor
     levy_areas: Tensor | None
     moves: tuple[bool, ...]
@@ -97,6 +109,9 @@ class _BoundFixed(BoundNoise):
 
     def pull_back(self, n: int, grads: Sequence[Tensor | None], totals: list[Tensor | None]) -> None:
         add_to_slots(self.tensors, n, grads, totals, moves=self.moves[n])
+
+    def push_forward(self, n: int, tangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        return push_slots(tangents, n, self.dtype, self.device, moves=self.moves[n])
 
     def increment(self, n: int) -> Increment:
         checked_step(n, len(self.increments))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from ..arguments import named
-from .base import BoundNoise, Increment, Noise, add_to_slots, moving, slot
+from .base import BoundNoise, Increment, Noise, add_to_slots, moving, push_slots, slot
 from .fixed import check_real, check_still, summary
 
 
@@ -95,6 +95,7 @@ class ShiftedNoise(Noise):
 @final
 @dataclass(frozen=True, eq=False)
 class _BoundShifted(BoundNoise):
+    is_linear: ClassVar[bool] = True
     path: BoundNoise
     shifts: Tensor
     levy_shifts: Tensor | None
@@ -108,6 +109,9 @@ class _BoundShifted(BoundNoise):
 
     def pull_back(self, n: int, grads: Sequence[Tensor | None], totals: list[Tensor | None]) -> None:
         add_to_slots(self.tensors, n, grads, totals, moves=self.moves[n])
+
+    def push_forward(self, n: int, tangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        return push_slots(tangents, n, self.dtype, self.device, moves=self.moves[n])
 
     def increment(self, n: int) -> Increment:
         dB, H = self.path.increment(n)  # refuses steps that the grid does not have

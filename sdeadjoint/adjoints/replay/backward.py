@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -43,6 +43,12 @@ class Retrieval(ABC):
     def permanent(self, stages: list[tuple[int, Stage]]) -> list[tuple[int, Stage]]:
         """Those of the stored stages that a second backward pass over a retained graph starts from."""
         return stages
+
+    def gradients(
+        self, held: Held, inputs: Sequence[Tensor], grads: Sequence[Tensor | None]
+    ) -> Sequence[Tensor | None]:
+        """The gradients of the inputs; with ``create_graph=True`` as functions of them, or refused."""
+        return pull_back_all(held, grads)
 
     def tolerance(self, plan: Plan) -> float:
         """How far a recomputed step may end from a state that was found in another way, relative to its terms."""
@@ -98,10 +104,7 @@ class Plan:
     def check(self) -> None:
         """The door of the backward pass: no second derivatives, and what can be seen is as in the forward sweep."""
         if torch.is_grad_enabled():
-            raise RuntimeError(
-                "this adjoint gives first derivatives only, but backward was called with create_graph=True; "
-                "pass adjoint=Direct() for second derivatives"
-            )
+            refuse_second()
         flags = [*(t.requires_grad for t in self.wanting), *(not t.requires_grad for t in self.watched)]
         if not all(flags):
             raise RuntimeError(
@@ -119,6 +122,14 @@ class Plan:
                 "recomputed function would be another; change it before sample or after backward, or use "
                 "adjoint=Direct()"
             )
+
+
+def refuse_second() -> NoReturn:
+    """Raise for adjoints whose gradients have no derivatives."""
+    raise RuntimeError(
+        "this adjoint gives first derivatives only, but backward was called with create_graph=True; "
+        "pass adjoint=Checkpoint(), or adjoint=Direct(), for second derivatives"
+    )
 
 
 def training_modes(sources: Sources) -> tuple[bool, ...]:
@@ -180,26 +191,45 @@ class Replay(torch.autograd.Function):
         plan: Plan = ctx.plan
         if all(grad is None for grad in grads):
             return (None,) * (2 + len(plan.inputs))
-        plan.check()
-        saved = iter(ctx.saved_tensors[len(plan.inputs) + len(plan.watched) :])
+        tensors = ctx.saved_tensors
+        inputs, saved = tensors[: len(plan.inputs)], iter(tensors[len(plan.inputs) + len(plan.watched) :])
         end = next(saved)
         stack = nests.refilled(ctx.stages, saved) if ctx.complete else list(ctx.stages)
         if not ctx.complete:
             ctx.stages = plan.retrieval.permanent(ctx.stages)
-        cotangents: Cotangents = [grads[-1]]
-        with BackwardSweep(plan) as sweep:
-            for n, stage, reached in sweep.stages(stack, end):
-                kept = ctx.kept.pop(n, None)
-                if any(cotangent is not None for cotangent in cotangents):
-                    done = sweep.recompute(n, stage, reached) if kept is None else kept
-                    cotangents = sweep.pull_back(n, done, cotangents, kept=kept is not None)
-                    del done
-                del kept
-                if plan.keep and n > 0 and (grad := grads[n - 1]) is not None:
-                    cotangents[0] = grad if cotangents[0] is None else cotangents[0] + grad
-            if plan.swept.reached.start:
-                sweep.totals.add([plan.start], cotangents[:1])
-            return (None, None, *sweep.totals.finished())
+        return (None, None, *plan.retrieval.gradients(Held(plan, stack, end, ctx.kept), inputs, grads))
+
+
+class Held(NamedTuple):
+    """What a backward pass starts from.
+
+    ``stack``: the stored stages, which are used up; ``end``: ``y_N``; ``kept``: evaluations whose graphs are whole.
+    """
+
+    plan: Plan
+    stack: list[tuple[int, Stage]]
+    end: Tensor
+    kept: dict[int, Evaluation]
+
+
+def pull_back_all(held: Held, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The gradients of the inputs from those of the outputs."""
+    plan = held.plan
+    plan.check()
+    cotangents: Cotangents = [grads[-1]]
+    with BackwardSweep(plan) as sweep:
+        for n, stage, reached in sweep.stages(held.stack, held.end):
+            kept = held.kept.pop(n, None)
+            if any(cotangent is not None for cotangent in cotangents):
+                done = sweep.recompute(n, stage, reached) if kept is None else kept
+                cotangents = sweep.pull_back(n, done, cotangents, kept=kept is not None)
+                del done
+            del kept
+            if plan.keep and n > 0 and (grad := grads[n - 1]) is not None:
+                cotangents[0] = grad if cotangents[0] is None else cotangents[0] + grad
+        if plan.swept.reached.start:
+            sweep.totals.add([plan.start], cotangents[:1])
+        return sweep.totals.finished()
 
 
 class BackwardSweep:
@@ -211,7 +241,7 @@ class BackwardSweep:
         self.hooks = MutedHooks(plan.inputs)
         self._stack = ExitStack()
 
-    def __enter__(self) -> BackwardSweep:
+    def __enter__(self) -> Self:
         parallel = self.plan.parallel.recomputing()
         for context in (torch.inference_mode(False), torch.no_grad(), self.hooks, parallel):
             self._stack.enter_context(context)
@@ -232,10 +262,18 @@ class BackwardSweep:
             yield found
 
     def differentiate(
-        self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], seeds: Sequence[Tensor], *, retain_graph: bool
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        seeds: Sequence[Tensor],
+        *,
+        retain_graph: bool,
+        create_graph: bool = False,
     ) -> tuple[Tensor | None, ...]:
         """``torch.autograd.grad`` through a step, which neither hooks nor wrappers take for a backward pass."""
-        found = self.hooks.differentiate(outputs, inputs, seeds, retain_graph=retain_graph)
+        found = self.hooks.differentiate(
+            outputs, inputs, seeds, retain_graph=retain_graph, create_graph=create_graph
+        )
         self.plan.parallel.settle()
         return found
 
@@ -257,15 +295,7 @@ class BackwardSweep:
     def pull_back(self, n: int, done: Evaluation, cotangents: Cotangents, *, kept: bool = False) -> Cotangents:
         """Cotangents of ``carry_n`` from those of ``carry_{n+1}``; the inputs' gradients are added to the totals."""
         plan = self.plan
-        known = done.known(plan.isolated)
-        found = done.dependencies(last=n == plan.recursion.steps - 1)
-        others, expected = found.leaves_but(known), plan.swept.traces[n].fingerprint
-        if not kept and expected is not None:
-            named = [tensor for tensor in others if id(tensor) in expected.leaves]
-            leaves = places_of(found, known).union(map(id, named))
-            kinds = kinds_of(found, opaque=plan.sources.is_scripted)
-            self._refuse_other_graph(n, expected, Fingerprint(kinds, leaves, len(others) - len(named)))
-            others = named
+        known, others = done.known(plan.isolated), self.others(n, done, kept=kept)
         pairs = zip(nests.tensors(done.out), cotangents, strict=False)
         asked = [(o, a) for o, a in pairs if a is not None and o.requires_grad]
         if not asked:
@@ -279,6 +309,19 @@ class BackwardSweep:
         self.totals.add_noise(n, [next(grads) for _ in done.noise])
         self.totals.add([*plan.isolated.originals, *others], list(grads))
         return back
+
+    def others(self, n: int, done: Evaluation, *, kept: bool = False) -> list[Tensor]:
+        """The leaves that step n reads without having been given them; refuses another graph than the forward one's."""
+        plan, known = self.plan, done.known(self.plan.isolated)
+        found = done.dependencies(last=n == plan.recursion.steps - 1)
+        others, expected = found.leaves_but(known), plan.swept.traces[n].fingerprint
+        if kept or expected is None:
+            return others
+        named = [tensor for tensor in others if id(tensor) in expected.leaves]
+        leaves = places_of(found, known).union(map(id, named))
+        kinds = kinds_of(found, opaque=plan.sources.is_scripted)
+        self._refuse_other_graph(n, expected, Fingerprint(kinds, leaves, len(others) - len(named)))
+        return named
 
     def _refuse_other_graph(self, n: int, expected: Fingerprint, got: Fingerprint) -> None:
         if difference := expected.differs(got):

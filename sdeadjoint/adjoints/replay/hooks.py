@@ -67,7 +67,13 @@ class MutedHooks:
                 del hooks[key]
 
     def differentiate(
-        self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], seeds: Sequence[Tensor], *, retain_graph: bool
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        seeds: Sequence[Tensor],
+        *,
+        retain_graph: bool,
+        create_graph: bool = False,
     ) -> tuple[Tensor | None, ...]:
         """``torch.autograd.grad`` through a step, None for what the outputs do not depend on."""
         if not inputs:
@@ -84,7 +90,9 @@ class MutedHooks:
         nodes = {output.grad_fn for output in outputs if output.grad_fn is not None} if self._hooks else set()
         handles = [node.register_prehook(begin) for node in nodes]
         try:
-            return torch.autograd.grad(outputs, inputs, seeds, allow_unused=True, retain_graph=retain_graph)
+            return torch.autograd.grad(
+                outputs, inputs, seeds, allow_unused=True, retain_graph=retain_graph, create_graph=create_graph
+            )
         finally:
             for handle in handles:
                 handle.remove()
