@@ -51,6 +51,7 @@ test-wheel: .venv/installed-dev
 
 docs: .venv/installed-docs
 	$(PY) -m sphinx --fail-on-warning --keep-going -q -c docs/site -b html . site
+	$(PY) docs/site/check.py site
 
 mutants: .venv/installed-dev
 	$(PY) -m tests.mutation

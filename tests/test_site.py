@@ -32,13 +32,11 @@ def test_every_public_name_is_in_the_reference() -> None:
         functions = dict(inspect.getmembers(module, inspect.isfunction))
         own = [name for name, value in functions.items() if value.__module__ == module.__name__ and name[0] != "_"]
         wanted |= {(module.__name__, name) for name in (own if exported is None else exported)}
-    assert wanted <= set(LISTED)
+    found = [getattr(importlib.import_module(module), name) for module, name in LISTED]
+    for module_name, name in wanted:
+        value = getattr(importlib.import_module(module_name), name)
+        assert any(value is each for each in found), (module_name, name)
     assert len(LISTED) == len(set(LISTED))
-
-
-def test_no_public_name_is_left_over() -> None:
-    """A new subject is given a page in docs/site/reference.py."""
-    assert reference.names()["others"] == []
 
 
 @pytest.mark.parametrize(("module", "name"), LISTED, ids=lambda part: part)

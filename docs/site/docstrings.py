@@ -1,7 +1,7 @@
 """Docstrings as reStructuredText: what is plain in a terminal is marked up for the site.
 
 Indented formulas and code after a blank line, and tables of bars, become literal blocks; a star before a name, as in
-``(batch, *event)``, is a star.
+``(batch, *event)``, is a star, and bars are those of a norm.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def _ends_prose(lines: Sequence[str]) -> bool:
 
 
 def _starred(line: str) -> str:
-    """Stars escaped, but for those in code."""
+    """Stars and bars escaped, but for those in code."""
     parts = re.split(r"(``.*?``|`.*?`)", line)
-    return "".join(part if k % 2 else STAR.sub(r"\\*", part) for k, part in enumerate(parts))
+    return "".join(part if k % 2 else STAR.sub(r"\\*", part).replace("|", r"\|") for k, part in enumerate(parts))
 
 
 def setup(app: object) -> None:

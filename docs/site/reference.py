@@ -18,6 +18,8 @@ PAGES = {
     "noise": ("Noise", "The noise of an SDE, replayed or given."),
     "gradients": ("Gradients", "How a solve is differentiated."),
     "adapters": ("Adapters", "Models of other libraries."),
+    "probability": ("Probabilities", "Of a sampler's steps, of its paths, and of samples."),
+    "control": ("Tuning by a reward", "Adjoint matching, and what it needs of a sampler."),
     "problems": ("Problems", "Distributions whose denoiser is known exactly."),
     "equilibria": ("Equilibria", "Fixed points and their gradients."),
     "convergence": ("Convergence", "Orders, measured on nested grids over the same paths."),
@@ -32,6 +34,8 @@ SUBJECTS = {
     "noise": "noise",
     "field": "noise",
     "adjoints": "gradients",
+    "probability": "probability",
+    "control": "control",
     "sample": "sampling",
     "solve": "sampling",
     "encode": "sampling",
@@ -42,6 +46,7 @@ SUBJECTS = {
 MODULES = (
     sdeadjoint.samplers,
     sdeadjoint.adapters,
+    sdeadjoint.probability,
     sdeadjoint.problems,
     sdeadjoint.equilibria,
     sdeadjoint.convergence,
@@ -51,7 +56,8 @@ MODULES = (
 
 
 def names() -> dict[str, list[tuple[str, str]]]:
-    """``(module, name)`` by page, in the order of the exports."""
+    """``(module, name)`` by page, in the order of the exports; what the package itself exports stands there alone."""
+    exported = [getattr(sdeadjoint, name) for name in sdeadjoint.__all__]
     found: dict[str, list[tuple[str, str]]] = {page: [] for page in PAGES}
     for name in sdeadjoint.__all__:
         value = getattr(sdeadjoint, name)
@@ -60,7 +66,8 @@ def names() -> dict[str, list[tuple[str, str]]]:
             found[SUBJECTS.get(subject, "others")].append(("sdeadjoint", name))
     for module in MODULES:
         page = module.__name__.rpartition(".")[2]
-        found[page] += [(module.__name__, name) for name in public(module)]
+        own = [name for name in public(module) if not any(getattr(module, name) is value for value in exported)]
+        found[page] += [(module.__name__, name) for name in own]
     return found
 
 
