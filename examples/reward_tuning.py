@@ -104,7 +104,7 @@ class Task:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = Tuned(base)
-        return Model(self, base, *(denoiser(each) for each in (base, network)), network)
+        return Model(self, base, denoiser(base), denoiser(network), network)
 
 
 def denoiser(network: Callable[[Tensor, Tensor], Tensor]) -> sa.Denoiser:

@@ -59,8 +59,10 @@ def memoryless_deficit(
     check_types(("frame", frame, Frame, "Frame(schedule, eta, kind)"))
     denoiser = Gaussian(0.0, variance).denoiser(frame.schedule)
     equation = Diffusion.create(denoiser, frame, grid, {})
-    start = frame.schedule.alpha(equation.times[0]) ** 2 * variance
-    start = float(start + frame.schedule.sigma(equation.times[0]) ** 2)
+    alpha, sigma = (
+        float(part(equation.times[0])) for part in (frame.schedule.alpha, frame.schedule.sigma)
+    )
+    start = alpha**2 * variance + sigma**2
     kept, spread = 1.0, start
     for n in range(equation.steps):
         A, noise = _step(equation, solver, n)
