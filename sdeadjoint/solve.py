@@ -135,12 +135,26 @@ class Call:
                 if bar is not None:
                     bar.update()
                 if self.callback is not None:
-                    self.callback(n, equation.times[n], equation.leave(n, carry.y.detach()))
+                    shown = equation.leave(n, carry.y.detach())
+                    _refuse_state(self.callback(n, equation.times[n], shown), shown)
 
             states = self.adjoint.solve(recursion, y, keep=self.trajectory, observe=observe)
         if not self.trajectory:
             return equation.leave(recursion.steps, states[-1])
         return nests.stacked([x, *(equation.leave(n, y) for n, y in enumerate(states, start=1))])
+
+
+def _refuse_state(returned: object, shown: Any) -> None:
+    """Refuse another state from a callback: pipelines of diffusers go on from what theirs returns, in a dictionary."""
+    if returned is None or not isinstance(returned, Tensor | Mapping):
+        return
+    own = list(nests.tensors(shown))
+    for tensor in nests.tensors(returned):
+        if all(tensor is not each for each in own) and any(tensor.shape == each.shape for each in own):
+            raise TypeError(
+                f"callback: returned {named(returned)} with a state, but a callback only looks on; pass the function "
+                "as after_step, which returns the state to go on from and is differentiated"
+            )
 
 
 def _refuse_second(**given: object) -> None:
@@ -167,6 +181,8 @@ def _check_gradients_on(recursion: Recursion, start: str, caller: str) -> None:
 
 def _check_state(y0: Any) -> None:
     for tensor in nests.tensors(y0):
+        if tensor.is_complex():
+            raise TypeError(f"y0: got dtype {tensor.dtype}, but states are real; pass (y0.real, y0.imag), a nest")
         if tensor.layout != torch.strided:
             raise TypeError(f"y0: got layout {tensor.layout}; pass a dense tensor, such as y0.to_dense()")
         if tensor.dtype not in DTYPES:

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 import sdeadjoint as sa
-from sdeadjoint.convergence import Gradient, Quantity, Setting, State, Study, fit, measure, settings
-from sdeadjoint.convergence.settings import Run, Transport
+from sdeadjoint.convergence import Gradient, Quantity, Reverse, Setting, State, Study, fit, measure, settings
+from sdeadjoint.convergence.exact import Transport
+from sdeadjoint.convergence.settings import Run
 from sdeadjoint.solvers import Solver
 from sdeadjoint.testing.strategies import SOLVERS
 from sdeadjoint.testing.weak import Triangular, weak_errors
@@ -76,7 +77,7 @@ class Shared(Quantity):
 
     def evaluate(self, run: Run) -> Tensor:
         noise = 0.0 if run.paths is None else float(run.paths.dB.sum())
-        key = (self.of, repr(run.solver), run.setting.frame, len(run.grid), float(run.x_T.sum()), noise)
+        key = (self.of, repr(run.solver), run.setting.equation.member, len(run.grid), float(run.x_T.sum()), noise)
         if key not in _KEPT:
             _KEPT[key] = self.of.evaluate(run)
         return _KEPT[key]
@@ -88,7 +89,8 @@ _KEPT: dict[tuple[object, ...], Tensor] = {}
 def setting(eta: float, kind: str = "data") -> Setting:
     t_max, t_min = SCHEDULE.time(torch.tensor([-1.0, 1.0], dtype=torch.float64)).tolist()
     exact = Transport(MIXTURE, SCHEDULE) if eta == 0 else None
-    return Setting(MIXTURE.denoiser(SCHEDULE), sa.Frame(SCHEDULE, eta, kind), (), t_max, t_min, exact=exact)
+    equation = Reverse(MIXTURE.denoiser(SCHEDULE), sa.Frame(SCHEDULE, eta, kind), t_max, t_min)
+    return Setting(equation, (), exact=exact)
 
 
 def study(solver: Solver, quantity: Quantity, kind: str, eta: float) -> Study:

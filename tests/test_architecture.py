@@ -12,15 +12,15 @@ PACKAGE = Path(__file__).parent.parent / "sdeadjoint"
 
 # From the bottom up. A module imports from lower layers, and from its own folder.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"nests", "arguments", "progress", "command_line", "memory"}),
-    frozenset({"packing", "fixed_point"}),
+    frozenset({"nests", "arguments", "progress", "memory", "workers"}),
+    frozenset({"packing", "fixed_point", "curvature"}),
     frozenset({"solvers", "noise", "conditioning"}),
     frozenset({"equation"}),
     frozenset({"recursion", "field", "adaptive"}),
     frozenset({"adjoints", "diffusion"}),
     frozenset({"solve", "problems", "inversion", "samplers"}),
-    frozenset({"sample", "encode", "equilibria", "clocks"}),
-    frozenset({"adapters", "gradient_check"}),
+    frozenset({"sample", "encode", "equilibria", "clocks", "control", "probability"}),
+    frozenset({"adapters", "gradient_check", "command_line"}),
     frozenset({"comparison", "convergence", "accuracy"}),
     frozenset({"testing", "demo"}),
     frozenset({"cli"}),

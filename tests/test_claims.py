@@ -8,7 +8,7 @@ import sdeadjoint as sa
 from sdeadjoint.testing.strategies import SOLVERS
 from theory.guarantees import GUARANTEES
 
-QUANTITIES = {"ode", "strong", "gradient", "weak"}
+QUANTITIES = {"ode", "strong", "gradient", "weak", "log_prob"}
 
 
 def proved(solver: sa.Solver) -> dict[str, float]:
@@ -21,6 +21,7 @@ def test_claims_are_the_guarantees(solver: sa.Solver) -> None:
     assert set(orders) == QUANTITIES
     assert (orders["ode"], orders["strong"], orders["weak"]) == (claims.ode, claims.strong, claims.weak)
     assert orders["gradient"] == orders["strong"]
+    assert orders["log_prob"] == orders["ode"]
     # A strong order is a weak order for smooth functions (W3); the order without noise is an upper bound of both.
     assert orders["strong"] <= orders["weak"] <= max(orders["ode"], orders["strong"])
 

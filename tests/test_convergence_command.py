@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import sdeadjoint as sa
-from sdeadjoint import solvers
-from sdeadjoint.command_line import named
-from sdeadjoint.convergence.command import COMMAND, HOLDS, INCONCLUSIVE, VIOLATED
+from sdeadjoint import cli, samplers, solvers
+from sdeadjoint.command_line import named, pool, solver
+from sdeadjoint.convergence import command
+from sdeadjoint.convergence.command import HOLDS, INCONCLUSIVE, VIOLATED
+from sdeadjoint.solvers import Solver
 
 NAMES = {name: getattr(solvers, name) for name in solvers.__all__}
-QUICK = ["--steps", "16,32,64,128", "--paths", "150"]
+QUICK = ("--steps", "16,32,64,128", "--paths", "150")
+TINY = ("--steps", "2", "4", "8", "--paths", "30")
 
 
-def study(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    COMMAND.add_arguments(parser)
-    return COMMAND.run(parser.parse_args([*arguments, *QUICK]))
+def study(*arguments: str, quick: Sequence[str] = QUICK) -> int:
+    return cli.main(["study", *arguments, *quick])
 
 
 def test_names_and_calls() -> None:
@@ -59,14 +66,168 @@ def test_the_files_and_a_claim_that_holds(tmp_path: Path, capsys: pytest.Capture
     assert study(*arguments) == HOLDS == 0
     first = capsys.readouterr().out
     assert "holds" in first
+    assert "states: mild mixture in the plane, eta = 1, flow kind, 150 paths" in first
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names >= {"study.json", "orders.png", "orders.svg", "work.png", "work.svg"}
-    assert [result["solver"] for result in json.loads((tmp_path / "out/study.json").read_text())] == [
-        "Euler()",
-        "ShARK()",
-    ]
+    figures = {f"{stem}.{suffix}" for stem in ("orders", "work") for suffix in ("png", "svg", "pdf")}
+    assert names >= {"study.json", *figures}
+    assert all(name in first for name in ("study.json", *figures))
+    assert solvers_in(tmp_path / "out/study.json") == ["Euler()", "ShARK()"]
     assert study(*arguments) == 0
     assert capsys.readouterr().out == first  # seconds too, as nothing is solved again
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+
+
+def solvers_in(path: Path) -> list[str]:
+    return [result["solver"] for result in json.loads(path.read_text())]
+
+
+def test_another_study_in_a_directory_has_files_of_its_own(tmp_path: Path) -> None:
+    first, other = (("--solver", name, "--out", str(tmp_path)) for name in ("Euler", "Heun"))
+    assert {study(*own, quick=TINY) for own in (first, other, first)} <= {HOLDS, VIOLATED, INCONCLUSIVE}
+    assert solvers_in(tmp_path / "study.json") == ["Euler()"]
+    assert solvers_in(tmp_path / "study-2.json") == ["Heun()"]
+    assert not (tmp_path / "study-3.json").exists()
+    assert (tmp_path / "orders-2.pdf").exists()
+    (tmp_path / "study.json").write_text("somebody else's")
+    study(*first, quick=TINY)
+    assert (tmp_path / "study.json").read_text() == "somebody else's"
+    assert solvers_in(tmp_path / "study-3.json") == ["Euler()"]
+
+
+def test_the_same_numbers_with_any_number_of_workers(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    results = []
+    for workers in ("1", "2"):
+        out = tmp_path / workers
+        study("--solver", "Euler", "--out", str(out), "--workers", workers, "--batch", "20", quick=TINY)
+        (found,) = json.loads((out / "study.json").read_text())
+        assert (found.pop("seconds") == [None] * 3) == (workers == "2")
+        results.append(found)
+    assert results[0] == results[1]
+
+
+def test_samplers_are_solvers_in_their_frames() -> None:
+    for name in ("ddim", "dpm_solver_pp_2m", "sde_dpm_solver_pp_2m", "edm_heun", "flow_heun", "shark_sde", "rex"):
+        frame, method = getattr(samplers, name)(sa.VPLinear())
+        assert solver(name) == (method, frame.eta, frame.kind)
+    assert solver("deis(order=2)") == (sa.AdamsBashforth(2), 0.0, "noise")
+    assert solver("rex(base=ShARK(), eta=1.0)") == (sa.Coupled(sa.ShARK()), 1.0, "data")
+    assert solver("Heun") == (sa.Heun(), None, None)
+
+
+def test_a_sampler_brings_its_frame(capsys: pytest.CaptureFixture[str]) -> None:
+    study("--solver", "edm_heun", "--solver", "ddim", "--solver", "Heun", quick=TINY)
+    out = capsys.readouterr().out
+    assert "Heun(): states: mild mixture in the plane, eta = 0, noise kind" in out
+    assert "Euler(): states: mild mixture in the plane, eta = 0, data kind" in out
+    assert "Heun(): states: mild mixture in the plane, eta = 1, flow kind" in out
+    with pytest.raises(SystemExit, match="2"):
+        study("--solver", "edm_heun", "--eta", "1", quick=TINY)
+    assert "--eta: got 1.0, but edm_heun has 0.0; leave --eta out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["Huen", "heun", "AdamBashforth(order=2)", "dpm_solver_2m", "Claims", "Interval"])
+def test_only_what_can_be_passed_is_suggested(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError) as error:
+        solver(text)
+    said = str(error.value)
+    offered = said.partition("one of ")[2].split(", ")
+    assert {"Heun", "ddim", "rex"} <= set(offered)
+    for name in offered:
+        found = NAMES.get(name)
+        assert hasattr(samplers, name) or (isinstance(found, type) and issubclass(found, Solver)), name
+    if text in ("Huen", "heun"):
+        assert "did you mean Heun" in said
+    if text == "dpm_solver_2m":
+        assert "dpm_solver_pp_2m" in said.partition("Pass")[0]
+
+
+@pytest.mark.parametrize("text", ["8,16,32", "8 16 32", "8,16 32"])
+def test_steps_are_apart_by_commas_or_blanks(text: str) -> None:
+    for name in ("study", "compare"):
+        arguments = cli._parser().parse_args([name, "--out", ".", "--solver", "Heun", "--steps", *text.split()])
+        assert arguments.steps == (8, 16, 32)
+    with pytest.raises(SystemExit, match="2"):
+        cli._parser().parse_args(["study", "--solver", "Heun", "--steps", "8,,16"])
+
+
+def test_a_directory_that_takes_no_files_is_noticed_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "measure", lambda *args, **options: pytest.fail("computed first"))
+    (tmp_path / "file").write_text("")
+    assert study("--solver", "Heun", "--out", str(tmp_path / "file/below")) == 1
+    assert "--out: nothing can be written into" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "measure", interrupted)
+    assert study("--solver", "Heun", "--out", str(tmp_path)) == 130
+    told = f"interrupted; run the same command again: it continues from {tmp_path}"
+    assert told in capsys.readouterr().err
+    assert study("--solver", "Heun") == 130
+    assert "run the same command again, with --out DIR, to continue" in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_the_workers_too(tmp_path: Path) -> None:
+    arguments = ["--solver", "Euler", "--paths", "1000", "--batch", "50", "--workers", "2", "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "sdeadjoint", "study", *arguments, "--steps", "8,16,512"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env=environment,
+        text=True,
+        start_new_session=True,
+    )
+    waited = time.monotonic()
+    while not list(tmp_path.glob("record-*.jsonl")) and child.poll() is None and time.monotonic() - waited < 300:
+        time.sleep(0.2)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == 130, said
+    assert "run the same command again: it continues from" in said
+    assert "Traceback" not in said
+    waited = time.monotonic()
+    while _is_alive(child.pid) and time.monotonic() - waited < 120:
+        time.sleep(0.2)
+    assert not _is_alive(child.pid), "a worker of the group is left"
+
+
+def _is_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_pool_of_one_is_none() -> None:
+    with pool(1) as executor:
+        assert executor is None
+
+
+def test_the_version_and_the_statuses_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out.startswith(f"sdeadjoint {sa.__version__} (torch ")
+    for arguments in (["--help"], ["study", "--help"], ["compare", "--help"]):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(arguments)
+        told = " ".join(capsys.readouterr().out.split())
+        assert "1 if something failed, 2 for a wrong command line, 130 if interrupted" in told
+    assert "0 if every claim holds, 3 if one is violated, 4 if none is but one cannot be decided" in _help("study")
+
+
+def _help(name: str) -> str:
+    actions = cli._parser()._actions
+    (commands,) = (action for action in actions if isinstance(action, argparse._SubParsersAction))
+    return " ".join(str(commands.choices[name].epilog).split())
 
 
 OWN = """
@@ -100,7 +261,33 @@ def test_wrong_command_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         study("--solver", "Nothing")
     assert "Nothing" in capsys.readouterr().err
-    with pytest.raises(RuntimeError, match="there is no 'nowhere'"):
-        study("--solver", "Heun", "--problem", "nowhere")
-    with pytest.raises(RuntimeError, match="has none"):
-        study("--solver", "Heun", "--quantity", "gradient", "--of", "cond")
+    for arguments, told in (
+        (("--problem", "nowhere"), "--problem: got 'nowhere', but there is no 'nowhere'"),
+        (("--problem", "Frame"), "there is no 'Frame'"),
+        (("--quantity", "gradient", "--of", "cond"), "has none"),
+        (("--solver", "sdeadjoint:Frame(VPLinear())"), "pass the name of a solver or a sampler"),
+        (("--paths", "5"), "paths: got 5; pass at least 30"),
+        (("--steps", "8,16"), "steps: got (8, 16)"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            study("--solver", "Heun", *arguments, quick=())
+        assert told in capsys.readouterr().err
+
+
+def test_equations_are_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert study("--solver", "Euler", "--problem", "linear", "--eta", "0") == HOLDS
+    assert "states: linear equation in the plane, without noise, 150 paths" in capsys.readouterr().out
+    assert study("--solver", "SRA1", "--problem", "ornstein_uhlenbeck", "--out", str(tmp_path)) == HOLDS
+    assert "states: Ornstein-Uhlenbeck process, noise 1 dW, 150 paths" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("record-*.jsonl"))) == 1  # it can be continued
+    for arguments in (("Heun", "--kind", "flow"), ("edm_heun",)):
+        with pytest.raises(SystemExit, match="2"):
+            study("--solver", arguments[0], *arguments[1:], "--problem", "double_well", quick=TINY)
+        assert "but only diffusions have kinds of coordinates; leave it out" in capsys.readouterr().err
+    assert all(name in _help_text("study") for name in ("ornstein_uhlenbeck", "double_well", "linear"))
+
+
+def _help_text(name: str) -> str:
+    actions = cli._parser()._actions
+    (commands,) = (action for action in actions if isinstance(action, argparse._SubParsersAction))
+    return str(commands.choices[name].format_help())

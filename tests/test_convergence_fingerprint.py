@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import sdeadjoint as sa
-from sdeadjoint.convergence import Gradient, Power, Setting, Study, Weak, measure, settings
+from sdeadjoint.convergence import Gradient, Power, Reverse, Setting, Study, Weak, measure, settings
 from sdeadjoint.convergence.fingerprint import NoDigestError
 from sdeadjoint.convergence.fingerprint import fingerprint as digest
 
@@ -144,7 +144,7 @@ def around(network: Callable[..., Tensor], schedule: sa.Schedule | None = None, 
     schedule = schedule or sa.VPLinear()
     guidance = None if scale is None else sa.Guidance(torch.tensor(scale, dtype=torch.float64))
     denoiser = sa.Denoiser(network, schedule, "sample", guidance=guidance)
-    return Setting(denoiser, sa.Frame(schedule, 0.0), (2,), 0.9, 0.1)
+    return Setting(Reverse(denoiser, sa.Frame(schedule, 0.0), 0.9, 0.1), (2,))
 
 
 def tabulated(factor: float) -> sa.Tabulated:
@@ -184,7 +184,8 @@ def heir_of(c: float) -> nn.Module:
 
 
 def frozen(setting: Setting) -> Setting:
-    setting.denoiser.requires_grad_(False)
+    assert setting.equation.module is not None
+    setting.equation.module.requires_grad_(False)
     return setting
 
 
@@ -220,7 +221,7 @@ def test_settings_that_differ_are_told_apart(what: str) -> None:
     one, other = PAIRS[what]
     if what == "weights":
         with torch.no_grad():
-            other.denoiser.network.matrix[0, 0] += 1e-12  # type: ignore[attr-defined]
+            next(other.equation.weights)[0, 0] += 1e-12
     assert Study(sa.Heun(), one).fingerprint() == Study(sa.Heun(), one).fingerprint()
     assert Study(sa.Heun(), one).fingerprint() != Study(sa.Heun(), other).fingerprint()
 

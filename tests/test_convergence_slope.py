@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sdeadjoint.convergence import TooFewLevelsError, fit
-from sdeadjoint.convergence.slope import Floors, local_order
+from sdeadjoint.convergence.slope import Floors, _guess, _model, fit_on_floor, local_order, local_orders
 from sdeadjoint.convergence.verdict import judge
 
 TRIALS = 2000
@@ -130,6 +130,61 @@ def test_intervals_of_the_order_between_two_levels_cover_it() -> None:
         assert order == pytest.approx((low + high) / 2)
         hits.append(low <= 1.5 <= high)
     assert 0.92 <= np.mean(hits) <= 0.98  # 600 trials: 95 % to three standard deviations of 0.9 %
+
+
+def test_changes_of_the_order_between_levels_are_covered() -> None:
+    rng = np.random.default_rng(7)
+    hits = []
+    for _ in range(400):
+        (before, after), (low, high) = local_orders((16, 32, 64), synthetic(rng, 1.5, 3, 100, "gaussian")[1])
+        assert after - before == pytest.approx((low + high) / 2)
+        hits.append(low <= 0.0 <= high)
+    assert 0.91 <= np.mean(hits) <= 0.99  # 400 trials: 95 % to three standard deviations of 1.1 %
+    errors = np.array([64.0, 16.0, 2.0])[:, None] * np.ones((3, 20))  # 2, then 3 / log2(3)
+    (before, after), _ = local_orders((8, 16, 48), errors)
+    assert (before, after) == pytest.approx((2.0, 3 / np.log2(3)))
+
+
+def gauss_newton(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """The least sum of squares that a damped Gauss-Newton method, written out, finds from the same start."""
+
+    def cost(parameters: NDArray[np.float64]) -> float:
+        return float(((y - _model(x, parameters)[0]) ** 2).sum())
+
+    parameters = min((_guess(x, y, start) for start in range(1, len(x) - 1)), key=cost)
+    damping = 1e-3
+    for _ in range(50):
+        curve, _, jacobian = _model(x, parameters)
+        step = np.linalg.solve(jacobian.T @ jacobian + damping * np.eye(3), jacobian.T @ (y - curve))
+        trial = parameters + np.clip(step, -2, 2)
+        if cost(trial) > cost(parameters):
+            damping *= 10
+            if damping > 1e6:
+                break
+        else:
+            done = cost(parameters) - cost(trial) <= 1e-7 * cost(parameters)
+            parameters, damping = trial, max(damping / 10, 1e-12)
+            if done:
+                break
+    return cost(parameters)
+
+
+def test_a_law_on_a_floor_is_fitted_as_well_as_can_be() -> None:
+    rng = np.random.default_rng(0)
+    found = 0
+    for _ in range(300):
+        levels = int(rng.integers(5, 11))
+        x = np.arange(3.0, 3.0 + levels)
+        order = rng.uniform(0.3, 4.0)
+        floor = rng.choice([0.0, 0.3, 1.0, 3.0]) * 2.0 ** (-order * x[rng.integers(0, levels)])
+        noise = rng.choice([0.0, 1e-6, 0.01, 0.1, 0.5]) * rng.normal(size=levels)
+        y = np.log2(np.hypot(2.0 ** (-order * x), floor)) + noise
+        law = fit_on_floor(x, y)
+        if law is not None:
+            found += 1
+            # It stops where the sum of squares falls by less than 1e-8 of itself; 1e-12 is the rounding of exact data.
+            assert law.cost <= gauss_newton(x, y) * (1 + 1e-6) + 1e-12
+    assert found > 150
 
 
 def test_errors_of_no_size_at_all_give_no_warning() -> None:

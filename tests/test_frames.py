@@ -59,6 +59,19 @@ class Rates(NamedTuple):
         return (1 + r) ** (1 + self.frame.eta), (1 + r) / r
 
 
+    def differenced(self) -> Tensor:
+        """What autograd loses in every derivative in t, as a multiple of its round-off.
+
+        It differentiates a tabulated angle's Bernstein form term by term: terms of the angle's size for a sum of the
+        size of its change over one index, ``|dphi/dt| = alpha sigma |dlam/dt|``.
+        """
+        if not isinstance(self.frame.schedule, sa.Tabulated):
+            return torch.ones_like(self.t)
+        alpha, sigma = (self.of(name)[0] for name in ("alpha", "sigma"))
+        angle = torch.atan2(torch.maximum(alpha, sigma), torch.minimum(alpha, sigma))
+        return 1 + angle / (alpha * sigma * self.of("lam")[1].abs())
+
+
 def reverse_drift(kind: str, eta: float, x: float, F: float, rates: Rates) -> Tensor:
     """``(dlog alpha/dt) x - (1 + eta)/2 g^2 score`` where the network predicts F at x, from the definitions alone."""
     alpha, sigma = (rates.of(name)[0] for name in ("alpha", "sigma"))
@@ -82,9 +95,9 @@ def test_weight_and_clocks_solve_the_reverse_equation(case: tuple[sa.Frame, Tens
     (w, dw), (_, ds), (_, dnu) = (rates.of(name) for name in ("weight", "clock", "noise_clock"))
     dlam, size = rates.of("lam")[1], rates.of("log_alpha")[1].abs() + 3 * rates.of("lam")[1].abs()
     # dx = w dy + (dw/w) x: dw/w is the drift's coefficient of x, w ds/dt that of F, and w^2 |dnu/dt| = eta g^2.
-    close(dw / w, reverse_drift(frame.kind, frame.eta, 1.0, 0.0, rates), size)
+    close(dw / w, reverse_drift(frame.kind, frame.eta, 1.0, 0.0, rates), size * rates.differenced())
     expected = reverse_drift(frame.kind, frame.eta, 0.0, 1.0, rates)
-    in_s, in_nu = rates.lost()
+    in_s, in_nu = (lost * rates.differenced() for lost in rates.lost())
     close(w * ds, expected, expected.abs() * in_s)
     variance = 2 * frame.eta * rates.of("sigma")[0] ** 2 * dlam
     close(w**2 * dnu, variance, variance.abs() * in_nu)
@@ -108,8 +121,8 @@ def test_the_frame_keeps_the_marginals_of_gaussian_data(case: tuple[sa.Frame, Te
     dM, dV = (torch.autograd.grad(value.sum(), t, retain_graph=True)[0] for value in (M, V))
     M, V = M.detach(), V.detach()
     ds, dnu = rates.of("clock")[1], rates.of("noise_clock")[1]
-    in_s, in_nu = rates.lost()
-    rate = rates.of("log_alpha")[1].abs() + 3 * rates.of("lam")[1].abs()
+    in_s, in_nu = (lost * rates.differenced() for lost in rates.lost())
+    rate = (rates.of("log_alpha")[1].abs() + 3 * rates.of("lam")[1].abs()) * rates.differenced()
     close(dM, (A * M + b) * ds, M.abs() * rate + (terms * M.abs() + b.abs()) * ds.abs() * in_s)
     close(dV, 2 * A * V * ds + dnu, 4 * V * rate + 2 * terms * V * ds.abs() * in_s + dnu.abs() * in_nu)
 

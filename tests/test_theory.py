@@ -32,6 +32,7 @@ COMPUTED = {
     "strong": oc.strong_order,
     "weak": oc.weak_order,
     "gradient": oc.strong_order,  # D3: the tangent map is the same method
+    "log_prob": oc.ode_order,  # L1
 }
 
 
@@ -251,7 +252,8 @@ def test_multistep_guarantees_are_capped_by_the_start(solver: sa.Solver) -> None
         steps, start = solver.order, solver.start
     of_start = oc.ode_order(coefficients(start)) if isinstance(start, RungeKutta) else 1
     proved = {g.quantity: g.order for g in GUARANTEES if g.subject == repr(solver)}
-    assert proved == {"ode": min(steps, of_start + 1), "strong": 1.0, "gradient": 1.0, "weak": min(steps, 2)}
+    ode = min(steps, of_start + 1)
+    assert proved == {"ode": ode, "strong": 1.0, "gradient": 1.0, "weak": min(steps, 2), "log_prob": ode}
 
 
 # ---------------------------------------------------------------- the texts
@@ -286,6 +288,9 @@ def test_every_guarantee_is_proved_by_a_statement_on_such_methods(guarantee: Gua
     elif quantity == "gradient":
         assert (TITLES[number], sources[1:]) == ("gradients, pathwise", beside)
         assert guarantee.hypotheses == strong.hypotheses  # growth of F_yy and of F_p is no hypothesis
+    elif quantity == "log_prob":
+        (ode,) = (g for g in GUARANTEES if (g.subject, g.quantity) == (subject, "ode"))
+        assert (TITLES[number], sources[1:]) == ("log-densities", [ode.source])
     elif own and guarantee.order == strong.order:
         assert (file, sources[1:]) == ("weak.md", beside)
         assert TITLES[number] == "a strong order is a weak order"
@@ -294,7 +299,7 @@ def test_every_guarantee_is_proved_by_a_statement_on_such_methods(guarantee: Gua
         law = "one-step methods" if "DPMSolver3" in subject else kind
         assert TITLES[number] == (f"{own}, weak order {guarantee.order}" if own else law)
     starts = ("started by a method of order 4" if "start=" in subject else "Euler start",)
-    matters = kind == named == "multistep methods" and quantity in ("ode", "weak")
+    matters = kind == named == "multistep methods" and quantity in ("ode", "weak", "log_prob")
     found = tuple(part for part in guarantee.hypotheses.split("; ") if "start" in part)
     assert found == (starts if matters else ())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -12,8 +12,8 @@ class Guarantee:
     Args:
         subject: the solver, as the call that makes it.
         quantity: ``"ode"`` (no noise; the solution, and its gradient by D2), ``"strong"`` (root mean square, pathwise,
-            additive noise), ``"gradient"`` (the same of the gradient in x_T, conditioning or weights) or ``"weak"``
-            (expectations of smooth functions; of gradients too, by D4).
+            additive noise), ``"gradient"`` (the same of the gradient in x_T, conditioning or weights), ``"weak"``
+            (expectations of smooth functions; of gradients too, by D4) or ``"log_prob"`` (``log_likelihood``).
         order: the proved order.
         hypotheses: what is assumed beyond H(m), with the m that the source states.
         source: the numbered statement, and where it comes from.
@@ -111,4 +111,9 @@ GUARANTEES: tuple[Guarantee, ...] = (
         for name, base in _COUPLED.items()
     ),
     Guarantee("ReversibleHeun()", "weak", 2, _ANY, "weak.md, W5"),
+)
+
+# The density is a part of an ordinary equation's solution.
+GUARANTEES += tuple(
+    replace(g, quantity="log_prob", source=f"likelihood.md, L1; {g.source}") for g in GUARANTEES if g.quantity == "ode"
 )

@@ -6,7 +6,7 @@ from .continuous.adaptive import Adaptive
 from .continuous.adjoint import ContinuousAdjoint
 from .continuous.published import adjoint_deis, adjoint_dpm
 from .direct import Direct
-from .hooked import Hook, Hooked, clip_norm, normalize, record_norms
+from .hooked import Hook, Hooked, clip_norm, clip_quantile, normalize, record_norms
 from .low_variance import LowVariance
 from .replay.inversion import RoundTripWarning
 from .reversible import Reversible
@@ -27,6 +27,7 @@ __all__ = [
     "adjoint_deis",
     "adjoint_dpm",
     "clip_norm",
+    "clip_quantile",
     "normalize",
     "record_norms",
 ]

@@ -26,9 +26,10 @@ class Hooked(Adjoint):
 
         Hooked(Checkpoint(), clip_norm(1.0))
 
-    What the hook returns goes on in the place of ``a``, to the steps before and to everything they read; None leaves
-    ``a`` as it is. ``dL/dx_T`` itself is ``x_T.grad`` (or a hook on x_T). A hook that changes ``a`` makes the result
-    something else than a gradient, deliberately. ``clip_norm``, ``normalize`` and ``record_norms`` are ready-made.
+    What the hook returns goes on in the place of ``a``, to the steps before and to everything they
+    read; None leaves ``a`` as it is. ``dL/dx_T`` itself is ``x_T.grad`` (or a hook on x_T). A hook
+    that changes ``a`` makes the result something else than a gradient, deliberately. ``clip_norm``,
+    ``clip_quantile``, ``normalize`` and ``record_norms`` are ready-made.
     """
 
     adjoint: Adjoint
@@ -76,33 +77,75 @@ def _check_shapes(changed: Any, given: Any) -> None:
 
 def clip_norm(limit: float) -> Hook:
     """Scale each sample's adjoint down to the Euclidean norm ``limit`` where it is longer."""
-    _check_positive("limit", limit)
+    return _ClipNorm(limit)
+
+
+def clip_quantile(q: float) -> Hook:
+    """Scale adjoints down to the batch's ``q``-quantile of Euclidean norms where they are longer.
+
+    At every step by itself: the few samples of a batch whose adjoints grow do not drown the others,
+    whatever the unit.
+    """
+    if isinstance(q, bool) or not isinstance(q, int | float) or not 0 < q <= 1:
+        raise ValueError(f"q: got {q!r}; pass a quantile in (0, 1], such as 0.9")
 
     def hook(n: int, t: float, a: Tensor) -> Tensor:
         norms = _norms(a)
-        return a * (limit / norms.clamp(min=limit)).to(a.dtype)
+        limit = torch.quantile(norms.flatten(), q)
+        scale = torch.where(norms > limit, limit / norms, torch.ones_like(norms))
+        return a * scale.to(a.dtype)
 
     return hook
 
 
 def normalize(norm: float = 1.0) -> Hook:
     """Scale each sample's adjoint to one Euclidean norm at every step; zeros stay zero."""
-    _check_positive("norm", norm)
-
-    def hook(n: int, t: float, a: Tensor) -> Tensor:
-        norms = _norms(a)
-        return a * (norm / norms.where(norms > 0, norms.new_ones(()))).to(a.dtype)
-
-    return hook
+    return _Normalize(norm)
 
 
 def record_norms(into: list[tuple[int, float, Tensor]]) -> Hook:
     """Append ``(n, t, norms)`` to a list at every step, norms of shape (batch,); the adjoint stays as it is."""
+    return _RecordNorms(into)
 
-    def hook(n: int, t: float, a: Tensor) -> None:
-        into.append((n, t, _norms(a).flatten()))
 
-    return hook
+@dataclass(frozen=True)
+class _ClipNorm:
+    limit: float
+
+    def __post_init__(self) -> None:
+        _check_positive("limit", self.limit)
+
+    def __call__(self, n: int, t: float, a: Tensor) -> Tensor:
+        return a * (self.limit / _norms(a).clamp(min=self.limit)).to(a.dtype)
+
+    def __repr__(self) -> str:
+        return f"clip_norm({self.limit!r})"
+
+
+@dataclass(frozen=True)
+class _Normalize:
+    norm: float
+
+    def __post_init__(self) -> None:
+        _check_positive("norm", self.norm)
+
+    def __call__(self, n: int, t: float, a: Tensor) -> Tensor:
+        norms = _norms(a)
+        return a * (self.norm / norms.where(norms > 0, norms.new_ones(()))).to(a.dtype)
+
+    def __repr__(self) -> str:
+        return f"normalize({self.norm!r})"
+
+
+@dataclass(frozen=True, eq=False)
+class _RecordNorms:
+    into: list[tuple[int, float, Tensor]]
+
+    def __call__(self, n: int, t: float, a: Tensor) -> None:
+        self.into.append((n, t, _norms(a).flatten()))
+
+    def __repr__(self) -> str:
+        return "record_norms(...)"
 
 
 def _norms(a: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ..adjoints import (
     adjoint_deis,
     adjoint_dpm,
 )
+from ..adjoints.checkpoint import parse_bytes
 from ..adjoints.continuous.adjoint import STATES
 from ..solvers import Coupled, Heun, ReversibleHeun, ReversibleSolver, Solver
 
@@ -42,6 +43,12 @@ class Method:
             raise TypeError(f"adjoint: got {type(self.adjoint).__name__}; pass an adjoint such as Checkpoint()")
         if not isinstance(self.solver, Solver | None):
             raise TypeError(f"solver: got {type(self.solver).__name__}; pass a solver, or None for the comparison's")
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """The memory that a checkpoint was given for what it keeps."""
+        given = self.adjoint.memory if isinstance(self.adjoint, Checkpoint) else None
+        return None if given is None else parse_bytes(given)
 
     @property
     def family(self) -> str:

@@ -16,14 +16,24 @@ KINDS = ("x_T", "cond", "noise", "guidance", "weights")
 class Agreement:
     """A gradient g against a reference r.
 
-    ``error``: ``||g - r|| / ||r||``; ``cosine``: that of the angle between them; both over the whole batch. The medians
-    are over the samples of the batch, for x_T only, else None. A cosine with a vector that is zero is None.
+    ``error``: ``||g - r|| / ||r||``; ``cosine``: that of the angle between them; ``ratio``: ``||g|| / ||r||``; all over
+    the whole batch. The medians are over the samples of the batch, for x_T only, else None. A cosine with a vector that
+    is zero is None.
     """
 
     error: float
     cosine: float | None
     median_error: float | None = None
     median_cosine: float | None = None
+    ratio: float | None = None
+    median_ratio: float | None = None
+
+    @property
+    def typical(self) -> tuple[float, float | None, float | None]:
+        """Error, cosine and ratio: medians over samples where there are some."""
+        if self.median_error is None:
+            return self.error, self.cosine, self.ratio
+        return self.median_error, self.median_cosine, self.median_ratio
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ class Measurement:
         forward_calls, backward_calls: network calls while sampling, and during the backward pass.
         products: vector-Jacobian products.
         seconds: of sampling and backward pass together, the median of several.
-        peak_bytes: of tensors alive at once.
+        peak_bytes: of tensors alive at once. ``budget_bytes``: the memory that the method was given, if it was.
         round_trip: how far, relatively, a reversible solver's way back ended from where it should; None for others.
     """
 
@@ -63,6 +73,7 @@ class Measurement:
     products: int | None = None
     seconds: float | None = None
     peak_bytes: int | None = None
+    budget_bytes: int | None = None
     round_trip: float | None = None
     gradients: tuple[Agreements, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -194,21 +205,14 @@ def _block(rows: Sequence[Measurement], kind: str, remarks: list[str], *, costs:
 def _order(row: Measurement, kind: str) -> tuple[float, ...]:
     """Exact ones first; of those, and of equally wrong ones, the one with the least memory."""
     gradient = row.gradient(kind)
-    error = math.inf if gradient is None or gradient.own is None else _typical(gradient.own)[0]
+    error = math.inf if gradient is None or gradient.own is None else gradient.own.typical[0]
     return row.steps, error if error > ROUND_OFF else 0.0, math.inf if row.peak_bytes is None else row.peak_bytes
-
-
-def _typical(agreement: Agreement) -> tuple[float, float | None]:
-    """Medians where there are some."""
-    if agreement.median_error is None:
-        return agreement.error, agreement.cosine
-    return agreement.median_error, agreement.median_cosine
 
 
 def _agreement(agreement: Agreement | None) -> tuple[str, str]:
     if agreement is None:
         return "-", "-"
-    error, cosine = _typical(agreement)
+    error, cosine, _ = agreement.typical
     form = "0" if error == 0 else "{:.1e}" if error < 1e-3 or error >= 100 else "{:.3g}"
     return form.format(error), _number(cosine, "{:.3f}")
 

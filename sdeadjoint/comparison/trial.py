@@ -173,13 +173,20 @@ def _agreement(kind: str, found: Gradients, reference: Gradients | None) -> Agre
     g, r = (_joined([pair[i] for pair in _pairs(names, found, reference)], kind) for i in (0, 1))
     if not r.norm() > 0:
         return None
-    medians: tuple[float | None, float | None] = (None, None)
-    if kind == "x_T" and (r.norm(dim=1) > 0).all():
-        errors = (g - r).norm(dim=1) / r.norm(dim=1)
-        cosines = (g * r).sum(1) / (g.norm(dim=1) * r.norm(dim=1))
-        medians = (float(errors.median()), float(cosines.median()) if (g.norm(dim=1) > 0).all() else None)
+    error, ratio = float((g - r).norm() / r.norm()), float(g.norm() / r.norm())
     cosine = float((g * r).sum() / (g.norm() * r.norm())) if g.norm() > 0 else None
-    return Agreement(float((g - r).norm() / r.norm()), cosine, *medians)
+    if kind != "x_T" or not (r.norm(dim=1) > 0).all():
+        return Agreement(error, cosine, ratio=ratio)
+    errors, ratios = (g - r).norm(dim=1) / r.norm(dim=1), g.norm(dim=1) / r.norm(dim=1)
+    cosines = (g * r).sum(1) / (g.norm(dim=1) * r.norm(dim=1))
+    return Agreement(
+        error,
+        cosine,
+        median_error=float(errors.median()),
+        median_cosine=float(cosines.median()) if (g.norm(dim=1) > 0).all() else None,
+        ratio=ratio,
+        median_ratio=float(ratios.median()),
+    )
 
 
 def _pairs(names: list[str], found: Gradients, reference: Gradients) -> list[tuple[Tensor, Tensor]]:

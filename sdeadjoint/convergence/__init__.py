@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..noise.paths import Paths
 from . import settings
+from .dynamics import Driven, Dynamics, Reverse
 from .measure import measure
 from .plots import draw_orders, draw_work_precision
 from .quantities import Gradient, Power, Quantity, RoundTrip, State, Weak
@@ -15,10 +16,13 @@ from .verdict import Verdict
 
 __all__ = [
     "Convergence",
+    "Driven",
+    "Dynamics",
     "Gradient",
     "Paths",
     "Power",
     "Quantity",
+    "Reverse",
     "RoundTrip",
     "Setting",
     "Slope",

@@ -1,13 +1,17 @@
-"""Errors of a study: solves on nested grids against the reference, all on the same paths."""
+"""Errors of a study: solves on nested grids against the reference, for one batch of paths after another."""
 
 from __future__ import annotations
 
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
+from concurrent.futures import Executor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +21,14 @@ from torch import Tensor
 from ..diffusion.grids import coarsen
 from ..noise.paths import Paths
 from ..solvers import Solver
+from ..workers import WorkerDiedError, shared
 from .fingerprint import NoDigestError
-from .record import Record
+from .record import Piece, Record
 from .settings import Run
 from .study import Study
 
-BUDGET = 2**24  # float64 numbers of dB held at once, and as many of H: more paths are done in parts
 PILOT = 200  # paths on which the error of the reference is estimated: as many whole units as fit in, at least one
+REFERENCE = "reference"
 
 Progress = Callable[[int, int], None]
 """``progress(done, total)`` in steps of solvers."""
@@ -31,14 +36,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Errors:
-    """What was measured at each level.
+    """The errors at each level.
 
     Args:
-        signed: (levels, units), what the quantity's statistic is taken of: distances, or signed differences.
+        signed: (levels, units), of which the quantity's statistic is taken: distances, or signed differences.
         distances: (levels, units), Euclidean.
         scale: rms of the reference's values (of x_T for a round trip).
         uncertainty: estimated error of the reference, in the statistic's sense.
-        seconds: of the solves of each level.
+        seconds: of the solves of each level; NaN where some may have run beside others.
     """
 
     signed: NDArray[np.float64]
@@ -60,43 +65,129 @@ class Errors:
         return tuple(zip(mean.tolist(), deviation.tolist(), strict=True))
 
 
-@dataclass(frozen=True)
-class _Task:
-    """One solve: a name in the record, a grid, a method (``None``: exact), and whether of the first paths only."""
+class Task(NamedTuple):
+    """One solve of a batch: its name in the record, its grid, its method (``None``: exact) and how many paths of the
+    batch it is of."""
 
+    batch: int
     name: str
     steps: int
     solver: Solver | None
-    is_pilot: bool = False
+    paths: int
 
     @property
     def is_reference(self) -> bool:
-        return self.name in ("reference", "pilot")
+        return self.name in (REFERENCE, "pilot")
 
 
-def measure_errors(study: Study, resume: Path | None, progress: Progress | None) -> Errors:
-    """Do what is not in the record at ``resume`` yet, and put the pieces together."""
+def measure_errors(
+    study: Study, resume: Path | None, executor: Executor | None, progress: Progress | None
+) -> Errors:
+    """Solve what is not in the record at ``resume`` yet, and put the pieces together."""
     record = _record(study, resume)
-    tasks, parts = _tasks(study), _parts(study)
-    done, total = 0, sum(task.steps for task in tasks) * len(parts)
-    for part, paths in enumerate(parts):
-        names = {task.name: f"{part}/{task.name}" for task in tasks}
-        ready = all(name in record for name in names.values())
-        for task, run in [(task, None) for task in tasks] if ready else _runs(study, tasks, part, paths):
-            if names[task.name] not in record:
-                assert run is not None
-                start = time.perf_counter()
-                quantity = study.quantity.exactly if task.is_reference else study.quantity
-                values = quantity.evaluate(run)
-                record.add(names[task.name], values, time.perf_counter() - start)
-            done += task.steps
-            if progress is not None:
-                progress(done, total)
-    return _assembled(study, record, len(parts))
+    every = [task for batch in range(len(study.batches)) for task in tasks(study, batch)]
+    missing = [task for task in every if (task.batch, task.name) not in record.pieces]
+    steps = {(task.batch, task.name): task.steps for task in every}
+    total = sum(steps.values())
+    done = total - sum(task.steps for task in missing)
+    try:
+        with closing(_pieces(study, missing, executor)) as pieces:
+            for piece in pieces:
+                record.add(piece)
+                done += steps[piece.batch, piece.name]
+                if progress is not None:
+                    progress(done, total)
+    except WorkerDiedError as error:
+        raise WorkerDiedError(f"{error}; {_kept(record, done / total)}") from error
+    return _assembled(study, record)
+
+
+def _kept(record: Record, share: float) -> str:
+    """Say what is kept of an interrupted study, and how it goes on."""
+    if record.path is None:
+        return "nothing is kept without a file given as resume"
+    return f"{share:.0%} of the study is kept in {record.path}: measure again with a new executor and the same file"
+
+
+def tasks(study: Study, batch: int) -> list[Task]:
+    """List the solves of a batch, from the finest grid to the coarsest."""
+    paths, unit = study.batches[batch], study.quantity.unit
+    found = [Task(batch, str(n), n, study.solver, paths) for n in study.steps]
+    if study.quantity.has_reference:
+        found.append(Task(batch, REFERENCE, study.finest, study.judge, paths))
+        pilot = max(1, PILOT // unit) * unit - sum(study.batches[:batch])
+        if study.judge is not None and pilot > 0:
+            found.append(Task(batch, "pilot", study.steps[-1], study.judge, min(pilot, paths)))
+    return sorted(found, key=lambda task: -task.steps)
+
+
+def runs(study: Study, batch: int) -> Iterator[tuple[Task, Run]]:
+    """Prepare the solves of a batch one by one. Paths are coarsened from level to level where grids nest."""
+    setting, grid, paths = study.setting, study.setting.equation.grid(study.finest), study.batches[batch]
+    x_T = setting.start(paths, _seed(study, batch, 0)).to(study.dtype)
+    cond = {name: value.expand(paths, *value.shape) for name, value in setting.cond.items()}
+    fine = at = None
+    if (nu := setting.equation.noise_clock(grid)) is not None:
+        fine = at = Paths.draw(setting.clock(grid) if setting.clock else nu, x_T.shape, _seed(study, batch, 1))
+    for task in tasks(study, batch):
+        own = coarsen(grid, study.finest // task.steps)
+        if fine is not None and at is not None:
+            at = at if at.steps % task.steps == 0 else fine
+            at = at.coarsened(at.steps // task.steps)
+        onto = setting.equation.noise_clock(own) if setting.clock else None
+        driving = at if at is None or onto is None else at.standardised_onto(onto)
+        start = x_T.double() if task.is_reference else x_T
+        run = Run(setting, task.solver, own, driving, start, cond, study.steps[0])
+        yield task, run if task.paths == paths else run.part(slice(0, task.paths))
+
+
+def solve(study: Study, batch: int, names: Collection[str]) -> Iterator[Piece]:
+    """Solve the named tasks of one batch, one after another."""
+    left = set(names)
+    for task, run in runs(study, batch):
+        if task.name in left:
+            quantity = study.quantity.exactly if task.is_reference else study.quantity
+            start = time.perf_counter()
+            values = quantity.evaluate(run)
+            seconds = time.perf_counter() - start
+            yield Piece(task.batch, task.name, values.double().cpu().numpy(), seconds)
+            left.remove(task.name)
+        if not left:
+            return
+
+
+class Job(NamedTuple):
+    """What a worker does at a time: some solves of one batch."""
+
+    batch: int
+    names: tuple[str, ...]
+
+
+def _pieces(study: Study, missing: list[Task], executor: Executor | None) -> Generator[Piece, None, None]:
+    """Solve the tasks batch by batch or, by an executor, in jobs.
+
+    The reference of a batch is a job of its own, as it is as much work as all other levels together.
+    """
+    if executor is None:
+        for batch in sorted({task.batch for task in missing}):
+            yield from solve(study, batch, [task.name for task in missing if task.batch == batch])
+        return
+    references = [Job(task.batch, (task.name,)) for task in missing if task.name == REFERENCE]
+    levels: dict[int, list[str]] = {}
+    for task in missing:
+        if task.name != REFERENCE:
+            levels.setdefault(task.batch, []).append(task.name)
+    others = [Job(batch, tuple(names)) for batch, names in levels.items()]
+    yield from chain.from_iterable(shared(_work, study, [*references, *others], executor))
+
+
+def _work(study: Study, job: Job) -> list[Piece]:
+    """Do one job beside others, where seconds mean nothing."""
+    return [piece._replace(seconds=None) for piece in solve(study, job.batch, job.names)]
 
 
 def _record(study: Study, resume: Path | None) -> Record:
-    """What is done already; nothing, with a warning, where it cannot be known whether it is of the same study."""
+    """Open the record; start an empty one, with a warning, where it cannot be told whether it is of the same study."""
     if resume is None:
         return Record("")
     try:
@@ -107,76 +198,43 @@ def _record(study: Study, resume: Path | None) -> Record:
         return Record("")
 
 
-def _tasks(study: Study) -> list[_Task]:
-    """From the finest grid to the coarsest."""
-    tasks = [_Task(str(n), n, study.solver) for n in study.steps]
-    if study.quantity.has_reference:
-        tasks.append(_Task("reference", study.finest, study.judge))
-        if study.judge is not None:
-            tasks.append(_Task("pilot", study.steps[-1], study.judge, is_pilot=True))
-    return sorted(tasks, key=lambda task: -task.steps)
+def _assembled(study: Study, record: Record) -> Errors:
+    batches = range(len(study.batches))
 
-
-def _parts(study: Study) -> list[int]:
-    """Numbers of paths done at a time; a function of the study alone, as each part has seeds of its own."""
-    noisy = study.setting.frame.eta > 0
-    numbers = study.paths * math.prod(study.setting.shape) * (study.finest if noisy else 1)
-    parts = min(math.ceil(numbers / BUDGET), study.paths)
-    size = math.ceil(study.paths / parts)
-    return [min(size, study.paths - start) for start in range(0, study.paths, size)]
-
-
-def _runs(study: Study, tasks: list[_Task], part: int, paths: int) -> Iterator[tuple[_Task, Run]]:
-    """Each task with what it solves. Paths are coarsened from level to level where grids nest."""
-    setting, grid = study.setting, study.setting.grid(study.finest)
-    x_T = setting.start(paths, _seed(study, part, 0)).to(study.dtype)
-    cond = {name: value.expand(paths, *value.shape) for name, value in setting.cond.items()}
-    clock = setting.clock or setting.frame.noise_clock
-    fine = at = None
-    if setting.frame.eta > 0:
-        fine = at = Paths.draw(clock(grid), x_T.shape, _seed(study, part, 1))
-    for task in tasks:
-        own = coarsen(grid, study.finest // task.steps)
-        if fine is not None and at is not None:
-            at = at if at.steps % task.steps == 0 else fine
-            at = at.coarsened(at.steps // task.steps)
-        driving = at.standardised_onto(setting.frame.noise_clock(own)) if at and setting.clock else at
-        start = x_T.double() if task.is_reference else x_T
-        run = Run(setting, task.solver, own, driving, start, cond, study.steps[0])
-        unit = study.quantity.unit
-        yield task, run.part(slice(0, max(1, PILOT // unit) * unit)) if task.is_pilot else run
-
-
-def _assembled(study: Study, record: Record, parts: int) -> Errors:
     def whole(name: str) -> Tensor:
-        return torch.cat([record.values(f"{part}/{name}") for part in range(parts)])
+        found = [record.pieces[batch, name].values for batch in batches if (batch, name) in record.pieces]
+        return torch.from_numpy(np.concatenate(found))
+
+    def seconds(name: str) -> float:
+        found = [record.pieces[batch, name].seconds for batch in batches]
+        return math.nan if None in found else sum(second for second in found if second is not None)
 
     values = [whole(str(n)) for n in study.steps]
     if study.quantity.has_reference:
-        truth = size = whole("reference")
+        truth = size = whole(REFERENCE)
     else:
-        truth, size = torch.zeros_like(values[0]), study.setting.start(study.paths, _seed(study, 0, 0))
+        truth = torch.zeros_like(values[0])
+        size = torch.cat([study.setting.start(n, _seed(study, k, 0)) for k, n in enumerate(study.batches)])
     errors = [value - truth for value in values]
-    seconds = tuple(sum(record.seconds(f"{part}/{n}") for part in range(parts)) for n in study.steps)
     distances = np.stack([error.norm(dim=1).numpy() for error in errors])
     weak = study.quantity.statistic == "mean"
     signed = np.stack([error[:, 0].numpy() for error in errors]) if weak else distances
     scale = float(size.reshape(len(size), -1).norm(dim=1).square().mean().sqrt())
-    return Errors(signed, distances, scale, _uncertainty(study, record), seconds)
+    pilot = whole("pilot") if (0, "pilot") in record.pieces else None
+    uncertainty = 0.0 if pilot is None else _uncertainty(study, pilot, truth[: len(pilot)])
+    return Errors(signed, distances, scale, uncertainty, tuple(seconds(str(n)) for n in study.steps))
 
 
-def _uncertainty(study: Study, record: Record) -> float:
-    """The reference's error, from its difference to itself on a grid ``finer`` times coarser, by its claimed order."""
-    if "0/pilot" not in record or study.judge is None:
-        return 0.0
-    pilot = record.values("0/pilot")
-    difference = pilot - record.values("0/reference")[: len(pilot)]
+def _uncertainty(study: Study, pilot: Tensor, reference: Tensor) -> float:
+    """Estimate the reference's error from its difference to itself on a coarser grid, by its claimed order."""
+    assert study.judge is not None
+    difference = pilot - reference
     weak = study.quantity.statistic == "mean"
     size = difference.mean().abs() if weak else difference.norm(dim=1).square().mean().sqrt()
     return float(size) / (study.finer ** study.quantity.order(study.setting, study.judge) - 1)
 
 
-def _seed(study: Study, part: int, what: int) -> int:
-    """Independent seeds: of x_T (0) and of the paths (1) of each part."""
-    state = np.random.SeedSequence([study.seed, part, what]).generate_state(1, np.uint64)
+def _seed(study: Study, batch: int, what: int) -> int:
+    """Make independent seeds: of x_T (0) and of the paths (1) of each batch."""
+    state = np.random.SeedSequence([study.seed, batch, what]).generate_state(1, np.uint64)
     return int(state[0] >> 1)

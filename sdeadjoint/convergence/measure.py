@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import Executor
 from pathlib import Path
 
 import numpy as np
 
 from ..solvers import ReversibleSolver, Solver
+from ..workers import check_executor
 from .errors import Errors, Progress, measure_errors
 from .quantities import RoundTrip
 from .result import Convergence
@@ -17,7 +19,11 @@ from .verdict import Verdict, inverts, known_floors, undecided, verdict
 
 
 def measure(
-    study: Study | Solver, *, resume: str | Path | None = None, progress: Progress | None = None
+    study: Study | Solver,
+    *,
+    resume: str | Path | None = None,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> Convergence:
     """Measure an order of convergence and compare it with the solver's ``claims``.
 
@@ -26,21 +32,28 @@ def measure(
 
     Args:
         study: what to measure; a solver alone is ``Study(solver)``.
-        resume: a JSON file in which each finished solve is kept: an interrupted study continues there, and gives
-            the same numbers as one that was not. A file of another study, also of another version of its code, is
+        resume: a file of JSON lines in which each finished solve is kept: an interrupted study continues there, and
+            gives the same numbers as one that was not. A file of another study, also of another version of its code, is
             refused; a study in which something cannot be compared runs afresh, with a warning: see ``fingerprint``.
         progress: called as ``progress(done, total)`` after each solve.
+        executor: any ``concurrent.futures.Executor``, whose workers solve the batches of paths (``Study.batch``), and
+            the reference of a batch apart from its other levels. The numbers are the same bit for bit with any
+            executor, any number of workers, and none. There are no ``seconds`` then: timings are never taken beside
+            other work. Workers use as many threads as the caller; with many workers call ``torch.set_num_threads(1)``
+            first. Processes should be spawned, not forked, as torch has threads.
 
     Returns a ``Convergence``; ``print`` shows its table and verdict. A study of ShARK with 1000 paths and 7
     grids of up to 1024 steps takes some 10 seconds on one free core.
 
     ``ValueError`` for a study that does not fit together, and for a solver that diverges at the coarsest level.
+    ``TypeError`` for a study that the executor cannot send, ``RuntimeError`` where one of its workers died.
     Not a proof: smooth mild problems show asymptotic orders at these steps, others need more steps than one can pay.
     """
     study = Study(study) if isinstance(study, Solver) else study
     if not isinstance(study, Study):
         raise TypeError(f"study: got {type(study).__name__}; pass a Study or a solver such as Heun()")
-    errors = measure_errors(study, None if resume is None else Path(resume), progress)
+    check_executor(executor)
+    errors = measure_errors(study, None if resume is None else Path(resume), executor, progress)
     if isinstance(study.quantity, RoundTrip) and isinstance(study.solver, ReversibleSolver):
         return _result(study, errors, inverts(study, errors))
     try:
@@ -77,5 +90,6 @@ def _result(
         study=repr(study),
         solver=repr(study.solver),
         subject=study.subject,
+        error_name=study.quantity.error_name,
         errors=errors.signed,
     )

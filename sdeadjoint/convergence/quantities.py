@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..adjoints import Adjoint, Checkpoint, Direct
-from ..diffusion.equation import Diffusion
 from ..noise import FixedNoise
 from ..recursion import Recursion
 from ..solvers import ReversibleSolver, Solver
@@ -46,7 +45,12 @@ class Quantity(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """In a word or two, for labels."""
+        """A word or two, for titles."""
+
+    @property
+    def error_name(self) -> str:
+        """The number of all paths' errors that is drawn, for the axis of a figure."""
+        return f"rms error of {self.name} on the same paths"
 
     @abstractmethod
     def evaluate(self, run: Run) -> Tensor:
@@ -98,13 +102,17 @@ class Weak(Quantity):
     def name(self) -> str:
         return "weak errors"
 
+    @property
+    def error_name(self) -> str:
+        return "modulus of the mean error, on common random numbers"
+
     def evaluate(self, run: Run) -> Tensor:
         with torch.no_grad():
             return self.functional(run.solve()).reshape(-1, 1)
 
     def order(self, setting: Setting, solver: Solver) -> float:
         """Return the claimed weak order; the law does not depend on the clock that the paths were drawn on."""
-        return float(solver.claims.weak) if setting.frame.eta > 0 else setting.order(solver)
+        return float(solver.claims.weak) if setting.is_noisy else setting.order(solver)
 
 
 @dataclass(frozen=True)
@@ -149,12 +157,14 @@ class Gradient(Quantity):
     def check(self, setting: Setting, steps: tuple[int, ...]) -> None:
         if self.of == "cond" and not setting.cond:
             raise ValueError("of: got 'cond', but the setting has none; pass one with cond, such as settings.steered()")
-        if self.of == "weights" and not any(p.requires_grad for p in setting.denoiser.parameters()):
-            raise ValueError("of: got 'weights', but the denoiser has no parameters; pass settings.steered(), for one")
+        if self.of == "weights" and not any(True for _ in setting.equation.weights):
+            raise ValueError("of: got 'weights', but the drift has no parameters; pass settings.steered(), for one")
         if self.of in ("weights", "cond") and setting.exact is not None:
             raise ValueError(f"of: got {self.of!r}, of which an exact solution knows nothing; pass exact=None")
-        if self.of == "noise" and (setting.frame.eta == 0 or setting.clock is not None):
-            raise ValueError("of: got 'noise'; pass a setting with eta > 0 whose paths live on the frame's own clock")
+        if self.of == "noise" and (not setting.is_noisy or setting.clock is not None):
+            raise ValueError(
+                "of: got 'noise'; pass a setting with noise (eta > 0), whose paths live on the equation's own clock"
+            )
         if self.of == "noise" and any(n % steps[0] for n in steps):
             raise ValueError(f"steps: got {steps}; gradients in the noise need multiples of the first one")
 
@@ -185,7 +195,7 @@ class Gradient(Quantity):
         return (along / lengths.sqrt()).transpose(0, 1).reshape(len(x), -1)
 
     def _in_weights(self, run: Run) -> Tensor:
-        weights = [p for p in run.setting.denoiser.parameters() if p.requires_grad]
+        weights = list(run.setting.equation.weights)
         blocks = [slice(i, i + self.block) for i in range(0, len(run.x_T), self.block)]
         rows = []
         with torch.enable_grad():
@@ -211,12 +221,15 @@ class RoundTrip(Quantity):
     def name(self) -> str:
         return "round trips"
 
+    @property
+    def error_name(self) -> str:
+        return "rms distance from x_T after the way there and back"
+
     def evaluate(self, run: Run) -> Tensor:
-        setting, solver = run.setting, run.solver
+        solver = run.solver
         assert solver is not None
         with torch.no_grad():
-            equation = Diffusion.create(setting.denoiser, setting.frame, run.grid, run.cond)
-            equation = equation.starting_at(run.x_T)
+            equation = run.equation.starting_at(run.x_T)
             y = equation.enter(run.x_T)
             recursion = Recursion.create(equation, solver, run.noise, y)
             *_, carry = recursion.run(recursion.start(y))
@@ -226,7 +239,7 @@ class RoundTrip(Quantity):
                 y = carry.y
             else:
                 y = _back(recursion, carry.y)
-            x_T = equation.weights[0] * y
+            x_T = run.equation.leave(0, y)  # which knows no start: from y alone
         return (x_T - run.x_T).reshape(len(x_T), -1)
 
 

@@ -30,10 +30,12 @@ class Convergence:
         verdict: against the claimed order.
         fit, median_fit: both fitted laws, ``None`` where there is none; ``median_fit`` is on the levels of ``fit``.
         mean: modulus of the mean error and its standard error, per level; for weak errors only.
-        calls, seconds: network calls of one solve at each level, and the time of all paths.
+        calls, seconds: network calls of one solve at each level, and the time of all paths; NaN where solves may have
+            run beside others.
         dropped: levels that the slope does not use, with reasons.
         scale: rms of what was compared. ``uncertainty``: estimated error of the reference.
-        study, solver: their ``repr``. ``subject``: the quantity and the equation in a line.
+        study, solver: their ``repr``. ``subject``: the quantity and the equation in a line; ``error_name``: ``error``
+            in words.
         errors: (levels, units), all of them.
     """
 
@@ -54,6 +56,7 @@ class Convergence:
     study: str
     solver: str
     subject: str
+    error_name: str
     errors: NDArray[np.float64]
 
     @property
@@ -72,8 +75,9 @@ class Convergence:
 
     def as_json(self) -> dict[str, Any]:
         """Return all but the errors of single paths; numbers that do not exist are ``None``."""
-        names = ("steps", "rms", "median", "slope", "interval", "mean", "calls", "seconds", "scale", "uncertainty")
-        fields: dict[str, Any] = {name: getattr(self, name) for name in (*names, "study", "solver", "subject")}
+        numbers = ("steps", "rms", "median", "slope", "interval", "mean", "calls", "seconds", "scale", "uncertainty")
+        texts = ("study", "solver", "subject", "error_name")
+        fields: dict[str, Any] = {name: getattr(self, name) for name in (*numbers, *texts)}
         fits = {name: fit and asdict(fit) for name, fit in (("fit", self.fit), ("median_fit", self.median_fit))}
         rest = {"verdict": asdict(self.verdict), "dropped": [asdict(gone) for gone in self.dropped]}
         plain: dict[str, Any] = _finite({**fields, **fits, **rest})
@@ -88,7 +92,7 @@ class Convergence:
             order = "" if i == 0 else f"{self._local(i):.2f}"
             weak = [f"{value:.3g}" for value in self.mean[i]] if self.mean else []
             numbers = [f"{value:.4g}" for value in (self.rms[i], self.median[i])]
-            seconds = f"{self.seconds[i]:.2f}"
+            seconds = "-" if math.isnan(self.seconds[i]) else f"{self.seconds[i]:.2f}"
             rows.append((str(n), str(self.calls[i]), *numbers, *weak, order, seconds, reasons.get(n, "")))
         widths = [max(len(row[k]) for row in rows) for k in range(len(head) - 1)]
         lines = [

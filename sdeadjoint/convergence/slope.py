@@ -161,6 +161,19 @@ def local_order(
     return order, (order - half, order + half)
 
 
+def local_orders(
+    steps: Sequence[int], errors: Array, *, statistic: str = "rms", confidence: float = 0.95
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the two orders between three levels, and the interval of the second minus the first."""
+    z, power = _powers(errors, statistic)
+    y, _ = log_means(z, power)
+    coarse, fine = 1 / np.log2(steps[1] / steps[0]), 1 / np.log2(steps[2] / steps[1])
+    before, after = np.array([coarse, -coarse, 0.0]), np.array([0.0, fine, -fine])
+    change = float((after - before) @ y)
+    half = studentized(z, power, after - before, confidence)
+    return (float(before @ y), float(after @ y)), (change - half, change + half)
+
+
 def _powers(errors: Array, statistic: str) -> tuple[Array, float]:
     """``z`` and ``power`` such that the statistic is ``|mean z|^power``."""
     return (errors**2, 0.5) if statistic == "rms" else (errors, 1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .. import demo
-from ..command_line import Command, directory, seed
+from ..command_line import Command, check_writable, directory, seed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_writable(arguments.out)
     demo.run(arguments.out, arguments.seed)
     return 0
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,15 +21,17 @@ class Denoiser(nn.Module):
 
     Args:
         network: ``network(x, t, **cond) -> Tensor`` of x's shape; a module or any callable. ``t`` has shape
-            (batch,), the schedule's time, in x's dtype unless ``time_dtype`` says otherwise.
+            (batch,), the schedule's time, in the dtype of the x that the network gets unless ``time_dtype`` says
+            otherwise, and in float32 where that is narrower and cannot tell the schedule's steps apart (``Tabulated``)
+            or is the ``network_dtype``. What it returns may be a buffer that it uses again: it is copied.
         schedule: the forward process the network was trained on.
         prediction: ``"epsilon"``, ``"sample"``, ``"v_prediction"``, ``"flow_prediction"`` or ``"score"``.
         guidance: classifier-free guidance, see ``Guidance``.
         time_dtype: the dtype in which the network gets ``t``. A bfloat16 time has three digits; a half-precision
             network that embeds time in float32, as diffusers' do, should be given ``torch.float32``.
-        network_dtype: the dtype in which the network gets ``x`` (and ``t``, unless ``time_dtype`` says otherwise), x's
-            own by default. ``torch.float32`` lets a float32 network serve float64 states, whose arithmetic then
-            rounds in float64 only: for reversible solvers and long chains. Conditioning is passed as it is.
+        network_dtype: the dtype in which the network gets ``x`` (and ``t``, in float32 at least), x's own by default.
+            ``torch.float32`` lets a float32 network serve float64 states, whose arithmetic then rounds in float64 only:
+            for reversible solvers and long chains. Conditioning is passed as it is.
 
     The output keeps its own dtype under autocast and is combined with ``x`` by PyTorch's promotion rules.
     Errors: ``TypeError`` for an output that is not a floating tensor, ``ValueError`` for one of the wrong shape.
@@ -66,16 +68,27 @@ class Denoiser(nn.Module):
         self.network_dtype = network_dtype
 
     def forward(
-        self, x: Tensor, t: Tensor | float, cond: Mapping[str, Any] | None = None, *, prediction: str = "sample"
+        self,
+        x: Tensor,
+        t: Tensor | float,
+        cond: Mapping[str, Any] | None = None,
+        *,
+        prediction: str = "sample",
+        level: tuple[float, float] | None = None,
     ) -> Tensor:
-        """The prediction of the asked kind at ``x`` (batch, ...) and time ``t`` (a number or a tensor (batch,))."""
+        """The prediction of the asked kind at ``x`` (batch, ...) and time ``t`` (a number or a tensor (batch,)).
+
+        ``level``: alpha and sigma at a number ``t``, if they are known; the schedule's otherwise.
+        """
         times = t.double() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")
-        alpha, sigma = _coefficients(self.schedule, t) if isinstance(t, float) else self._broadcast(times, x)
+        alpha, sigma = self._broadcast(times, x) if level is None else level
         # The network may change its arguments in place.
         given = x.to(self.network_dtype or x.dtype, copy=True)
-        t_given = times.to(x.device, self.time_dtype or given.dtype, copy=True).expand(x.shape[0]).contiguous()
+        t_given = times.to(x.device, self._time_dtype(given.dtype), copy=True).expand(x.shape[0]).contiguous()
         out = self._call(given, t_given, cond or {})
-        return convert(out, x, alpha, sigma, self.prediction, prediction)
+        found = convert(out, x, alpha, sigma, self.prediction, prediction)
+        # It may return the same buffer at its next call.
+        return found.clone() if found is out else found
 
     def guided_by(self, guidance: Guidance | None) -> Denoiser:
         """The same denoiser, on the same network, with another guidance."""
@@ -83,16 +96,24 @@ class Denoiser(nn.Module):
         other.guidance = guidance
         return other
 
+    def _time_dtype(self, given: torch.dtype) -> torch.dtype:
+        """The dtype of the network's time: integers above 256 have no place in eight bits of significand."""
+        if self.time_dtype is not None:
+            return self.time_dtype
+        coarse = self.network_dtype is not None or self.schedule.domain[1] > 256
+        return torch.promote_types(given, torch.float32) if coarse else given
+
     def _call(self, x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
         try:
             out = self.network(x, t, **cond) if self.guidance is None else self.guidance(self.network, x, t, cond)
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:
             self._explain(error, x)
             raise
         if not isinstance(out, Tensor):
             raise TypeError(
                 f"network: returned {type(out).__name__}; it must return one tensor of x's shape {tuple(x.shape)} "
-                "(wrap it, for instance: lambda x, t, **cond: network(x, t, **cond).sample)"
+                "(wrap it, for instance: lambda x, t, **cond: network(x, t, **cond).sample; t is the schedule's time, "
+                f"here from {self.schedule.t_max:g} to {self.schedule.t_min:g})"
             )
         if out.shape != x.shape:
             raise ValueError(
@@ -104,7 +125,13 @@ class Denoiser(nn.Module):
         return out
 
     def _explain(self, error: RuntimeError, x: Tensor) -> None:
-        """Errors of matrix products name the dtypes alone."""
+        """Errors of matrix products name the dtypes alone, those of tables not what was looked up."""
+        if re.search("argument #1 'indices'|used as indices", str(error)):
+            error.add_note(
+                "(if the network looks its time up in a table: t is the schedule's time, a floating tensor; pass "
+                "lambda x, t, **cond: network(x, t.long(), **cond) with schedule=Tabulated.ddpm(...) and "
+                "grid=timesteps(schedule, steps), where t is a whole number)"
+            )
         own = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
         if own != x.dtype and "type" in str(error):
             error.add_note(
@@ -141,9 +168,3 @@ class Denoiser(nn.Module):
             if value is not None
         )
         return f"Denoiser({name}, {self.schedule!r}, prediction={self.prediction!r}{options})"
-
-
-@lru_cache(maxsize=4096)
-def _coefficients(schedule: Schedule, t: float) -> tuple[float, float]:
-    """alpha and sigma at one time; a sampler asks for each of its times again in the backward pass."""
-    return float(schedule.alpha(t)), float(schedule.sigma(t))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .schedules import Schedule
+from ..arguments import is_integer
+from .schedules import Schedule, Tabulated
 from .schedules.level import Level
 
 
@@ -86,6 +88,66 @@ def karras(
     return _assemble(schedule, nodes, steps, (t0, t1), final_zero)
 
 
+def timesteps(
+    schedule: Schedule, steps: int, *, spacing: str = "leading", offset: int = 0, final_zero: bool = True
+) -> Tensor:
+    """Whole timesteps of a table: the grid of ``DDPMScheduler`` and ``DDIMScheduler`` of diffusers.
+
+    With T entries in the table, and rounding of halves to the even number:
+
+    ===========  ======================================================  ========================
+    spacing      the timesteps, backwards                                T = 1000, 4 steps
+    ===========  ======================================================  ========================
+    "leading"    ``k floor(T / steps) + offset``, k = 0 .. steps - 1     750, 500, 250, 0
+    "trailing"   ``round(T - k T / steps) - 1``, forwards                999, 749, 499, 249
+    "linspace"   ``round(k (T - 1) / (steps - 1))``                      999, 666, 333, 0
+    ===========  ======================================================  ========================
+
+    Args:
+        schedule: a ``Tabulated`` schedule, such as ``Tabulated.ddpm()``: timesteps are the indices of its table.
+        steps: the number of network calls of a method with one call a step, at most T.
+        spacing: as ``timestep_spacing`` of the scheduler's configuration.
+        offset: as ``steps_offset`` there (1 for Stable Diffusion), for "leading" only.
+        final_zero: end at clean data, t = -1, so that the last step is the predicted x_0 (``set_alpha_to_one=True``
+            there); ``False`` ends at t = 0, the table's first entry (``set_alpha_to_one=False``).
+
+    Returns a float64 tensor (steps + 1,) on the CPU: the timesteps at which the network is called, and the end.
+    Not for multistep schedulers, whose timesteps are others: ``from_diffusers(model, scheduler).grid(steps)`` has them.
+    Source: Lin et al. (2024), Common Diffusion Noise Schedules and Sample Steps are Flawed, table 2.
+    """
+    if not isinstance(schedule, Tabulated):
+        raise TypeError(
+            f"schedule: got {type(schedule).__name__}, which has no table of timesteps; pass Tabulated.ddpm(...), or "
+            "use uniform_time"
+        )
+    last = len(schedule.alphas_cumprod) - 1
+    called = _spaced(last + 1, steps, spacing, offset)
+    end = schedule.domain[0] if final_zero else 0.0
+    if called[0] > last or called[-1] <= end:
+        raise ValueError(
+            f"offset: got {offset}, so that {steps} steps with spacing={spacing!r} run from {called[0]} to "
+            f"{called[-1]} and end at {end:g}, in a table of the timesteps 0 to {last}; pass "
+            + ("a smaller one" if called[0] > last else "a larger one, or final_zero=True where it is False")
+        )
+    return torch.tensor([*called, end], dtype=torch.float64, device="cpu")
+
+
+def _spaced(total: int, steps: int, spacing: str, offset: int) -> list[int]:
+    """The timesteps that a network is called at, decreasing."""
+    if not is_integer(steps, least=1) or steps > total:
+        raise ValueError(f"steps: got {steps!r}; pass an integer from 1 to {total}, the length of the table")
+    if not is_integer(offset, least=0) or (offset and spacing != "leading"):
+        raise ValueError(f"offset: got {offset!r}; pass an integer >= 0, and one other than 0 with 'leading' only")
+    if spacing == "leading":
+        return [n * (total // steps) + offset for n in reversed(range(steps))]
+    if spacing == "trailing":
+        # numpy's arange, whose rounding this has to share: it counts in steps of -total / steps, not in fractions.
+        return [round(each) - 1 for each in np.arange(total, 0, -total / steps)[:steps].tolist()]
+    if spacing == "linspace":
+        return [round(each) for each in reversed(np.linspace(0, total - 1, steps).tolist())]
+    raise ValueError(f"spacing: got {spacing!r}; pass 'leading', 'trailing' or 'linspace'")
+
+
 def plain_time(schedule: Schedule, steps: int) -> Tensor:
     """Equal steps in time, as DDIM takes them; Karras' steps where time is the noise level itself."""
     return karras(schedule, steps) if isinstance(schedule, Level) else uniform_time(schedule, steps)
@@ -142,10 +204,13 @@ def validate_grid(grid: Tensor | Sequence[float], schedule: Schedule) -> Tensor:
         raise ValueError(f"grid: time {bad} is {times[bad].item()}; pass finite times only")
     rising = (times.diff() >= 0).nonzero()
     if len(rising):
-        n = int(rising[0])
+        n, last = int(rising[0]), len(times) - 2
+        advice = "pass grid.flip(0) if it runs from data to noise"
+        if times[n] == times[n + 1]:
+            advice = "pass each time once" if n < last else "leave the last one out: pass grid[:-1]"
         raise ValueError(
             f"grid: must strictly decrease, from noise to data, but grid[{n}]={times[n].item()} is followed by "
-            f"grid[{n + 1}]={times[n + 1].item()}; pass grid.flip(0) if it runs from data to noise"
+            f"grid[{n + 1}]={times[n + 1].item()}; {advice}"
         )
     low, high = schedule.domain
     if times[-1] < low or times[0] > high:

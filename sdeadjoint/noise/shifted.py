@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from .base import BoundNoise, Increment, Noise, add_to_slots
+from ..arguments import named
+from .base import BoundNoise, Increment, Noise, add_to_slots, moving, push_slots, slot
 from .fixed import check_real, check_still, summary
 
 
@@ -45,7 +46,7 @@ class ShiftedNoise(Noise):
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, Noise):
-            got = f"the class {self.path.__name__}" if isinstance(self.path, type) else type(self.path).__name__
+            got = named(self.path)
             raise TypeError(f"path: got {got}; pass the noise that is shifted, such as BrownianPath(seed=0)")
         check_real("shifts", self.shifts)
         if self.shifts.dim() == 0:
@@ -88,15 +89,17 @@ class ShiftedNoise(Noise):
         check_still("shifts", self.shifts, nodes)
         if areas is not None:
             check_still("levy_shifts", areas, nodes)
-        return _BoundShifted(bound, self.shifts, areas, like.dtype, like.device)
+        return _BoundShifted(bound, self.shifts, areas, moving(nodes), like.dtype, like.device)
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class _BoundShifted(BoundNoise):
+    is_linear: ClassVar[bool] = True
     path: BoundNoise
     shifts: Tensor
     levy_shifts: Tensor | None
+    moves: tuple[bool, ...]
     dtype: torch.dtype
     device: torch.device
 
@@ -105,11 +108,14 @@ class _BoundShifted(BoundNoise):
         return (self.shifts,) if self.levy_shifts is None else (self.shifts, self.levy_shifts)
 
     def pull_back(self, n: int, grads: Sequence[Tensor | None], totals: list[Tensor | None]) -> None:
-        add_to_slots(self.tensors, n, grads, totals)
+        add_to_slots(self.tensors, n, grads, totals, moves=self.moves[n])
+
+    def push_forward(self, n: int, tangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        return push_slots(tangents, n, self.dtype, self.device, moves=self.moves[n])
 
     def increment(self, n: int) -> Increment:
         dB, H = self.path.increment(n)  # refuses steps that the grid does not have
-        dB = dB + self.shifts[n].to(dtype=self.dtype, device=self.device)
+        dB = dB + slot(self.shifts, n, self.moves[n], self.dtype, self.device)
         if H is not None and self.levy_shifts is not None:
-            H = H + self.levy_shifts[n].to(dtype=self.dtype, device=self.device)
+            H = H + slot(self.levy_shifts, n, self.moves[n], self.dtype, self.device)
         return Increment(dB, H)

@@ -6,5 +6,6 @@ from sdeadjoint.problems.base import Problem
 from sdeadjoint.problems.digits import Digits
 from sdeadjoint.problems.gaussian import Gaussian
 from sdeadjoint.problems.mixture import Mixture
+from sdeadjoint.problems.rewards import Quadratic
 
-__all__ = ["Digits", "Gaussian", "Mixture", "Problem"]
+__all__ = ["Digits", "Gaussian", "Mixture", "Problem", "Quadratic"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -33,7 +33,7 @@ class Problem(ABC):
 
     A subclass is a frozen dataclass that states
 
-    1. ``event_shape`` and ``sample``;
+    1. ``event_shape``, ``sample`` and ``tilted``;
     2. ``_constants``: the tensors it computes with, on the CPU; ``_on(device)`` gives them on the device of ``x``,
        evaluated and copied there once;
     3. ``_fits(shape)``: whether it is defined for events of this shape;
@@ -50,6 +50,18 @@ class Problem(ABC):
     @abstractmethod
     def sample(self, n: int, seed: int, cond: Cond = None) -> Tensor:
         """``n`` exact, independent draws of the data: float64 (n, *event_shape) on the CPU, a function of ``seed``."""
+
+    @abstractmethod
+    def tilted(self, reward: Callable[[Tensor], Tensor], cond: Cond = None) -> Problem:
+        """The law ``p_0(x) e^reward(x) / Z``: what tuning by a reward aims at, as a problem of its own.
+
+        Args:
+            reward: ``Quadratic(slope, curvature)``, or any function of states (batch, ...) that is one: its
+                coefficients are then found by derivatives, and another function is refused.
+            cond: of a conditional problem: that of one sample.
+
+        Errors: ``ValueError`` for another reward, and for a curvature of ``1 / variance`` or more, where Z is infinite.
+        """
 
     @property
     @abstractmethod

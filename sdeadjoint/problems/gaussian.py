@@ -15,6 +15,7 @@ from torch import Tensor
 from sdeadjoint.diffusion.schedules import Schedule
 from sdeadjoint.noise import Noise
 from sdeadjoint.problems.base import Cond, Numbers, Problem, call, constant, generator, no_cond, positive
+from sdeadjoint.problems.rewards import Reward, coefficients, tilt
 
 NODES = 100  # Gauss-Legendre nodes per step: see Gaussian.pathwise
 
@@ -65,6 +66,12 @@ class Gaussian(Problem):
         m, v = self._constants
         draws = torch.randn(n, *self.event_shape, generator=generator(n, seed), dtype=torch.float64, device="cpu")
         return m + v.sqrt() * draws
+
+    def tilted(self, reward: Reward, cond: Cond = None) -> Gaussian:
+        """See ``Problem``: ``N((m + k v) / d, v / d)`` with ``d = 1 - h v``, of slope k and curvature h."""
+        no_cond(cond)
+        mean, variance, _ = tilt(*self._constants, *coefficients(reward, self.event_shape))
+        return Gaussian(mean, variance)
 
     def ode_map(
         self, x_T: Tensor, schedule: Schedule, t_max: float | None = None, t_min: float | None = None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdeadjoint.diffusion.schedules import Schedule
 from sdeadjoint.problems.base import Cond, Numbers, Problem, call, constant, generator, no_cond, positive
+from sdeadjoint.problems.rewards import Reward, coefficients, tilt
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -76,6 +77,26 @@ class Mixture(Problem):
         v = v.reshape(-1, *[1] * len(self.event_shape)) if v.ndim == 1 else v
         noise = torch.randn(n, *self.event_shape, generator=rng, dtype=torch.float64, device="cpu")
         return self.means[drawn] + v.sqrt() * noise
+
+    def tilted(self, reward: Reward, cond: Cond = None) -> Mixture:
+        """See ``Problem``: each component is tilted, and its weight multiplied by its own ``Z``.
+
+        Components whose weights are zero in float64 are left out.
+        """
+        slope, curvature = coefficients(reward, self.event_shape)
+        v = self.variances
+        wide = v.reshape(-1, *[1] * len(self.event_shape)) if v.ndim == 1 else v
+        means, narrow, log_z = tilt(self.means, wide, slope, curvature)
+        log_z = log_z.expand_as(self.means).reshape(len(means), -1).sum(1)
+        log_weights = self._log_weights(cond, 1, torch.device("cpu")).detach()
+        weights = (log_weights[0] + log_z).softmax(0)
+        kept = weights > 0
+        if curvature.ndim > 0:
+            narrow = narrow.expand_as(means)
+        elif v.ndim < 2:
+            narrow = narrow.reshape(v.shape)
+        variances = narrow[kept] if narrow.ndim else narrow
+        return Mixture(weights[kept], means[kept], variances)
 
     def ode_map(
         self, x_T: Tensor, schedule: Schedule, t_max: float | None = None, t_min: float | None = None

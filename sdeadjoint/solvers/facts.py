@@ -20,6 +20,23 @@ def remembers(solver: Solver) -> bool:
     return solver.initial_state != () or solver.step(lambda s, y: y, Interval(1.0, 2.0), y, ())[1] != ()
 
 
+def sees_noise(solver: Solver) -> bool:
+    """Whether a drift evaluation of a step depends on the step's own noise; found with a drift that is zero."""
+    seen: list[list[float]] = []
+    for noise in (0.0, 1.0):
+        states: list[float] = []
+
+        def drift(s: float, y: Tensor, states: list[float] = states) -> Tensor:
+            states.append(float(y))
+            return torch.zeros_like(y)
+
+        y = torch.ones(1, dtype=torch.float64, device="cpu")
+        interval = Interval(1.0, 2.0, torch.full_like(y, noise), torch.full_like(y, noise))
+        solver.step(drift, interval, y, solver.initial_state)
+        seen.append(states)
+    return seen[0] != seen[1]
+
+
 def tensors_per_carry(solver: Solver, clocks: Sequence[float]) -> int:
     """How many tensors like the state one step hands to the next: the state, and what the solver remembers with it.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from textwrap import indent
 from typing import Any, NamedTuple
 
@@ -91,7 +93,22 @@ class _Failure(NamedTuple):
     def text(self) -> str:
         if isinstance(self.error, ViolationError):
             return str(self.error)
-        return f"it raised {type(self.error).__name__}: {self.error}"
+        return f"it raised {type(self.error).__name__}: {self.error}{_place(self.error)}"
+
+    def verdict(self, item: Item) -> str:
+        """What is wrong: a promise is broken, or an error left the item unchecked."""
+        if isinstance(self.error, ViolationError):
+            return f'item "{item.name}" is broken: {item.promise}'
+        return f'an error came while item "{item.name}" was checked'
+
+
+def _place(error: Exception) -> str:
+    """The last line of a traceback outside of this folder and of installed packages."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.parent != Path(__file__).parent and not {"site-packages", "dist-packages"} & set(path.parts):
+            return f"\n  {frame.filename}:{frame.lineno}, in {frame.name}\n    {frame.line}"
+    return ""
 
 
 def hold(subject: Subject, items: Sequence[Item], only: str | None, skip: Collection[str]) -> None:
@@ -144,7 +161,7 @@ def _search(item: Item, value: Any) -> tuple[_Failure | None, bool]:
 
 
 def _message(subject: Subject, item: Item, failure: _Failure, repeats: bool) -> str:
-    lines = [f'{subject.function}({subject.text}): item "{item.name}" is broken: {item.promise}', ""]
+    lines = [f"{subject.function}({subject.text}): {failure.verdict(item)}", ""]
     lines.append(indent(failure.text, "  "))
     if not repeats:
         lines.append(

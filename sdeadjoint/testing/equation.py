@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from .. import nests
+from ..arguments import named
 from ..equation import Equation
 from ..noise import BoundNoise, BrownianPath
 from . import drifts
@@ -48,11 +49,7 @@ def check_equation(
     unknown items. Not checked: that the equation is the one you meant.
     """
     if not isinstance(equation, Equation):
-        got = (
-            f"the class {equation.__name__}"
-            if isinstance(equation, type)
-            else type(equation).__name__
-        )
+        got = named(equation)
         raise TypeError(f"equation: got {got}; pass an object of a subclass of sdeadjoint.Equation")
     x = equation.start if x is None else x
     found = list(nests.tensors(x))

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from ..convergence import Setting, Study, measure, settings
+from ..convergence.levy import SIZE, TOLERANCE, mean_square, response
 from ..noise.paths import Paths
 from ..solvers import Interval, RungeKutta, ShARK, Solver
 from .contract import Case, numbers, require
-from .walks import COUPLED, Formula, solve
+from .walks import COUPLED, solve
 
 ENDS = (0.5, 2.0)
 ROUND_OFF = 1e-11  # below it errors say nothing: the reference is good to 1e-13, and steps round
@@ -137,33 +139,21 @@ def check_straight_path(solver: Solver, case: Refinement) -> None:
 
 @dataclass(frozen=True)
 class Impulse(Case):
-    """Eight tiny steps of size h with noise in the fourth alone: what the drift term sees of a step's noise.
+    """Eight tiny steps of size h with noise in the fourth alone: how the drift of power ``power`` sees its noise.
 
     Args:
-        drift: of the noise's power ``power``, see ``check_levy``.
-        power: 1 or 2.
+        power: 1 or 2, of the drift ``F = y^power``.
+        falling: the clock falls.
         h: the step.
     """
 
     power: int
     falling: bool = False
-    h: float = 1e-6
-
-    @property
-    def drift(self) -> Formula:
-        return Formula("y" if self.power == 1 else "y ** 2")
-
-    def intervals(self, dB: float, H: float) -> list[Interval]:
-        h = -self.h if self.falling else self.h
-        zero, one = torch.zeros(1, dtype=torch.float64, device="cpu"), torch.ones(1, dtype=torch.float64, device="cpu")
-        noise = [(dB * one, H * one) if n == 3 else (zero, zero) for n in range(8)]
-        return [Interval(1 + n * h, 1 + (n + 1) * h, *noise[n]) for n in range(8)]
+    h: float = SIZE
 
     def response(self, solver: Solver, dB: float, H: float) -> float:
-        """``(y_8 - y_0 - dB) / h`` for ``y_0 = 0``, to order h."""
-        h = -self.h if self.falling else self.h
-        y, _ = solve(solver, self.drift, self.intervals(dB, H), torch.zeros(1, dtype=torch.float64, device="cpu"))
-        return (float(y) - dB) / h
+        """Return ``(y_8 - y_0 - dB) / h`` for ``y_0 = 0``, to order h."""
+        return response(solver, self.power, dB, H, falling=self.falling, h=self.h)
 
     def code(self, name: str) -> str:
         return "\n".join(
@@ -176,7 +166,7 @@ class Impulse(Case):
 
 
 def check_levy(solver: Solver, case: Impulse) -> None:
-    """``int F(B) ds`` over the fourth step, and F at the path's end over the four after it, per h, as h -> 0.
+    """Compare ``int F(B) ds`` over the fourth step, and F at the path's end over the four after it, per h, as h -> 0.
 
     For ``F = y`` it is ``dB/2 + H`` and ``4 dB``. For ``F = y^2`` its mean over dB and H of variances 1 and 1/12 is
     ``1/2 + 4``; four points have the moments that a square asks for.
@@ -187,18 +177,50 @@ def check_levy(solver: Solver, case: Impulse) -> None:
         for dB, H in ((1.0, 0.0), (0.0, 1.0)):
             got, want = case.response(solver, dB, H), 4.5 * dB + H
             require(
-                abs(got - want) < 1e-4,
+                abs(got - want) < TOLERANCE,
                 f"strong order {solver.claims.strong} is claimed, and with F = y a step of size h -> 0 adds "
                 f"{got - 4 * dB:.6f} h for dB = {dB}, H = {H}; int B ds is (dB/2 + H) h = {want - 4 * dB} h",
             )
         return
-    thin = 1 / math.sqrt(12)
-    mean = sum(case.response(solver, a, b * thin) for a, b in product((1.0, -1.0), repeat=2)) / 4
+    mean = mean_square(solver, falling=case.falling, h=case.h)
     require(
-        abs(mean - 4.5) < 1e-4,
-        f"strong order {solver.claims.strong} is claimed, and with F = y^2 a step of size h -> 0 adds {mean - 4:.6f} h "
+        abs(mean - 0.5) < TOLERANCE,
+        f"strong order {solver.claims.strong} is claimed, and with F = y^2 a step of size h -> 0 adds {mean:.6f} h "
         "in the mean over dB ~ N(0, 1), H ~ N(0, 1/12); the mean of int B^2 ds is h/2",
     )
+
+
+@dataclass(frozen=True)
+class Measured(Case):
+    """A study of one of the equations that ``sdeadjoint.convergence.settings`` has beside diffusions.
+
+    Args:
+        name: of the setting.
+        eta: 0 without noise, 1 with it.
+        steps: of the three grids.
+    """
+
+    name: str
+    eta: float
+    steps: tuple[int, ...] = (16, 32, 64)
+
+    def study(self, solver: Solver) -> Study:
+        setting: Setting = getattr(settings, self.name)(self.eta)
+        return Study(solver, setting, steps=self.steps, paths=100, finer=2)
+
+    def code(self, name: str) -> str:
+        return "\n".join(
+            [
+                "from sdeadjoint.testing.orders import Measured",
+                "from sdeadjoint.convergence import measure",
+                f"print(measure({self!r}.study({name})))",
+            ]
+        )
+
+
+def check_equations(solver: Solver, case: Measured) -> None:
+    found = measure(case.study(solver))
+    require(found.verdict.outcome != "violated", f"on {found.subject}: {found.verdict.reason}")
 
 
 @dataclass(frozen=True)

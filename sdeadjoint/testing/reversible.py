@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import nests
 from ..adjoints import Reversible
+from ..arguments import named
 from ..diffusion.frames import KINDS
 from ..solvers import ReversibleSolver
 from .adjoint import check_recomputed
@@ -97,7 +98,7 @@ def check_reversible(solver: ReversibleSolver, *, only: str | None = None, skip:
     Errors: ``TypeError`` for something that is no ``ReversibleSolver``, ``ValueError`` for unknown items.
     """
     if not isinstance(solver, ReversibleSolver):
-        got = f"the class {solver.__name__}" if isinstance(solver, type) else type(solver).__name__
+        got = named(solver)
         raise TypeError(f"solver: got {got}; pass a ReversibleSolver such as Coupled(Heun())")
     ways = st.builds(
         Recomputed,

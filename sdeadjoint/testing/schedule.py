@@ -13,6 +13,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ..arguments import named
 from ..diffusion.schedules import Schedule
 from .contract import Case, Item, Itself, Subject, hold, require
 from .strategies import times
@@ -201,7 +202,7 @@ def check_schedule(schedule: Schedule, *, only: str | None = None, skip: Collect
     Errors: ``TypeError`` for something that is no ``Schedule``, ``ValueError`` for unknown items.
     """
     if not isinstance(schedule, Schedule):
-        got = f"the class {schedule.__name__}" if isinstance(schedule, type) else type(schedule).__name__
+        got = named(schedule)
         raise TypeError(f"schedule: got {got}; pass an object of a subclass of sdeadjoint.Schedule, such as VPLinear()")
     subject = Subject("check_schedule", "schedule", schedule)
     itself = st.just(Itself("print({0}, {0}.domain, {0}.t_min, {0}.t_max)"))

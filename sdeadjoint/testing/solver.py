@@ -8,6 +8,8 @@ import torch
 from hypothesis import strategies as st
 
 from ..adjoints import Checkpoint
+from ..arguments import named
+from ..convergence import settings
 from ..solvers import Solver
 from . import embedded, orders, steps, surroundings
 from .adjoint import check_recomputed
@@ -114,6 +116,13 @@ _ITEMS = (
         1,
     ),
     Item(
+        "equations",
+        "claims hold on an Ornstein-Uhlenbeck process, a linear equation and a double well, solved by sdeadjoint.solve",
+        st.builds(orders.Measured, st.sampled_from(settings.EQUATIONS), st.sampled_from([0.0, 1.0])),
+        orders.check_equations,
+        6,
+    ),
+    Item(
         "checkpoints",
         "what Checkpoint(snapshots=2) recomputes is what Direct() has",
         st.builds(Recomputed, st.just(Checkpoint(snapshots=2)), st.sampled_from([5, 8]), st.sampled_from([0.0, 1.0])),
@@ -133,7 +142,8 @@ def check_solver(solver: Solver, *, only: str | None = None, skip: Collection[st
     that grow up to tenfold, against DOP853: 0.15 below the claim fails),
     ``"straight path"``, ``"error estimate"`` (for Runge-Kutta methods with an embedded row), ``"levy area"`` (for
     claims above 1), ``"strong order"`` (400 paths on 16 and 64 steps: 0.25 below the claim fails), ``"weak order"``
-    (two exact moments on 16 to 64 and on 32 to 128 steps: 0.15 below the claim on both fails) and ``"checkpoints"``.
+    (two exact moments on 16 to 64 and on 32 to 128 steps: 0.15 below the claim on both fails), ``"equations"`` (studies
+    of those that ``convergence.settings`` has, with and without noise, by ``solve``) and ``"checkpoints"``.
 
     Args:
         solver: an object, not its class.
@@ -146,6 +156,6 @@ def check_solver(solver: Solver, *, only: str | None = None, skip: Collection[st
     smoothness. Errors: ``TypeError`` for something that is no ``Solver``, ``ValueError`` for unknown items.
     """
     if not isinstance(solver, Solver):
-        got = f"the class {solver.__name__}" if isinstance(solver, type) else type(solver).__name__
+        got = named(solver)
         raise TypeError(f"solver: got {got}; pass an object of a subclass of sdeadjoint.Solver, such as Heun()")
     hold(Subject("check_solver", "solver", solver), _ITEMS, only, skip)

@@ -22,7 +22,7 @@ from .runner import SECONDS, Outcome, run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # What answers for what: source files, and the tests that must notice a change there, quickest first. The iterations of
-# ``inversion.py`` and ``fixed_point.py`` are left out: what they return has been checked, and faults cost calls only.
+# ``inversion.py`` and ``fixed_point/`` are left out: what they return has been checked, and faults cost calls only.
 TARGETS: dict[str, tuple[str, ...]] = {
     "sdeadjoint/diffusion/predictions.py": ("test_predictions",),
     "sdeadjoint/diffusion/frames.py": ("test_frames", "test_samplers"),
@@ -55,6 +55,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "sdeadjoint/adjoints/low_variance.py": ("test_truncated", "test_hooked", "test_defaults"),
     "sdeadjoint/adjoints/hooked.py": ("test_hooked", "test_defaults"),
     "sdeadjoint/encode.py": ("test_encode", "test_defaults"),
+    "sdeadjoint/probability/*.py": ("test_transitions", "test_likelihood", "test_defaults"),
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...arguments import is_integer, is_number
 from .base import Schedule
 
 _EPS = torch.finfo(torch.float64).eps
@@ -46,6 +48,34 @@ class Tabulated(Schedule):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alphas_cumprod", _checked(self.alphas_cumprod))
+
+    @classmethod
+    def ddpm(
+        cls,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        num_train_timesteps: int = 1000,
+    ) -> Tabulated:
+        """Make the table of a network trained as DDPM is: ``alpha^2 = prod (1 - beta)``. Its times are timesteps.
+
+            schedule = Tabulated.ddpm()                                         # DDPM's own, and DDPMScheduler()'s
+            schedule = Tabulated.ddpm(0.00085, 0.012, "scaled_linear")          # Stable Diffusion
+
+        The network is given t = T - 1 ... 0 on a grid of ``timesteps``, and fractions between them on other grids.
+
+        Args:
+            beta_start, beta_end: the first and the last beta, ``0 < beta_start <= beta_end < 1``. The cosine table has
+                none and ignores them.
+            beta_schedule: the names of diffusers' ``DDPMScheduler``. ``"linear"``: betas at equal distances, Ho et al.
+                (2020), section 4. ``"scaled_linear"``: their roots at equal distances, Rombach et al. (2022).
+                ``"squaredcos_cap_v2"``: the cosine table, betas of at most 0.999, Nichol and Dhariwal (2021), eq. 17.
+            num_train_timesteps: T, the number of timesteps, at least 2.
+
+        The arguments are those of a scheduler's configuration. The table is computed in float64; diffusers' own, in
+        float32, differs from it by the rounding of T products. Errors: ``ValueError`` that names the argument.
+        """
+        return cls(_ddpm_table(beta_start, beta_end, beta_schedule, num_train_timesteps))
 
     def __repr__(self) -> str:
         table = tuple(self.alphas_cumprod)
@@ -108,6 +138,29 @@ class Tabulated(Schedule):
         nearest = place.round()
         at_knot = (lam - knots[nearest.long()]).abs() <= 8 * _EPS * lam.abs().clamp(min=1.0)
         return torch.where(at_knot, nearest, place) + self._origin
+
+
+def _ddpm_table(beta_start: float, beta_end: float, beta_schedule: str, count: int) -> Tensor:
+    if not is_integer(count, least=2):
+        raise ValueError(f"num_train_timesteps: got {count!r}; pass an integer >= 2, such as 1000")
+    if beta_schedule == "squaredcos_cap_v2":
+        angles = torch.linspace(0.0, 1.0, count + 1, dtype=torch.float64, device="cpu").add(0.008) / 1.008
+        signal = (angles * (math.pi / 2)).cos().square()
+        return (signal[1:] / signal[:-1]).clamp(min=1 - 0.999).cumprod(0)
+    if beta_schedule not in ("linear", "scaled_linear"):
+        raise ValueError(
+            f"beta_schedule: got {beta_schedule!r}; pass 'linear', 'scaled_linear' or 'squaredcos_cap_v2', or make "
+            "the schedule of the table itself, Tabulated(scheduler.alphas_cumprod)"
+        )
+    if not (is_number(beta_start) and is_number(beta_end) and 0 < beta_start <= beta_end < 1):
+        raise ValueError(
+            f"beta_start, beta_end: got {beta_start!r}, {beta_end!r}; pass 0 < beta_start <= beta_end < 1 (betas of "
+            "single timesteps, such as 1e-4 and 0.02, not those of a continuous VPLinear)"
+        )
+    power = 2 if beta_schedule == "scaled_linear" else 1
+    ends = beta_start ** (1 / power), beta_end ** (1 / power)
+    betas = torch.linspace(*ends, count, dtype=torch.float64, device="cpu") ** power
+    return (1 - betas).cumprod(0)
 
 
 class _Pieces(NamedTuple):
