@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sdeadjoint as sa
-from sdeadjoint.accuracy.goal_grid import equidistributed
+from sdeadjoint.accuracy.goal_grid import Array, equidistributed
 from sdeadjoint.accuracy.refine import split
 
 SCHEDULE = sa.VPLinear()
@@ -185,7 +185,7 @@ NOISY = sa.Frame(SCHEDULE, 1.0)
     ],
 )
 def test_what_gradient_error_refuses(changed: dict[str, Any], error: type[Exception], message: str) -> None:
-    call = {
+    call: dict[str, Any] = {
         "denoiser": DENOISER,
         "x_T": starts(3, 2).requires_grad_(),
         "loss": loss,
@@ -219,8 +219,8 @@ def test_steps_of_infinite_length_are_split_in_time() -> None:
 # ---------------------------------------------------------------- goal_grid
 
 
-def power_law(density: Callable[[float], float], order: float) -> Callable[[np.ndarray], np.ndarray]:
-    def shares(places: np.ndarray) -> np.ndarray:
+def power_law(density: Callable[[float], float], order: float) -> Callable[[Array], Array]:
+    def shares(places: Array) -> Array:
         middles = (places[1:] + places[:-1]) / 2
         return np.array([density(u) ** order for u in middles]) * np.diff(places) ** order
 
@@ -267,13 +267,14 @@ def test_a_goal_grid_is_better_on_held_out_starts() -> None:
     }
     assert not x.requires_grad
     others = starts(30, 2)
-    usual = {make.__name__: make(SCHEDULE, 8) for make in (sa.uniform_logsnr, sa.karras, sa.uniform_time)}
-    found = {name: errors_on(grid, others, solver, frame) for name, grid in (made | usual).items()}  # type: ignore[operator]
+    makers: tuple[Callable[..., Tensor], ...] = (sa.uniform_logsnr, sa.karras, sa.uniform_time)
+    usual = {make.__name__: make(SCHEDULE, 8) for make in makers}
+    found = {name: errors_on(grid, others, solver, frame) for name, grid in (made | usual).items()}
     for grid in made.values():
         assert (float(grid[0]), float(grid[-1]), len(grid)) == (SCHEDULE.t_max, SCHEDULE.t_min, 9)
         assert bool((grid.diff() < 0).all())
     # Twice as near as the best of the usual ones; polished, on the starts it was made on no worse than unpolished.
-    assert found[0] < min(found[name] for name in usual) / 2  # type: ignore[index]
+    assert found[0] < min(found[name] for name in usual) / 2
     own = [errors_on(made[polish], x, solver, frame) for polish in (0, 4)]
     assert own[1] <= own[0] + 1e-3  # references of UniPC on 128 steps here and there, 1e-4
 
@@ -318,6 +319,6 @@ def test_a_goal_grid_from_alpha_zero() -> None:
     ],
 )
 def test_what_goal_grid_refuses(changed: dict[str, Any], error: type[Exception], message: str) -> None:
-    call = {"denoiser": DENOISER, "x_T": starts(3, 2), "loss": loss, "frame": sa.Frame(SCHEDULE), "steps": 4}
+    call: dict[str, Any] = {"denoiser": DENOISER, "x_T": starts(3, 2), "loss": loss, "solver": sa.Heun()}
     with pytest.raises(error, match=message):
-        sa.goal_grid(**(call | {"solver": sa.Heun()} | changed))
+        sa.goal_grid(**(call | {"frame": sa.Frame(SCHEDULE), "steps": 4} | changed))

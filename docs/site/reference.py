@@ -22,6 +22,7 @@ PAGES = {
     "control": ("Tuning by a reward", "Adjoint matching, and what it needs of a sampler."),
     "problems": ("Problems", "Distributions whose denoiser is known exactly."),
     "equilibria": ("Equilibria", "Fixed points and their gradients."),
+    "accuracy": ("Accuracy", "How far a gradient is from that of the equation, and grids on which it is nearer."),
     "convergence": ("Convergence", "Orders, measured on nested grids over the same paths."),
     "comparison": ("Comparison", "The gradient methods side by side."),
     "testing": ("Testing", "Contracts that objects of your own are held to."),
@@ -41,6 +42,7 @@ SUBJECTS = {
     "encode": "sampling",
     "clocks": "sampling",
     "gradient_check": "sampling",
+    "accuracy": "accuracy",
     "equation": "sampling",
 }
 MODULES = (

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ import sdeadjoint as sa
 from sdeadjoint.accuracy.refine import split
 
 SCHEDULE = sa.VPLinear()
-MAKERS = (sa.uniform_logsnr, sa.karras, sa.uniform_time)
+MAKERS: tuple[Callable[..., Tensor], ...] = (sa.uniform_logsnr, sa.karras, sa.uniform_time)
+SOLVERS: tuple[sa.Solver, ...] = (sa.DPMSolverPP2M(), sa.UniPC(3))
 
 
 def problems() -> dict[str, tuple[sa.Denoiser, tuple[int, ...]]]:
@@ -57,7 +58,9 @@ def effectivity(name: str, denoiser: sa.Denoiser, shape: tuple[int, ...]) -> Non
     x = starts(4, shape, 3).requires_grad_()
     for eta in (0.0, 1.0):
         frame, noise = sa.Frame(SCHEDULE, eta), sa.BrownianPath(3, refinable=True) if eta else None
-        solvers = (sa.DPMSolverPP2M(), sa.ShARK()) if eta else (sa.Euler(), sa.Heun(), sa.DPMSolverPP2M(), sa.UniPC(3))
+        solvers: tuple[sa.Solver, ...] = (sa.Euler(), sa.Heun(), sa.DPMSolverPP2M(), sa.UniPC(3))
+        if eta:
+            solvers = (sa.DPMSolverPP2M(), sa.ShARK())
         true = gradient(denoiser, x, frame, sa.uniform_logsnr(SCHEDULE, 600), sa.UniPC(3))
         for steps in (20, 50, 100):
             grid = sa.uniform_logsnr(SCHEDULE, steps)
@@ -80,7 +83,7 @@ def grids(name: str, denoiser: sa.Denoiser, shape: tuple[int, ...], counts: Sequ
     frame, made_on, held_out = sa.Frame(SCHEDULE), starts(8, shape, 1), starts(16, shape, 2)
     true = gradient(denoiser, held_out, frame, sa.uniform_logsnr(SCHEDULE, 600), sa.UniPC(3))
     for steps in counts:
-        for solver in (sa.DPMSolverPP2M(), sa.UniPC(3)):
+        for solver in SOLVERS:
             tried = {make.__name__: make(SCHEDULE, steps) for make in MAKERS}
             seconds = {}
             for polish in (0, 6):
