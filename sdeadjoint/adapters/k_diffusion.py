@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,10 +40,7 @@ def from_denoiser(
     ``sample(x_T)`` takes what k-diffusion's samplers take: ``sigma_max`` times a standard normal.
     """
     schedule = VE(*range_of(model, sigma_min, sigma_max))
-
-    def rule(steps: int) -> Tensor:
-        return karras(schedule, steps, rho=rho, final_zero=True)
-
+    rule = partial(karras, schedule, rho=rho, final_zero=True)
     return adapter(_Denoising(model), sampler(schedule), "sample", guidance, OwnTimes(rule))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,10 +40,7 @@ def from_velocity(
     if type(data_at) is not int or data_at not in (0, 1):
         raise ValueError(f"data_at: got {data_at!r}; pass the time of the data, 0 or 1")
     schedule = RectifiedFlow()
-
-    def rule(steps: int) -> Tensor:
-        return uniform_time(schedule, steps, t_max=1.0, t_min=0.0)
-
+    rule = partial(uniform_time, schedule, t_max=1.0, t_min=0.0)
     return adapter(_Velocity(v, data_at), sampler(schedule), "flow_prediction", guidance, OwnTimes(rule))
 
 
