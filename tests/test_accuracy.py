@@ -155,6 +155,18 @@ def test_scheduled_slots_keep_their_steps() -> None:
         torch.testing.assert_close(parts["cond.style"].sum(0), found["cond.style"], rtol=1e-9, atol=1e-12)
 
 
+def test_scheduled_guidance_keeps_its_steps() -> None:
+    found = []
+    scales: tuple[Any, ...] = (2.0, sa.Scheduled([2.0] * 8))
+    for scale in scales:
+        call = conditioned(torch.full((3, 2), 0.3, dtype=torch.float64, requires_grad=True))
+        unconditional = {"style": torch.zeros(3, 2, dtype=torch.float64)}
+        call["denoiser"] = call["denoiser"].guided_by(sa.Guidance(scale, unconditional))
+        found.append(sa.gradient_error(**call))
+    for name, error in found[0].errors.items():
+        assert torch.equal(error, found[1].errors[name])
+
+
 def test_a_gradient_of_lower_precision_is_compared_in_double() -> None:
     grid = sa.uniform_logsnr(SCHEDULE, 20, **ENDS)
     rows = []

@@ -88,11 +88,12 @@ def goal_grid(
     for name, value, least in (("steps", steps, 1), ("sweeps", sweeps, 0), ("polish", polish, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name}: got {value!r}; pass an integer >= {least}")
-    given = {} if cond is None else cond
-    if any(True for _ in scheduled(given)):
-        raise ValueError("cond: Scheduled holds one value per step of one grid; pass one value for all steps")
     start = _start(frame, steps, t_max, t_min)
-    call = Call(denoiser, x_T, loss, frame, start, solver, noise, given).copied(torch.float64)
+    call = Call(denoiser, x_T, loss, frame, start, solver, noise, {} if cond is None else cond)
+    guided = {} if denoiser.guidance is None else denoiser.guidance.tensors
+    if any(True for _ in scheduled([call.cond, guided])):
+        raise ValueError("cond, guidance: Scheduled holds one value per step of one grid; pass one value for all steps")
+    call = call.copied(torch.float64)
     check_noise(noise)
     if not call.leaves():
         call.x_T.requires_grad_()
@@ -117,6 +118,7 @@ class _Goal:
     """
 
     call: Call
+    leaves: Mapping[str, Tensor]
     adjoint: Adjoint
     start: Tensor
     logarithmic: bool
@@ -134,7 +136,7 @@ class _Goal:
             _, found = replace(call, grid=fine, solver=better).gradients(Checkpoint(), leaves)
         scales = {name: _scale(name, dense(grad, leaves[name])) for name, grad in found.items() if grad is not None}
         finite = bool(torch.isfinite(call.frame.schedule.lam(grid)).all())
-        goal = cls(call, adjoint, grid, finite, scales, np.zeros(0))
+        goal = cls(call, leaves, adjoint, grid, finite, scales, np.zeros(0))
         return replace(goal, reference=goal._flat(found))
 
     def places(self, grid: Tensor) -> Array:
@@ -147,7 +149,7 @@ class _Goal:
         return torch.cat([self.start[:1], times[1:-1], self.start[-1:]])
 
     def gradient(self, places: Array) -> Array:
-        _, found = replace(self.call, grid=self.grid(places)).gradients(self.adjoint, self.call.leaves())
+        _, found = replace(self.call, grid=self.grid(places)).gradients(self.adjoint, self.leaves)
         return self._flat(found)
 
     def error(self, places: Array) -> float:
@@ -163,8 +165,7 @@ class _Goal:
         return np.array([float(np.linalg.norm(self.gradient(nodes) - whole)) for nodes in halved])
 
     def _flat(self, found: Mapping[str, Tensor | None]) -> Array:
-        leaves = self.call.leaves()
-        parts = (dense(found[name], leaves[name]).double() * scale for name, scale in self.scales.items())
+        parts = (dense(found[name], self.leaves[name]).double() * scale for name, scale in self.scales.items())
         return torch.cat([part.flatten().cpu() for part in parts]).numpy()
 
 

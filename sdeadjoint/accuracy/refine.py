@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +19,12 @@ from ..noise import BrownianPath, Noise
 def refined(call: Call, parts: Sequence[int]) -> Call:
     """The call with step n of its grid cut into ``parts[n]`` steps."""
     grid = torch.as_tensor(call.grid, dtype=torch.float64, device="cpu")
+    denoiser = call.denoiser
+    if (guidance := denoiser.guidance) is not None:
+        denoiser = denoiser.guided_by(replace(guidance, **_repeated(guidance.tensors, parts)))
     return replace(
         call,
+        denoiser=denoiser,
         grid=split(call.frame.schedule, grid, parts),
         cond=_repeated(call.cond, parts),
     )
@@ -70,6 +74,6 @@ def _repeated(nest: Any, parts: Sequence[int]) -> Any:
             counts = torch.tensor(parts, device=nest.values.device)
             return Scheduled(nest.values.repeat_interleave(counts, dim=0))
         return Scheduled([value for value, count in zip(nest.values, parts, strict=True) for _ in range(count)])
-    if isinstance(nest, dict | list | tuple):
+    if isinstance(nest, Mapping | list | tuple):
         return nests.map_items(lambda value: _repeated(value, parts), nest)
     return nest
