@@ -429,6 +429,14 @@ def test_a_flow_may_start_from_data_without_noise() -> None:
     assert torch.allclose(found.log_prob, normal(x, math.sqrt(v)), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("divergence", [sa.ExactDivergence(), sa.Hutchinson(2)], ids=repr)
+def test_samples_of_one_number_need_no_dimension_of_their_own(divergence: Any) -> None:
+    problem = sa.problems.Gaussian(0.3, 0.4)
+    call: dict[str, Any] = {"grid": grid(4), "solver": sa.Heun(), "divergence": divergence}
+    got, want = (sa.log_likelihood(problem.denoiser(VP), x, **call).log_prob for x in (drawn(3), drawn(3)[:, None]))
+    assert torch.allclose(got, want, rtol=1e-12, atol=1e-12)
+
+
 def test_without_gradients_nothing_has_a_graph() -> None:
     network = Mlp(2)
     with torch.no_grad():
