@@ -4,6 +4,7 @@ from importlib import import_module as _import_module
 from typing import Any as _Any
 
 from . import adapters, comparison, convergence, equilibria, probability, problems, samplers
+from .accuracy import GradientError, goal_grid, gradient_error
 from .adjoints import (
     Adaptive,
     Adjoint,
@@ -25,6 +26,7 @@ from .adjoints import (
 from .clocks import adaptive_clock, adaptive_grid
 from .conditioning import Scheduled
 from .control import adjoint_matching_loss, lean_adjoint, memoryless_deficit
+from .curvature import Curvature, gauss_newton_product, largest_curvature
 from .diffusion.denoiser import Denoiser
 from .diffusion.frames import Frame
 from .diffusion.grids import coarsen, karras, timesteps, uniform_logsnr, uniform_time
@@ -71,7 +73,7 @@ from .solvers import (
     UniPC,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> _Any:
@@ -94,6 +96,7 @@ __all__ = [
     "Claims",
     "ContinuousAdjoint",
     "Coupled",
+    "Curvature",
     "DPMSolver3",
     "DPMSolverPP2M",
     "Denoiser",
@@ -106,6 +109,7 @@ __all__ = [
     "FixedNoise",
     "Frame",
     "GradientCheck",
+    "GradientError",
     "Guidance",
     "Heun",
     "Hooked",
@@ -149,7 +153,11 @@ __all__ = [
     "dequantise",
     "encode",
     "equilibria",
+    "gauss_newton_product",
+    "goal_grid",
+    "gradient_error",
     "karras",
+    "largest_curvature",
     "lean_adjoint",
     "log_likelihood",
     "memoryless_deficit",

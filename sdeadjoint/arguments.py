@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
 
 def named(value: object) -> str:
@@ -28,6 +29,18 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds no NaN and no infinity; under ``torch.func.vmap`` in none of its instances."""
+    return bool(torch.isfinite(unwrapped(tensor)).all())
+
+
+def unwrapped(tensor: Tensor) -> Tensor:
+    """A tensor whose values can be read: under the transforms of ``torch.func`` that of all instances."""
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = _functorch.get_unwrapped(tensor)
+    return tensor
+
+
 def check_state(name: str, x: Tensor) -> None:
     """Refuse what cannot be a state of the sampler."""
     check_types((name, x, Tensor, "a tensor (batch, ...)"))
@@ -46,5 +59,5 @@ def check_state(name: str, x: Tensor) -> None:
         raise ValueError(f"{name}: got shape {tuple(x.shape)}; pass a batch (batch, ...) of at least one sample")
     if x.is_meta:
         raise ValueError(f"{name}: it is on meta, where tensors have no values; pass it on the model's device")
-    if not torch.isfinite(x).all():
+    if not all_finite(x):
         raise ValueError(f"{name}: it holds NaN or infinite values; pass a finite state")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .noise import BoundNoise, Noise
 from .solvers import Drift
@@ -47,8 +47,8 @@ class Equation(ABC):
         """A nest of all tensors that the caller handed over: conditioning and ``start``, for instance."""
 
     @property
-    def module(self) -> nn.Module | None:
-        """The module whose parameters, buffers and training flags the drift depends on."""
+    def module(self) -> Callable[..., Any] | None:
+        """The module or function that the drift evaluates: what it can be seen to read is watched."""
         return None
 
     @abstractmethod

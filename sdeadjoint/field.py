@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from scipy.integrate import quad
-from torch import Tensor, nn
+from torch import Tensor
 
-from .arguments import check_types, named
+from .arguments import all_finite, check_types, named
 from .conditioning import at_step, check_schedules, scheduled
 from .equation import Equation
 from .packing import MismatchError, Packing
@@ -92,9 +92,8 @@ class Field(Equation):
         return replace(self, start=tensors["start"], cond=tensors["cond"])
 
     @property
-    def module(self) -> nn.Module | None:
-        owner = getattr(self.function, "__self__", self.function)
-        return owner if isinstance(owner, nn.Module) else None
+    def module(self) -> Callable[..., Any]:
+        return self.function
 
     def enter(self, x: Any, n: int = 0) -> Tensor:
         return self.packing.pack(x)
@@ -116,8 +115,8 @@ class Field(Equation):
         def drift(s: float, y: Tensor) -> Tensor:
             at = torch.full((), s, dtype=self.time_dtype, device=y.device)
             F = self._packed(self.function(at, self.packing.unpack(y), **cond)).to(y.dtype)
-            if not torch.isfinite(F).all():
-                where = "the state" if not torch.isfinite(y).all() else "what it returned"
+            if not all_finite(F):
+                where = "the state" if not all_finite(y) else "what it returned"
                 raise ValueError(f"drift: {where} is not finite (NaN or inf) at step {n} of {self.steps}, s={s}")
             return F
 

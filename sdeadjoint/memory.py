@@ -6,8 +6,10 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+import torch
+from torch import Tensor, UntypedStorage
+from torch._C import _functorch
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 
 class PeakMemory(TorchDispatchMode):
@@ -31,14 +33,15 @@ class PeakMemory(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         # An output on the storage of an argument is a view or an in-place result, not new memory.
-        old = {value.untyped_storage()._cdata for value in _tensors((args, tuple((kwargs or {}).values())))}
+        given = _tensors((args, tuple((kwargs or {}).values())))
+        old = {storage._cdata for value in given for storage in storages(value)}
         for value in _tensors((out,)):
-            if value.untyped_storage()._cdata not in old:
-                self._count(value)
+            for storage in storages(value):
+                if storage._cdata not in old:
+                    self._count(storage)
         return out
 
-    def _count(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
+    def _count(self, storage: UntypedStorage) -> None:
         key = storage._cdata
         if key in self._alive:
             return
@@ -58,3 +61,20 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
             yield value
         elif type(value) is list or type(value) is tuple:
             yield from _tensors(value)
+
+
+def storages(tensor: Tensor) -> Iterator[UntypedStorage]:
+    """The storages that a tensor lies in: one, or those of its parts, or none where it has no values yet."""
+    if torch.nn.parameter.is_lazy(tensor):
+        return
+    if _functorch.is_functorch_wrapped_tensor(tensor):
+        yield from storages(_functorch.get_unwrapped(tensor))
+    elif is_traceable_wrapper_subclass(tensor):
+        parts = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
+        for part in parts:
+            if isinstance(part, Tensor):  # a sharded one names its mesh of devices, too
+                yield from storages(part)
+    elif tensor.layout is torch.strided:
+        yield tensor.untyped_storage()
+    elif tensor.is_sparse:
+        yield from (part.untyped_storage() for part in (tensor._indices(), tensor._values()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -22,6 +23,24 @@ def tensors(nest: Any) -> Iterator[Tensor]:
             yield from tensors(value)
 
 
+MANY = 16
+
+
+def told(nest: Any) -> str:
+    """The ``repr`` of a nest, but for tensors of more than 16 numbers and longer lists, of which it tells the size."""
+    if isinstance(nest, Tensor):
+        return repr(nest) if nest.numel() <= MANY else f"<{nest.dtype} tensor of shape {tuple(nest.shape)}>"
+    if type(nest) is dict:
+        return f"{{{', '.join(f'{key!r}: {told(value)}' for key, value in nest.items())}}}"
+    if type(nest) in (list, tuple) and len(nest) > MANY:
+        return f"<{type(nest).__name__} of {len(nest)} from {told(nest[0])} to {told(nest[-1])}>"
+    if type(nest) is list:
+        return f"[{', '.join(map(told, nest))}]"
+    if type(nest) is tuple:
+        return f"({', '.join(map(told, nest))}{',' if len(nest) == 1 else ''})"
+    return repr(nest)
+
+
 def map_leaves(function: Callable[[Any], Any], nest: Any) -> Any:
     """The same nest with ``function`` applied to everything that is not a mapping, list or tuple."""
     if isinstance(nest, Tensor):
@@ -32,26 +51,44 @@ def map_leaves(function: Callable[[Any], Any], nest: Any) -> Any:
 
 
 def map_items(function: Callable[[Any], Any], nest: Any) -> Any:
-    """A mapping, list or tuple with ``function`` applied to each of its items, of the same type where it can be copied.
+    """A mapping, list or tuple with ``function`` applied to each of its items, of the same type.
 
-    Outputs of text encoders, for instance, are dictionaries with attributes, which networks read.
+    It is itself if no item changes. Outputs of text encoders, for instance, are dictionaries with attributes, which
+    networks read.
     """
     if isinstance(nest, Mapping):
         items = {name: function(value) for name, value in nest.items()}
-        if type(nest) is dict or not isinstance(nest, MutableMapping):
-            return items
+        same = all(items[name] is value for name, value in nest.items())
+        return nest if same else rebuilt(nest, items)
+    values = [function(value) for value in nest]
+    same = all(new is old for new, old in zip(values, nest, strict=True))
+    return nest if same else rebuilt(nest, values)
+
+
+def rebuilt(nest: Any, items: Any) -> Any:
+    """A mapping, list or tuple like ``nest`` with other items, given as a dictionary or a list.
+
+    ``TypeError`` for containers that cannot be made anew: a network may ask for their type.
+    """
+    if type(nest) in (dict, list):
+        return items
+    like: Any = None
+    if isinstance(nest, MutableMapping):
         like = copy.copy(nest)
         for name, value in items.items():
             like[name] = value
-        return like
-    values = [function(value) for value in nest]
-    if isinstance(nest, tuple):
-        return type(nest)(*values) if hasattr(nest, "_fields") else tuple(values)
-    if type(nest) is list:
-        return values
-    same = copy.copy(nest)
-    same[:] = values
-    return same
+    elif isinstance(nest, list):
+        like = copy.copy(nest)
+        like[:] = items
+    else:
+        make = getattr(type(nest), "_make", type(nest))  # of named tuples
+        with suppress(TypeError, ValueError):
+            like = make(items)
+    if type(like) is not type(nest):
+        raise TypeError(
+            f"cond: a {type(nest).__name__} cannot be made anew with other tensors in it; pass a dict, list or tuple"
+        )
+    return like
 
 
 def map_tensors(function: Callable[[Tensor], Any], nest: Any) -> Any:

@@ -120,21 +120,35 @@ class Sampler(nn.Module):
         self.adjoint = adjoint
         self.after_step = after_step
         given = [*nests.tensors(self.cond), *(noise.tensors.values() if noise is not None else ())]
-        self.learned = nn.ParameterList([tensor for tensor in given if isinstance(tensor, nn.Parameter)])
+        # Whoever moves or shards the module's parameters may put others in their places.
+        self._given = [tensor for tensor in given if isinstance(tensor, nn.Parameter)]
+        self.learned = nn.ParameterList(self._given)
 
     def forward(self, x_T: Tensor, cond: Mapping[str, Any] | None = None, noise: Noise | None = None) -> Tensor:
         """The sample from ``x_T``."""
+        own, own_noise = self._own()
         return sample(
             self.denoiser,
             x_T,
             frame=self.frame,
             grid=self.grid,
             solver=self.solver,
-            noise=self.noise if noise is None else noise,
-            cond={**self.cond, **(cond or {})},
+            noise=own_noise if noise is None else noise,
+            cond={**own, **(cond or {})},
             adjoint=self.adjoint,
             after_step=self.after_step,
         )
+
+    def _own(self) -> tuple[Mapping[str, Any], Noise | None]:
+        """The sampler's own conditioning and noise, with the module's present parameters in their places."""
+        pairs = zip(self._given, self.learned, strict=True)
+        moved = {id(given): present for given, present in pairs if present is not given}
+        if not moved:
+            return self.cond, self.noise
+        cond, noise = nests.map_tensors(lambda tensor: moved.get(id(tensor), tensor), self.cond), self.noise
+        if noise is not None and any(id(tensor) in moved for tensor in noise.tensors.values()):
+            noise = noise.on({name: moved.get(id(tensor), tensor) for name, tensor in noise.tensors.items()})
+        return cond, noise
 
     def __repr__(self) -> str:
         return (

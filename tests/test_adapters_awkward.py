@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import subprocess
 import sys
 import warnings
@@ -367,6 +368,25 @@ def test_every_scheduler_is_supported_or_refused_by_name(scheduler: type) -> Non
             ValueError, match=f"^scheduler: {scheduler.__name__} cannot be matched; supported are DDPMSc"
         ):
             from_diffusers(Diffusers(), made)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_survive_a_pickle(kind: str) -> None:
+    adapter = adapted(kind, MODELS[kind]())
+    again = pickle.loads(pickle.dumps(adapter))
+    assert repr(again) == repr(adapter)
+    x_T, cond = start(kind), {"style": randn(2, 3, seed=1)}
+    assert torch.equal(*(a.sample(x_T, steps=STEPS, cond=cond) for a in (adapter, again)))
+
+
+@pytest.mark.parametrize("scheduler", [made for made in schedulers() if made.__name__ in READERS])
+def test_adapters_of_every_scheduler_survive_a_pickle(scheduler: type) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = scheduler(**({"skip_prk_steps": True} if scheduler.__name__ == "PNDMScheduler" else {}))
+        assert repr(pickle.loads(pickle.dumps(from_diffusers(Diffusers(), made)))) == repr(
+            from_diffusers(Diffusers(), made)
+        )
 
 
 def test_a_whole_pipeline_is_refused_with_a_way_out() -> None:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "sdeadjoint"
 # From the bottom up. A module imports from lower layers, and from its own folder.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"nests", "arguments", "progress", "memory", "workers"}),
-    frozenset({"packing", "fixed_point"}),
+    frozenset({"packing", "fixed_point", "curvature"}),
     frozenset({"solvers", "noise", "conditioning"}),
     frozenset({"equation"}),
     frozenset({"recursion", "field", "adaptive"}),
@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"solve", "problems", "inversion", "samplers"}),
     frozenset({"sample", "encode", "equilibria", "clocks", "control", "probability"}),
     frozenset({"adapters", "gradient_check", "command_line"}),
-    frozenset({"comparison", "convergence"}),
+    frozenset({"comparison", "convergence", "accuracy"}),
     frozenset({"testing", "demo"}),
     frozenset({"cli"}),
     frozenset({"__init__", "__main__"}),

@@ -61,6 +61,7 @@ DEFAULTS: dict[ModuleType, dict[str, dict[str, Any]]] = {
     },
     problems: {"Digits": {"bandwidth": 0.1}},
     convergence: {
+        "Driven": {"diffusion": 0.0},
         "Gradient": {"of": "x_T", "block": 25},
         "Power": {"exponent": 2},
         "Setting": {"name": ""},

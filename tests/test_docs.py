@@ -30,7 +30,11 @@ STUDIES = [
 ]
 
 # The compiler looks at every tensor's grad, which warns for those that are no leaves.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
+    # PyTorch's forward mode loads scripts of its own.
+    pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -270,3 +270,25 @@ def test_the_first_step_undone_is_x_T(kind: str) -> None:
     recursion = Recursion(equation, sa.Coupled(sa.Heun()))
     back = recursion.invert(0, recursion.step(0, recursion.start(equation.enter(x_T)), None), None)
     torch.testing.assert_close(equation.weights[0] * back.y, x_T, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("change", ["all", "one small sample"])
+def test_a_small_change_of_one_sample_is_seen(change: str) -> None:
+    """The way back rounds; what is more than that is another function, in each sample by itself."""
+    x_T = torch.linspace(-1, 1, 16, dtype=DOUBLE).reshape(4, 4)
+    if change != "all":
+        x_T = x_T * torch.tensor([1e6, 1e6, 1e6, 1.0], dtype=DOUBLE)[:, None]
+    shift = torch.zeros(4, 1, dtype=DOUBLE)
+    gain = torch.ones(4, dtype=DOUBLE, requires_grad=True)
+    out = sa.sample(
+        sa.Denoiser(lambda x, t: torch.tanh(x) * gain + shift, SCHEDULE, "sample"),
+        x_T,
+        frame=sa.Frame(SCHEDULE, kind="flow"),
+        grid=sa.uniform_logsnr(SCHEDULE, 12),
+        solver=sa.Coupled(sa.Euler()),
+        adjoint=sa.Reversible(),
+    )
+    torch.autograd.grad(out.sum(), gain, retain_graph=True)
+    shift.data[-1] += 1e-8
+    with pytest.raises(RuntimeError, match="gave another state than the forward pass"):
+        torch.autograd.grad(out.sum(), gain)

@@ -161,3 +161,17 @@ class OnlyOnce(Adjoint):
         if out[-1].requires_grad:
             out[-1].register_hook(refuse)
         return out
+
+
+@dataclass(frozen=True)
+class WrongSecond(Adjoint):
+    """The right sample and gradient; what depends on the cotangent is off in the gradient's derivative."""
+
+    factor: float = 0.99
+
+    def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
+        out = Direct().solve(recursion, y, keep=keep, observe=observe)
+        for state in out:
+            if state.requires_grad:
+                state.register_hook(lambda a: a.detach() + self.factor * (a - a.detach()))
+        return out

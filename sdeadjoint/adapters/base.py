@@ -303,7 +303,7 @@ class Wrapper(nn.Module):
 
     def _misfit(self, x: Tensor, cond: Mapping[str, Any]) -> str:
         """The first argument in another floating dtype, or on another device, than the model; empty for none."""
-        place = next((p.device for p in self.parameters()), None)
+        place = next((p.device for p in self.parameters() if not p.is_meta), None)
         named = [("x", x), *((f"cond[{name!r}]", tensor) for name in cond for tensor in nests.tensors(cond[name]))]
         for name, tensor in named:
             if place is not None and tensor.device != place:
@@ -381,11 +381,13 @@ def numbers(name: str, values: Tensor | Sequence[float]) -> list[float]:
 
 
 def check_device(denoiser: Denoiser, x_T: Tensor) -> None:
-    """Refuse a state that is not where the model is."""
+    """Refuse a state that is not where the model is, or where its weights are brought to."""
     if not isinstance(x_T, Tensor):
         return
+    # accelerate brings offloaded weights before each call of a module that has this attribute.
+    offloaded = any("_hf_hook" in vars(module) for module in denoiser.modules())
     for parameter in denoiser.parameters():
-        if parameter.device != x_T.device:
+        if parameter.device != x_T.device and not (offloaded and parameter.is_meta):
             raise ValueError(
                 f"x_T: it is on {x_T.device}, but the model's parameters are on {parameter.device}; "
                 f"pass x_T.to({str(parameter.device)!r}), or move the model"

@@ -40,13 +40,17 @@ class Checkpoint(Adjoint):
 
     The gradient is that of ``Direct`` to round-off for x_T, ``cond``, parameters, the noise's tensors and leaves
     that nobody declared: the forward pass builds each step's graph without its activations and reads them off it. Noise
-    is replayed, never stored; torch's global generators (dropout) and autocast are replayed too. A recomputed step that
-    does not return to the state of the forward pass within round-off raises, and so does one that uses a tensor made by
-    an earlier evaluation: a network with caches or private randomness is refused, not misread.
-    Other errors (``RuntimeError``): batch statistics that the network updates; reentrant checkpoints inside it;
-    ``requires_grad`` or train/eval flags changed before the backward pass; ``create_graph=True`` (use ``Direct``).
-    Hooks on arguments and leaves see their total gradient, once; hooks on a non-leaf tensor that the network reads
-    without having been given it see each step's part.
+    is replayed, never stored; so are torch's global generators (dropout), autocast, and the buffers and plain
+    attributes that modules change in their forward pass. A recomputed step that does not return to the state of the
+    forward pass within round-off, or by another graph, raises, and so does one that uses a tensor made by an earlier
+    evaluation: a network with caches or private randomness is refused, not misread. Forward-mode tangents are pushed
+    forward in the memory of one step.
+    Other errors (``RuntimeError``): reentrant checkpoints inside the network; flags, weights, attributes or hooks
+    changed before the backward pass; a loss on tensors recorded inside; third derivatives and ``torch.func.grad`` or
+    ``vmap`` around it (use ``Direct``). Second derivatives (``create_graph=True``) are exact: a Hessian-vector product
+    takes about as long as three more gradients, and one tangent per stored state. Hooks on arguments and leaves see
+    their total gradient, once; hooks on a non-leaf tensor that the network reads without having been given it see each
+    step's part.
     """
 
     snapshots: int | None = None

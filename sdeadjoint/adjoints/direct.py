@@ -15,8 +15,8 @@ class Direct(Adjoint):
     """Backpropagation through every step: the gradient all others are compared with.
 
     Exact for the discrete sampler. Cost: one forward and one vector-Jacobian product per network call; memory: the
-    activations of every call at once, so it grows with N times the network. The only adjoint with second
-    derivatives (``create_graph=True``) and with ``torch.func``. For more than a few steps of a large network use
+    activations of every call at once, so it grows with N times the network. The only adjoint with third derivatives,
+    and with ``torch.func.grad`` and ``vmap`` around it. For more than a few steps of a large network use
     ``Checkpoint``.
     """
 

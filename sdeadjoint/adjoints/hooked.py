@@ -77,13 +77,7 @@ def _check_shapes(changed: Any, given: Any) -> None:
 
 def clip_norm(limit: float) -> Hook:
     """Scale each sample's adjoint down to the Euclidean norm ``limit`` where it is longer."""
-    _check_positive("limit", limit)
-
-    def hook(n: int, t: float, a: Tensor) -> Tensor:
-        norms = _norms(a)
-        return a * (limit / norms.clamp(min=limit)).to(a.dtype)
-
-    return hook
+    return _ClipNorm(limit)
 
 
 def clip_quantile(q: float) -> Hook:
@@ -106,22 +100,52 @@ def clip_quantile(q: float) -> Hook:
 
 def normalize(norm: float = 1.0) -> Hook:
     """Scale each sample's adjoint to one Euclidean norm at every step; zeros stay zero."""
-    _check_positive("norm", norm)
-
-    def hook(n: int, t: float, a: Tensor) -> Tensor:
-        norms = _norms(a)
-        return a * (norm / norms.where(norms > 0, norms.new_ones(()))).to(a.dtype)
-
-    return hook
+    return _Normalize(norm)
 
 
 def record_norms(into: list[tuple[int, float, Tensor]]) -> Hook:
     """Append ``(n, t, norms)`` to a list at every step, norms of shape (batch,); the adjoint stays as it is."""
+    return _RecordNorms(into)
 
-    def hook(n: int, t: float, a: Tensor) -> None:
-        into.append((n, t, _norms(a).flatten()))
 
-    return hook
+@dataclass(frozen=True)
+class _ClipNorm:
+    limit: float
+
+    def __post_init__(self) -> None:
+        _check_positive("limit", self.limit)
+
+    def __call__(self, n: int, t: float, a: Tensor) -> Tensor:
+        return a * (self.limit / _norms(a).clamp(min=self.limit)).to(a.dtype)
+
+    def __repr__(self) -> str:
+        return f"clip_norm({self.limit!r})"
+
+
+@dataclass(frozen=True)
+class _Normalize:
+    norm: float
+
+    def __post_init__(self) -> None:
+        _check_positive("norm", self.norm)
+
+    def __call__(self, n: int, t: float, a: Tensor) -> Tensor:
+        norms = _norms(a)
+        return a * (self.norm / norms.where(norms > 0, norms.new_ones(()))).to(a.dtype)
+
+    def __repr__(self) -> str:
+        return f"normalize({self.norm!r})"
+
+
+@dataclass(frozen=True, eq=False)
+class _RecordNorms:
+    into: list[tuple[int, float, Tensor]]
+
+    def __call__(self, n: int, t: float, a: Tensor) -> None:
+        self.into.append((n, t, _norms(a).flatten()))
+
+    def __repr__(self) -> str:
+        return "record_norms(...)"
 
 
 def _norms(a: Tensor) -> Tensor:

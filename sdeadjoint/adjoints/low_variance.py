@@ -12,6 +12,7 @@ from ..recursion import Carry, Observer, Recursion
 from .base import Adjoint
 from .replay.forward import Replayed
 from .replay.snapshots import Snapshots
+from .tangents import refuse_tangents
 from .truncated import refuse_beyond_reach
 
 
@@ -45,6 +46,7 @@ class LowVariance(Adjoint):
 
     def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
         refuse_beyond_reach(repr(self), y, keep=keep)
+        refuse_tangents(recursion, y, repr(self))
         replayed = Replayed(Snapshots(1), last=1)
         y = replayed.solve(recursion, y, keep=False, observe=observe)[0].detach()
         if not torch.is_grad_enabled():

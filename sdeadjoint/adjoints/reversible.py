@@ -68,11 +68,16 @@ class Reversible(Adjoint):
                 "cond: ReversibleHeun() carries a network call from each step into the next, so a step with Scheduled "
                 "conditioning cannot be inverted by itself; pass Coupled(Heun()), or adjoint=Checkpoint()"
             )
-        replayed = Replayed(Inversion(self.tolerance, self.watch), refuse_random=_RANDOM)
+        inversion = Inversion(self.tolerance, self.watch)
+        replayed = Replayed(inversion, refuse_random=_RANDOM, refuse_state=_STATE)
         return replayed.solve(recursion, y, keep=keep, observe=observe)
 
 
 _RANDOM = (
     "network: it draws from torch's global generators (dropout in training mode?), and the inverse of a step would see "
     "other numbers than the step; call network.eval(), or pass adjoint=Checkpoint(), which replays them"
+)
+_STATE = (
+    "network: its forward pass changes {name!r} (a running statistic, a counter), and the inverse of a step would see "
+    "another one than the step; call network.eval(), or pass adjoint=Checkpoint(), which restores it"
 )

@@ -11,6 +11,7 @@ from ..recursion import Observer, Recursion
 from .base import Adjoint
 from .replay.forward import Replayed
 from .replay.snapshots import Snapshots
+from .tangents import refuse_tangents
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Truncated(Adjoint):
     def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
         if self.last < recursion.steps:
             refuse_beyond_reach(f"Truncated(last={self.last})", y, keep=keep)
+            refuse_tangents(recursion, y, f"Truncated(last={self.last})")
         replayed = Replayed(Snapshots(self.last), last=self.last)
         return replayed.solve(recursion, y, keep=keep, observe=observe)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,15 +21,17 @@ class Denoiser(nn.Module):
 
     Args:
         network: ``network(x, t, **cond) -> Tensor`` of x's shape; a module or any callable. ``t`` has shape
-            (batch,), the schedule's time, in x's dtype unless ``time_dtype`` says otherwise.
+            (batch,), the schedule's time, in the dtype of the x that the network gets unless ``time_dtype`` says
+            otherwise, and in float32 where that is narrower and cannot tell the schedule's steps apart (``Tabulated``)
+            or is the ``network_dtype``. What it returns may be a buffer that it uses again: it is copied.
         schedule: the forward process the network was trained on.
         prediction: ``"epsilon"``, ``"sample"``, ``"v_prediction"``, ``"flow_prediction"`` or ``"score"``.
         guidance: classifier-free guidance, see ``Guidance``.
         time_dtype: the dtype in which the network gets ``t``. A bfloat16 time has three digits; a half-precision
             network that embeds time in float32, as diffusers' do, should be given ``torch.float32``.
-        network_dtype: the dtype in which the network gets ``x`` (and ``t``, unless ``time_dtype`` says otherwise), x's
-            own by default. ``torch.float32`` lets a float32 network serve float64 states, whose arithmetic then
-            rounds in float64 only: for reversible solvers and long chains. Conditioning is passed as it is.
+        network_dtype: the dtype in which the network gets ``x`` (and ``t``, in float32 at least), x's own by default.
+            ``torch.float32`` lets a float32 network serve float64 states, whose arithmetic then rounds in float64 only:
+            for reversible solvers and long chains. Conditioning is passed as it is.
 
     The output keeps its own dtype under autocast and is combined with ``x`` by PyTorch's promotion rules.
     Errors: ``TypeError`` for an output that is not a floating tensor, ``ValueError`` for one of the wrong shape.
@@ -67,22 +68,40 @@ class Denoiser(nn.Module):
         self.network_dtype = network_dtype
 
     def forward(
-        self, x: Tensor, t: Tensor | float, cond: Mapping[str, Any] | None = None, *, prediction: str = "sample"
+        self,
+        x: Tensor,
+        t: Tensor | float,
+        cond: Mapping[str, Any] | None = None,
+        *,
+        prediction: str = "sample",
+        level: tuple[float, float] | None = None,
     ) -> Tensor:
-        """The prediction of the asked kind at ``x`` (batch, ...) and time ``t`` (a number or a tensor (batch,))."""
+        """The prediction of the asked kind at ``x`` (batch, ...) and time ``t`` (a number or a tensor (batch,)).
+
+        ``level``: alpha and sigma at a number ``t``, if they are known; the schedule's otherwise.
+        """
         times = t.double() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")
-        alpha, sigma = _coefficients(self.schedule, t) if isinstance(t, float) else self._broadcast(times, x)
+        alpha, sigma = self._broadcast(times, x) if level is None else level
         # The network may change its arguments in place.
         given = x.to(self.network_dtype or x.dtype, copy=True)
-        t_given = times.to(x.device, self.time_dtype or given.dtype, copy=True).expand(x.shape[0]).contiguous()
+        t_given = times.to(x.device, self._time_dtype(given.dtype), copy=True).expand(x.shape[0]).contiguous()
         out = self._call(given, t_given, cond or {})
-        return convert(out, x, alpha, sigma, self.prediction, prediction)
+        found = convert(out, x, alpha, sigma, self.prediction, prediction)
+        # It may return the same buffer at its next call.
+        return found.clone() if found is out else found
 
     def guided_by(self, guidance: Guidance | None) -> Denoiser:
         """The same denoiser, on the same network, with another guidance."""
         other = copy.copy(self)
         other.guidance = guidance
         return other
+
+    def _time_dtype(self, given: torch.dtype) -> torch.dtype:
+        """The dtype of the network's time: integers above 256 have no place in eight bits of significand."""
+        if self.time_dtype is not None:
+            return self.time_dtype
+        coarse = self.network_dtype is not None or self.schedule.domain[1] > 256
+        return torch.promote_types(given, torch.float32) if coarse else given
 
     def _call(self, x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
         try:
@@ -105,7 +124,7 @@ class Denoiser(nn.Module):
             raise TypeError(f"network: returned dtype {out.dtype}; it must return a real floating-point tensor")
         return out
 
-    def _explain(self, error: RuntimeError, x: Tensor) -> None:
+    def _explain(self, error: RuntimeError | IndexError, x: Tensor) -> None:
         """Errors of matrix products name the dtypes alone, those of tables not what was looked up."""
         if re.search("argument #1 'indices'|used as indices", str(error)):
             error.add_note(
@@ -149,9 +168,3 @@ class Denoiser(nn.Module):
             if value is not None
         )
         return f"Denoiser({name}, {self.schedule!r}, prediction={self.prediction!r}{options})"
-
-
-@lru_cache(maxsize=4096)
-def _coefficients(schedule: Schedule, t: float) -> tuple[float, float]:
-    """alpha and sigma at one time; a sampler asks for each of its times again in the backward pass."""
-    return float(schedule.alpha(t)), float(schedule.sigma(t))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..arguments import check_types
+from ..arguments import all_finite, check_types
 from ..conditioning import at_step, check_schedules, scheduled
 from ..equation import Equation
 from ..noise import BoundNoise, Noise
@@ -44,6 +44,7 @@ class Diffusion(Equation):
         noise_clock: of the nodes; None where eta = 0.
         start: x_T; None before ``starting_at``.
         slots: which value of a ``Scheduled`` each step sees; None is its own.
+        levels: alpha and sigma at the times that were met so far, the same for this equation on other tensors.
     """
 
     denoiser: Denoiser
@@ -55,6 +56,7 @@ class Diffusion(Equation):
     noise_clock: tuple[float, ...] | None
     start: Tensor | None = None
     slots: tuple[int, ...] | None = None
+    levels: dict[float, tuple[float, float]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def create(
@@ -144,11 +146,18 @@ class Diffusion(Equation):
     def predict(self, n: int, x: Tensor, t: float, prediction: str) -> Tensor:
         """Return the network's prediction of a kind at ``(x, t)``, with the conditioning of step n."""
         denoiser, cond = self.conditioned(n)
-        out: Tensor = denoiser(x, t, cond, prediction=prediction)
-        if not torch.isfinite(out).all():
-            where = "the state" if not torch.isfinite(x).all() else "the network's prediction"
+        out: Tensor = denoiser(x, t, cond, prediction=prediction, level=self._level(t))
+        if not all_finite(out):
+            where = "the state" if not all_finite(x) else "the network's prediction"
             raise ValueError(f"network: {where} is not finite (NaN or inf) at step {n} of {self.steps}, t={t}")
         return out
+
+    def _level(self, t: float) -> tuple[float, float]:
+        """alpha and sigma at a time, which the backward pass asks for again."""
+        if t not in self.levels:
+            schedule = self.denoiser.schedule
+            self.levels[t] = float(schedule.alpha(t)), float(schedule.sigma(t))
+        return self.levels[t]
 
     def conditioned(self, n: int) -> tuple[Denoiser, Mapping[str, Any]]:
         """The denoiser and the conditioning of step n."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import nests
 from ..conditioning import Scheduled
 
 
@@ -19,8 +20,8 @@ class Guidance:
     """Classifier-free guidance: ``out = out_uncond + scale (out_cond - out_uncond)``.
 
     Args:
-        scale: 1 is the conditional network itself, 0 the unconditional one; a number, or a tensor that
-            broadcasts against the network's output, in which case it has a gradient too.
+        scale: 1 is the conditional network itself, 0 the unconditional one; a number, or a tensor, which has a gradient
+            too: of no dimension, (batch,) with one number per sample, or of as many dimensions as the output.
         unconditional: the conditioning of the unconditional call, with the same names and structure as ``cond``.
             Its tensors get gradients (null-text inversion); one of batch size 1 is expanded to the batch.
         batched: one network call on the doubled batch (``True``), or two calls one after the other, which halves
@@ -49,6 +50,10 @@ class Guidance:
                 f"unconditional: got {type(self.unconditional).__name__}; pass a mapping of names, like cond"
             )
 
+    def __repr__(self) -> str:
+        scale, unconditional = nests.told(self.scale), nests.told(self.unconditional)
+        return f"Guidance(scale={scale}, unconditional={unconditional}, batched={self.batched}, rescale={self.rescale})"
+
     @property
     def tensors(self) -> dict[str, Any]:
         """What may hold tensors, as a nest; ``replace(guidance, **tensors)`` puts it back."""
@@ -69,11 +74,14 @@ class Guidance:
             positive, negative = out.chunk(2)
         else:
             # The network may change its arguments in place.
-            positive, negative = network(x.clone(), t.clone(), **cond), network(x, t, **self.unconditional)
+            positive = network(x.clone(), t.clone(), **cond)
+            if isinstance(positive, Tensor):
+                positive = positive.clone()  # it may return the same buffer again
+            negative = network(x, t, **self.unconditional)
         for out in (positive, negative):
             if not isinstance(out, Tensor) or out.shape != x.shape or not out.is_floating_point():
                 return out  # the denoiser says what is wrong with it
-        guided = negative + self.scale * (positive - negative)
+        guided = negative + self._factor(x) * (positive - negative)
         if self.rescale == 0:
             return guided
         if guided[0].numel() < 2:
@@ -81,6 +89,18 @@ class Guidance:
         dims = list(range(1, guided.ndim))
         ratio = positive.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
         return (self.rescale * ratio + (1 - self.rescale)) * guided
+
+    def _factor(self, x: Tensor) -> float | Tensor:
+        """The scale, to be multiplied with outputs like x."""
+        scale = self.scale
+        if not isinstance(scale, Tensor) or scale.ndim in (0, x.ndim):
+            return scale
+        if scale.ndim == 1 and len(scale) in (1, len(x)):
+            return scale.reshape(-1, *[1] * (x.ndim - 1))
+        raise ValueError(
+            f"scale: got shape {tuple(scale.shape)} for an output of shape {tuple(x.shape)}; pass a number, a tensor "
+            f"({len(x)},) with one number per sample, or one of {x.ndim} dimensions"
+        )
 
 
 def _join(name: str, positive: Any, negative: Any, batch: int) -> Any:
@@ -104,12 +124,11 @@ def _join(name: str, positive: Any, negative: Any, batch: int) -> Any:
             )
         return torch.cat([value.expand(batch, *value.shape[1:]) for value in (positive, negative)])
     if isinstance(positive, Mapping) and isinstance(negative, Mapping) and set(positive) == set(negative):
-        return {key: _join(f"{name}.{key}", value, negative[key], batch) for key, value in positive.items()}
+        items = {key: _join(f"{name}.{key}", value, negative[key], batch) for key, value in positive.items()}
+        return nests.rebuilt(positive, items)
     if isinstance(positive, list | tuple) and type(positive) is type(negative) and len(positive) == len(negative):
-        joined = [_join(f"{name}[{i}]", p, n, batch) for i, (p, n) in enumerate(zip(positive, negative, strict=True))]
-        if isinstance(positive, list):
-            return joined
-        return type(positive)(*joined) if hasattr(positive, "_fields") else tuple(joined)
+        pairs = enumerate(zip(positive, negative, strict=True))
+        return nests.rebuilt(positive, [_join(f"{name}[{i}]", p, n, batch) for i, (p, n) in pairs])
     if type(positive) is type(negative) and not isinstance(positive, Mapping | list | tuple) and positive == negative:
         return positive
     raise ValueError(

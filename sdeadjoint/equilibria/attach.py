@@ -9,13 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import nests
-from ..adjoints.replay.leaves import (
-    dependencies,
-    distinct,
-    hooks_off,
-    precedes,
-    sequence_number,
-)
+from ..adjoints.replay.graphs import dependencies, sequence_number
+from ..adjoints.replay.hooks import MutedHooks
+from ..adjoints.replay.leaves import distinct
 from ..adjoints.replay.surroundings import Autocast
 from ..fixed_point import Found
 from .gradients import Gradient, Request
@@ -78,13 +74,13 @@ class Plan:
     borrows: bool
     request: Request
 
-    def pull_back(self, out: Tensor, u: Tensor) -> list[Tensor | None]:
+    def pull_back(self, out: Tensor, u: Tensor, hooks: MutedHooks) -> list[Tensor | None]:
         """``u^T d out / d input``, in the order of the inputs."""
         totals: list[Tensor | None] = [None] * len(self.inputs)
         if not out.requires_grad:
             return totals
         wanted = [*self.steps.copies, *self.leaves]
-        grads = torch.autograd.grad(out, wanted, u, allow_unused=True, retain_graph=self.borrows)
+        grads = hooks.differentiate([out], wanted, [u], retain_graph=self.borrows)
         for slot, grad in zip(self.slots, grads, strict=True):
             total = totals[slot]
             totals[slot] = grad if total is None else total if grad is None else total + grad
@@ -118,7 +114,7 @@ def attach(mapped: Map, found: Found, gradient: Gradient, request: Request) -> T
         return found.x
     places = {id(tensor): place for place, tensor in enumerate(inputs)}
     slots = tuple(places[id(tensor)] for tensor in (*originals, *leaves))
-    borrows = any(precedes(node, mark) for node in seen.nodes)
+    borrows = seen.precede(mark)
     plan = Plan(steps, tuple(leaves), tuple(inputs), slots, borrows, request)
     attached: Tensor = Equilibrium.apply(plan, found.x, image, *inputs)
     return attached
@@ -147,11 +143,11 @@ class Equilibrium(torch.autograd.Function):
         plan: Plan = ctx.plan
         start, image, *_ = ctx.saved_tensors
         steps = plan.steps
-        with hooks_off(plan.inputs):
+        with MutedHooks(plan.inputs) as hooks:
             z, again, out = steps.run(start, steps.gradient.steps)
             refuse_mismatch(start, again, image, steps.autocast)
             u = steps.gradient.cotangent(out, z, g, plan.request)
-            return (None, None, None, *plan.pull_back(out, u))
+            return (None, None, None, *plan.pull_back(out, u, hooks))
 
 
 def refuse_mismatch(z: Tensor, got: Tensor, before: Tensor, autocast: Autocast) -> None:

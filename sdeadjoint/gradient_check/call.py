@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from .. import nests
 from ..adjoints import Adjoint, Direct
-from ..adjoints.replay.leaves import dependencies, distinct
+from ..adjoints.replay.graphs import dependencies
+from ..adjoints.replay.leaves import distinct
 from ..arguments import check_state, check_types
 from ..conditioning import Scheduled
 from ..diffusion.denoiser import Denoiser

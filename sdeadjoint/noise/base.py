@@ -15,10 +15,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 from torchsde import BrownianInterval
 
 
@@ -45,7 +46,11 @@ class BoundNoise(ABC):
     3. A step over which the clock stands still, or that ends at ``+inf``, injects no noise: its increment is 0.
     4. ``tensors`` lists every tensor whose gradient or in-place change matters to the answers, and ``pull_back``
        takes gradients of the answers to them.
+    5. ``push_forward`` takes tangents of ``tensors`` to those of the answers. ``is_linear`` says that both are the same
+       whatever the values of ``tensors``; noise that does not say so has second derivatives, which ``bend`` gives.
     """
+
+    is_linear: ClassVar[bool] = False
 
     @abstractmethod
     def increment(self, n: int) -> Increment:
@@ -63,6 +68,32 @@ class BoundNoise(ABC):
         not require a gradient. This is plain autograd through ``increment(n)``; noise whose step n reads a slot of a
         tensor adds to that slot instead (``add_to_slots``), at the cost of one step and not of all.
         """
+        for k, grad in enumerate(self._pulled(n, grads)):
+            if grad is not None:
+                total = totals[k]
+                totals[k] = grad.clone() if total is None else total.add_(grad)
+
+    def push_forward(self, n: int, tangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The tangents of step n's ``dB`` and, where there are Levy areas, ``H`` from those of ``tensors``.
+
+        This is the derivative of ``pull_back`` in the gradients that it is given, in which it is linear.
+        """
+        parts = [part for part in self.increment(n) if part is not None]
+        with torch.enable_grad():
+            us = [torch.zeros_like(part).requires_grad_() for part in parts]
+            pulled = self._pulled(n, us, create_graph=True)
+        return _derivatives(pulled, us, tangents)
+
+    def bend(self, n: int, grads: Sequence[Tensor | None], tangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The derivative, in ``tensors``, of the product of ``push_forward(n, tangents)`` with ``grads``."""
+        with torch.enable_grad():
+            pulled = self._pulled(n, grads, create_graph=True)
+        return _derivatives(pulled, self.tensors, tangents)
+
+    def _pulled(
+        self, n: int, grads: Sequence[Tensor | None], *, create_graph: bool = False
+    ) -> Sequence[Tensor | None]:
+        """The gradients in ``tensors`` by autograd."""
         with torch.enable_grad():
             increment = self.increment(n)
         parts = (part for part in increment if part is not None)
@@ -71,30 +102,65 @@ class BoundNoise(ABC):
             for part, grad in zip(parts, grads, strict=False)
             if grad is not None and part.requires_grad
         ]
-        wanted = [k for k, tensor in enumerate(self.tensors) if tensor.requires_grad]
+        wanted = [tensor for tensor in self.tensors if tensor.requires_grad]
         if not (pairs and wanted):
-            return
+            return [None] * len(self.tensors)
         outputs, seeds = zip(*pairs, strict=True)
         # Retained: the noise may have computed something for all of its steps at once.
-        found = torch.autograd.grad(
-            outputs, [self.tensors[k] for k in wanted], seeds, allow_unused=True, retain_graph=True
+        found = iter(
+            torch.autograd.grad(
+                outputs, wanted, seeds, allow_unused=True, retain_graph=True, create_graph=create_graph
+            )
         )
-        for k, grad in zip(wanted, found, strict=True):
-            if grad is not None:
-                total = totals[k]
-                totals[k] = grad.clone() if total is None else total.add_(grad)
+        return [next(found) if tensor.requires_grad else None for tensor in self.tensors]
+
+
+def _derivatives(
+    outputs: Sequence[Tensor | None], inputs: Sequence[Tensor], seeds: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The derivatives in the inputs that require them; outputs without a graph or a seed are constants."""
+    pairs = [
+        (output, seed)
+        for output, seed in zip(outputs, seeds, strict=True)
+        if output is not None and seed is not None and output.requires_grad
+    ]
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    if not (pairs and wanted):
+        return [None] * len(inputs)
+    ends, given = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(ends, wanted, given, allow_unused=True, retain_graph=True))
+    return [next(found) if tensor.requires_grad else None for tensor in inputs]
 
 
 def add_to_slots(
-    tensors: Sequence[Tensor], n: int, grads: Sequence[Tensor | None], totals: list[Tensor | None]
+    tensors: Sequence[Tensor],
+    n: int,
+    grads: Sequence[Tensor | None],
+    totals: list[Tensor | None],
+    *,
+    moves: bool = True,
 ) -> None:
-    """``pull_back`` where ``dB_n`` is ``tensors[0][n]`` and ``H_n`` is ``tensors[1][n]``, cast and shifted."""
+    """``pull_back`` where ``dB_n`` is ``tensors[0][n]`` and ``H_n`` is ``tensors[1][n]``, cast and shifted.
+
+    ``moves``: whether step n injects noise; the gradient is zero otherwise.
+    """
     for k, (tensor, grad) in enumerate(zip(tensors, grads, strict=False)):
         if tensor.requires_grad and grad is not None:
             total = totals[k]
             if total is None:
-                total = totals[k] = torch.zeros_like(tensor)
-            total[n] += grad.to(total)
+                # Batches of cotangents (is_grads_batched) make a batch of totals.
+                batched = _functorch.is_functorch_wrapped_tensor(grad) or _functorch.is_legacy_batchedtensor(grad)
+                zeros = grad.to(tensor).new_zeros(tensor.shape) if batched else torch.zeros_like(tensor)
+                total = totals[k] = zeros
+            if moves:
+                total[n] += grad.to(total)
+
+
+def push_slots(
+    tangents: Sequence[Tensor | None], n: int, like: torch.dtype, device: torch.device, *, moves: bool
+) -> list[Tensor | None]:
+    """``push_forward`` where ``add_to_slots`` is ``pull_back``."""
+    return [None if tangent is None else slot(tangent, n, moves, like, device) for tangent in tangents]
 
 
 class Noise(ABC):
@@ -208,3 +274,14 @@ def checked_step(n: int, steps: int) -> None:
 def advances(nu0: float, nu1: float) -> bool:
     """Whether a step injects noise: the clock moves, and not to ``+inf``, where the step projects onto x_0."""
     return nu0 < nu1 < math.inf
+
+
+def moving(nodes: Sequence[float]) -> tuple[bool, ...]:
+    """Whether each step injects noise."""
+    return tuple(advances(nu0, nu1) for nu0, nu1 in pairwise(nodes))
+
+
+def slot(tensor: Tensor, n: int, moves: bool, like: torch.dtype, device: torch.device) -> Tensor:
+    """Step n's slot of a caller's tensor, for a state; times zero in a step without noise, as is its gradient."""
+    part = tensor[n].to(dtype=like, device=device)
+    return part if moves else 0.0 * part

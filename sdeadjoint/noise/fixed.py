@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from .base import BoundNoise, Increment, Noise, add_to_slots, advances, checked_clock, checked_like, checked_step
+from ..arguments import all_finite, unwrapped
+from .base import (
+    BoundNoise,
+    Increment,
+    Noise,
+    add_to_slots,
+    checked_clock,
+    checked_like,
+    checked_step,
+    moving,
+    push_slots,
+    slot,
+)
 
 
 @final
@@ -78,14 +90,16 @@ class FixedNoise(Noise):
         check_still("increments", self.increments, nodes)
         if areas is not None:
             check_still("levy_areas", areas, nodes)
-        return _BoundFixed(self.increments, areas, like.dtype, like.device)
+        return _BoundFixed(self.increments, areas, moving(nodes), like.dtype, like.device)
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class _BoundFixed(BoundNoise):
+    is_linear: ClassVar[bool] = True
     increments: Tensor
     levy_areas: Tensor | None
+    moves: tuple[bool, ...]
     dtype: torch.dtype
     device: torch.device
 
@@ -94,13 +108,15 @@ class _BoundFixed(BoundNoise):
         return (self.increments,) if self.levy_areas is None else (self.increments, self.levy_areas)
 
     def pull_back(self, n: int, grads: Sequence[Tensor | None], totals: list[Tensor | None]) -> None:
-        add_to_slots(self.tensors, n, grads, totals)
+        add_to_slots(self.tensors, n, grads, totals, moves=self.moves[n])
+
+    def push_forward(self, n: int, tangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        return push_slots(tangents, n, self.dtype, self.device, moves=self.moves[n])
 
     def increment(self, n: int) -> Increment:
         checked_step(n, len(self.increments))
-        dB = self.increments[n].to(dtype=self.dtype, device=self.device)
-        H = None if self.levy_areas is None else self.levy_areas[n].to(dtype=self.dtype, device=self.device)
-        return Increment(dB, H)
+        parts = [slot(tensor, n, self.moves[n], self.dtype, self.device) for tensor in self.tensors]
+        return Increment(parts[0], parts[1] if len(parts) > 1 else None)
 
 
 def check_real(name: str, tensor: Tensor) -> None:
@@ -108,14 +124,14 @@ def check_real(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name} must be a real floating-point tensor, but is {got}")
-    if not torch.isfinite(tensor.detach()).all():
+    if not all_finite(tensor.detach()):
         raise ValueError(f"{name} must be finite, but has NaN or infinite entries")
 
 
 def check_still(name: str, tensor: Tensor, nodes: tuple[float, ...]) -> None:
     """Refuse noise where the SDE has none: it would be a sample of another process."""
-    still = [n for n in range(len(nodes) - 1) if not advances(nodes[n], nodes[n + 1])]
-    if not still or not torch.count_nonzero(tensor.detach()[still]):
+    still = [n for n, moves in enumerate(moving(nodes)) if not moves]
+    if not still or not unwrapped(tensor.detach()[still].count_nonzero()).any():
         return
     if len(still) == len(nodes) - 1:
         raise ValueError(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -87,6 +87,7 @@ class NormalNoise(Noise):
 @final
 @dataclass(frozen=True, eq=False)
 class _BoundNormal(BoundNoise):
+    is_linear: ClassVar[bool] = True
     normals: Tensor
     levy_normals: Tensor | None
     scales: tuple[float, ...]
@@ -116,6 +117,12 @@ class _BoundNormal(BoundNoise):
             for unit, grad, tensor in zip(self._units, grads, self.tensors, strict=False)
         ]
         add_to_slots(self.tensors, n, scaled, totals)
+
+    def push_forward(self, n: int, tangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        return [
+            None if v is None else (unit * self.scales[n] * v[n]).to(dtype=self.dtype, device=self.device)
+            for unit, v in zip(self._units, tangents, strict=False)
+        ]
 
 
 def scales(nodes: Sequence[float]) -> tuple[float, ...]:

@@ -104,6 +104,26 @@ class _BoundPacked(BoundNoise):
                 totals[at : at + len(own)] = own
                 at += len(own)
 
+    @property
+    def is_linear(self) -> bool:  # type: ignore[override]
+        return all(part is None or part.is_linear for part in self.parts)
+
+    def push_forward(self, n: int, tangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        at, pushed = 0, list[list[Tensor | None]]()
+        for part in self.parts:
+            own = () if part is None else tangents[at : at + len(part.tensors)]
+            at += len(own)
+            still = part is None or all(tangent is None for tangent in own)
+            pushed.append([None, None] if still or part is None else [*part.push_forward(n, own), None])
+        columns = list(zip(*(found[:2] for found in pushed), strict=True))
+        return [self._joined(column) for column in columns[: 2 if self.levy else 1]]
+
+    def _joined(self, tangents: Sequence[Tensor | None]) -> Tensor | None:
+        if all(tangent is None for tangent in tangents):
+            return None
+        pairs = zip(tangents, self.zeros, strict=True)
+        return self.packing.joined([zero if tangent is None else tangent for tangent, zero in pairs])
+
 
 def _seeds(noise: Noise) -> set[tuple[int, bool, str, str]]:
     """The paths that a part is made of, as far as they are known by their seeds."""

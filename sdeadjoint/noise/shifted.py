@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from ..arguments import named
-from .base import BoundNoise, Increment, Noise, add_to_slots
+from .base import BoundNoise, Increment, Noise, add_to_slots, moving, push_slots, slot
 from .fixed import check_real, check_still, summary
 
 
@@ -89,15 +89,17 @@ class ShiftedNoise(Noise):
         check_still("shifts", self.shifts, nodes)
         if areas is not None:
             check_still("levy_shifts", areas, nodes)
-        return _BoundShifted(bound, self.shifts, areas, like.dtype, like.device)
+        return _BoundShifted(bound, self.shifts, areas, moving(nodes), like.dtype, like.device)
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class _BoundShifted(BoundNoise):
+    is_linear: ClassVar[bool] = True
     path: BoundNoise
     shifts: Tensor
     levy_shifts: Tensor | None
+    moves: tuple[bool, ...]
     dtype: torch.dtype
     device: torch.device
 
@@ -106,11 +108,14 @@ class _BoundShifted(BoundNoise):
         return (self.shifts,) if self.levy_shifts is None else (self.shifts, self.levy_shifts)
 
     def pull_back(self, n: int, grads: Sequence[Tensor | None], totals: list[Tensor | None]) -> None:
-        add_to_slots(self.tensors, n, grads, totals)
+        add_to_slots(self.tensors, n, grads, totals, moves=self.moves[n])
+
+    def push_forward(self, n: int, tangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        return push_slots(tangents, n, self.dtype, self.device, moves=self.moves[n])
 
     def increment(self, n: int) -> Increment:
         dB, H = self.path.increment(n)  # refuses steps that the grid does not have
-        dB = dB + self.shifts[n].to(dtype=self.dtype, device=self.device)
+        dB = dB + slot(self.shifts, n, self.moves[n], self.dtype, self.device)
         if H is not None and self.levy_shifts is not None:
-            H = H + self.levy_shifts[n].to(dtype=self.dtype, device=self.device)
+            H = H + slot(self.levy_shifts, n, self.moves[n], self.dtype, self.device)
         return Increment(dB, H)

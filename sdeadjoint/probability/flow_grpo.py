@@ -42,7 +42,7 @@ class FlowGRPO(Equation):
         return (1.0,) * len(self.times)
 
     @property
-    def start(self) -> Tensor | None:  # type: ignore[override]
+    def start(self) -> Tensor | None:
         return self.inner.start
 
     @property

@@ -17,6 +17,7 @@ from ..sample import sample
 from ..solvers import SRA1, Coupled, DPMSolverPP2M, Euler, Heun, ReversibleHeun, ShARK, Solver
 from .contract import Item, Subject, ViolationError, distance, hold, require
 from .problems import Gradients, Recomputed, Solve, cotangent, solves
+from .second import SecondChecks
 
 T = TypeVar("T")
 
@@ -175,6 +176,25 @@ def items(adjoint: Adjoint, solver: Solver | None, tolerance: float) -> tuple[It
         Item(
             "without gradients", "without gradients it samples and keeps no graph", solves(chosen), checks.without, 10
         ),
+        *_second_items(checks, chosen),
+    )
+
+
+def _second_items(checks: _Checks, chosen: tuple[Solver, ...]) -> tuple[Item, ...]:
+    """Derivatives of derivatives, for adjoints that do not refuse them."""
+    second = SecondChecks(checks.tolerance, checks._attempt)
+    cases = solves(chosen).map(lambda case: replace(case, dtype=torch.float64, steps=min(case.steps, 6)))
+    states = solves(chosen, trajectory=True).map(lambda case: replace(case, dtype=torch.float64))
+    return (
+        Item("second derivatives", "Hessian-vector products are those of Direct()", states, second.products, 10),
+        Item(
+            "taylor",
+            "the remainder of a Taylor expansion has order 2 with the gradient, and 3 with the product",
+            cases,
+            second.taylor,
+            4,
+        ),
+        Item("dot product", "<J v, w> = <v, J^T w>", cases, second.dot, 8),
     )
 
 
@@ -213,10 +233,12 @@ def check_adjoint(
     """Hold an exact adjoint against ``Direct()``; None, or ``ContractError`` with the smallest counterexample.
 
     Items: ``"basic"``, ``"gradients"``, ``"trajectory"``, ``"hygiene"`` (calls repeat, ``backward`` alone fills
-    ``.grad``, a second pass over a retained graph gives the same) and ``"without gradients"``. The cases are
-    ``sdeadjoint.testing.problems.Solve``: ODE and SDE of 1 to 20 steps, all kinds and predictions, float64 and float32,
-    x_T, two tensors of conditioning, nested, fixed and ``Scheduled``, the tensors of ``Guidance``, shared, frozen and
-    unused weights, fixed, shifted and replayed noise, and weights that only a function closes over.
+    ``.grad``, a second pass over a retained graph gives the same), ``"without gradients"``, and for adjoints that have
+    derivatives of derivatives ``"second derivatives"`` (``create_graph=True``), ``"taylor"`` (remainders of order 2
+    with the gradient and 3 with the Hessian-vector product) and ``"dot product"`` (``<J v, w> = <v, J^T w>``). The
+    cases are ``sdeadjoint.testing.problems.Solve``: ODE and SDE of 1 to 20 steps, all kinds and predictions, float64
+    and float32, x_T, two tensors of conditioning, nested, fixed and ``Scheduled``, the tensors of ``Guidance``, shared,
+    frozen and unused weights, fixed, shifted and replayed noise, and weights that only a function closes over.
 
     Args:
         adjoint: an object.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,6 +52,16 @@ class StableDiffusion3(Shifted):
         return self.run_vae(self.unscaled(latents))
 
 
+@dataclass(frozen=True)
+class Thousandths:
+    """``t / 1000`` as Flux's pipeline computes it, which first rounds t to the dtype of the latents."""
+
+    dtype: torch.dtype
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return t.to(self.dtype) / 1000 if self.dtype.itemsize < 4 else t / 1000
+
+
 class Flux(Shifted):
     """``FluxPipeline``, on packed latents (batch, height / 16 * width / 16, 64).
 
@@ -65,9 +76,7 @@ class Flux(Shifted):
 
     @property
     def timestep(self) -> Callable[[Tensor], Tensor]:
-        dtype = self.model.dtype
-        # The pipeline rounds the timestep to the dtype of the latents before it divides.
-        return lambda t: t.to(dtype) / 1000 if dtype.itemsize < 4 else t / 1000
+        return Thousandths(self.model.dtype)
 
     def guidance(self, cond: Cond) -> Guidance | None:
         scale = cond.get("true_cfg_scale")

@@ -15,11 +15,13 @@ from ...solvers import Euler, Solver
 from ...solvers.facts import quadrature_weights
 from ..base import Adjoint
 from ..direct import Direct
-from ..replay.forward import sweep_and_plan
+from ..replay.forward import Sweep, sweep_and_plan
 from ..replay.snapshots import Snapshots
+from ..tangents import refuse_tangents, refuse_transforms
 from .adaptive import Adaptive
 from .course import Course
-from .descent import RANDOM, BackwardSolve, Descended
+from .descent import STATE, BackwardSolve, Descended
+from .equation import RANDOM
 
 STATES = ("recorded", "reconstructed")
 KINDS = ("data", "noise", "flow")  # that diffusions have; other equations refuse all but None
@@ -88,6 +90,8 @@ class ContinuousAdjoint(Adjoint):
     def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
         if not torch.is_grad_enabled():
             return Direct().solve(recursion, y, keep=keep, observe=observe)
+        refuse_transforms()
+        refuse_tangents(recursion, y, "ContinuousAdjoint()")
         if recursion.after_step is not None:
             raise ValueError(
                 "after_step: it changes the state by jumps, and the adjoint equation of this method has none; pass "
@@ -99,13 +103,17 @@ class ContinuousAdjoint(Adjoint):
         weights = () if isinstance(self.solver, Adaptive) else quadrature_weights(self.solver, course.clocks)
         recorded = self.states == "recorded"
         first = None if recorded else recursion.increment(0)
-        swept, plan = sweep_and_plan(recursion, y, LAST, keep=keep, observe=observe, states=recorded)
-        if plan is None:
-            return swept.outputs if keep else swept.outputs[-1:]
+        how = Sweep(LAST.stored(0, recursion.steps), keep, observe, states=recorded)
+        swept, plan = sweep_and_plan(recursion, y, LAST, how)
         if swept.random:
             raise RuntimeError(RANDOM)
+        if name := swept.state.unsettled:
+            raise RuntimeError(STATE.format(name=name))
+        if plan is None:
+            return swept.outputs if keep else swept.outputs[-1:]
         descent = BackwardSolve(plan, course, self.solver, weights, recorded, recursion.equation.start, first)
         outputs: tuple[Tensor, ...] = Descended.apply(descent, swept.outputs, swept.stages[-1][1], *plan.inputs)
+        plan.parallel.prepare(outputs)
         return outputs
 
     def _refuse_sde(self, recursion: Recursion, course: Course) -> None:

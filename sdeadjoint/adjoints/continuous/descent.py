@@ -13,17 +13,16 @@ from ... import nests
 from ...noise import Increment
 from ...solvers import Solver
 from ...solvers.facts import Weights, quadrature_weights
-from ..replay.backward import Plan, Totals, pull_back, recompute
-from ..replay.leaves import Stage, hooks_off
-from ..replay.surroundings import GeneratorStates, generators_untouched
+from ..replay.backward import BackwardSweep, Plan, Totals
+from ..replay.leaves import Stage
 from .adaptive import Adaptive, AdaptiveMarch
 from .course import Course
 from .equation import AdjointEquation, March, SolverMarch
 from .recorded import Recorded
 
-RANDOM = (
-    "network: it draws from torch's global generators (dropout in training mode?), and the adjoint equation of a "
-    "random function has no meaning; call network.eval(), or pass adjoint=Checkpoint(), which replays the draws"
+STATE = (
+    "network: its forward pass changes {name!r} (a running statistic, a counter), and the adjoint equation of a "
+    "function that changes has no meaning; call network.eval(), or pass adjoint=Checkpoint(), which restores it"
 )
 
 
@@ -55,33 +54,34 @@ class BackwardSolve:
         equation = self.plan.recursion.equation
         return equation.steps - equation.projects
 
-    def gradients(self, outputs: Sequence[Tensor], stage: Stage, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def gradients(
+        self, sweep: BackwardSweep, outputs: Sequence[Tensor], stage: Stage, grads: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
         """The inputs' gradients.
 
         ``outputs``: y_N last, and y_1, ..., y_{N-1} before it if they are recorded or asked for. ``stage``: that before
         the last step, which is evaluated again: it must give y_N, and if it leads to sigma = 0 it is pulled back.
         """
-        plan, recursion = self.plan, self.plan.recursion
+        recursion, last = self.plan.recursion, self.plan.recursion.steps - 1
         self._refuse_other_noise()
-        last, totals = recursion.steps - 1, Totals(self.plan.inputs, self.plan.recursion)
         a = torch.zeros_like(outputs[-1]) if grads[-1] is None else grads[-1]
-        done, y = recompute(plan, last, stage, outputs[-1]), outputs[-1]
+        done, y = sweep.recompute(last, stage, outputs[-1]), outputs[-1]
         if recursion.equation.projects:
-            back = pull_back(plan, last, done, [a], totals)
+            back = sweep.pull_back(last, done, [a])
             if last == 0:
-                return totals.finished()
+                return sweep.totals.finished()
             a = torch.zeros_like(a) if back[0] is None else back[0]
             y = stage.carry.y
         del done
         course = self.course.of(recursion.equation)
-        states = [plan.start, *outputs[: self.end]] if self.recorded else []
+        states = [self.plan.start, *outputs[: self.end]] if self.recorded else []
         recorded = Recorded(recursion.equation, states) if self.recorded else None
-        equation = AdjointEquation(plan, course, recorded, totals)
+        equation = AdjointEquation(sweep, course, recorded)
         x = None if self.recorded else recursion.equation.scaled(self.end, y)
         a = self._descend(equation, self._march(equation, grads), x, a, grads)
         # In the user's coordinates, and given to the user's own tensors: rounded once.
-        totals.add(list(nests.tensors(self.start)), list(nests.tensors(course.equation.outward(0, a))))
-        return totals.finished()
+        sweep.totals.add(list(nests.tensors(self.start)), list(nests.tensors(course.equation.outward(0, a))))
+        return sweep.totals.finished()
 
     def _refuse_other_noise(self) -> None:
         """Recorded states are compared where they are; reconstructed ones are as good as the replay."""
@@ -97,8 +97,8 @@ class BackwardSolve:
     def _march(self, equation: AdjointEquation, grads: Sequence[Tensor | None]) -> March:
         if isinstance(self.solver, Adaptive):
             # y_0 itself is no unknown: its cotangent is the solution.
-            inputs = [tensor for tensor in self.plan.inputs if tensor is not self.plan.start]
-            return AdaptiveMarch(equation, self.solver, inputs)
+            wanted = [tensor for tensor in self.plan.wanting if tensor is not self.plan.start]
+            return AdaptiveMarch(equation, self.solver, wanted)
         jumps = {n for n in range(1, self.end) if self._cotangent(n, grads) is not None}
         weights = quadrature_weights(self.solver, self.course.clocks, jumps) if jumps else self.weights
         return SolverMarch(equation, self.solver, weights)
@@ -177,10 +177,5 @@ class Descended(torch.autograd.Function):
         stage = nests.refilled(ctx.stage, saved)
         if all(grad is None for grad in grads):
             return (None,) * (3 + len(plan.inputs))
-        device = states[-1].device
-        with hooks_off(plan.inputs), generators_untouched(device):
-            before = GeneratorStates.current(device)
-            found = descent.gradients(states, stage, grads)
-            if not before.equals(GeneratorStates.current(device)):
-                raise RuntimeError(RANDOM)
-        return (None, None, None, *found)
+        with BackwardSweep(plan) as sweep:
+            return (None, None, None, *descent.gradients(sweep, states, stage, grads))

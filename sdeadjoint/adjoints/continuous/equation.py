@@ -14,10 +14,17 @@ from ... import nests
 from ...conditioning import scheduled
 from ...solvers import Interval, Solver
 from ...solvers.facts import Weights, slot_weights
-from ..replay.backward import Plan, Totals
-from ..replay.leaves import dependencies, leaf
+from ..replay.backward import BackwardSweep, Plan, Totals
+from ..replay.graphs import dependencies
+from ..replay.leaves import leaf
+from ..replay.surroundings import GeneratorStates
 from .course import Course
 from .recorded import Recorded
+
+RANDOM = (
+    "network: it draws from torch's global generators (dropout in training mode?), and the adjoint equation of a "
+    "random function has no meaning; call network.eval(), or pass adjoint=Checkpoint(), which replays the draws"
+)
 
 
 class Pulled(NamedTuple):
@@ -34,16 +41,22 @@ class AdjointEquation:
     """``dy = F(s, y) ds`` and ``da = -(dF/dy)^T a ds`` on a course, with ``dL/dp = int (dF/dp)^T a ds``.
 
     Args:
-        plan: the solve that is differentiated.
+        sweep: of the solve that is differentiated; its totals collect the ``dL/dp``.
         course: coordinates and nodes.
         recorded: the sampler's states; None if y is part of the solution.
-        totals: where the ``dL/dp`` are collected.
     """
 
-    plan: Plan
+    sweep: BackwardSweep
     course: Course
     recorded: Recorded | None
-    totals: Totals
+
+    @property
+    def plan(self) -> Plan:
+        return self.sweep.plan
+
+    @property
+    def totals(self) -> Totals:
+        return self.sweep.totals
 
     @property
     def slotted(self) -> frozenset[int]:
@@ -61,8 +74,13 @@ class AdjointEquation:
             t, weight = self.course.equation.at(m, s)
             y = self.recorded.at(t) / weight
         point = leaf(y)
+        generators, registered = GeneratorStates.current(point.device), self.sweep.hooks.registered()
         with torch.enable_grad(), plan.autocast.replayed():
             F = self.course.equation.drift(m)(s, point)
+        if not generators.equals(GeneratorStates.current(point.device)):
+            raise RuntimeError(RANDOM)
+        self.sweep.hooks.forget_others(registered)
+        plan.isolated.drop_hooks()
         if not F.requires_grad:
             return Pulled(F, torch.zeros_like(a), [], [])
         copies = plan.isolated.copies
@@ -74,9 +92,8 @@ class AdjointEquation:
                 "calls, or a tensor read at some times only; make it a function of (x, t, cond) with its weights as "
                 "parameters of a module, or pass adjoint=Checkpoint()"
             )
-        pulled, *grads = torch.autograd.grad(
-            F, [point, *copies, *found], a, allow_unused=True, retain_graph=plan.borrows_graph
-        )
+        wanted = [point, *copies, *found]
+        pulled, *grads = self.sweep.differentiate([F], wanted, [a], retain_graph=plan.swept.borrows_graph)
         return Pulled(
             F.detach(), torch.zeros_like(a) if pulled is None else pulled, [*plan.isolated.originals, *found], grads
         )

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple, NoReturn, Self
 
 import torch
 from torch import Tensor
 
 from ... import nests
-from ...equation import Equation
-from ...recursion import Recursion
-from .leaves import Evaluation, Isolated, Stage, dependencies, hooks_off, modules
+from ...recursion import Carry, Recursion
+from .graphs import Fingerprint, kinds_of, places_of
+from .hooks import MutedHooks
+from .leaves import Evaluation, Isolated, Saving, Stage, Trace, evaluate
+from .module_state import ModuleState
+from .parallel import Parallel
+from .sources import Sources, Watch
 from .surroundings import Autocast, generators_untouched
+
+Cotangents = list[Tensor | None]
+"""``dL/d`` of each tensor of a carry, y first; None for zero."""
 
 
 class Retrieval(ABC):
@@ -35,8 +44,14 @@ class Retrieval(ABC):
         """Those of the stored stages that a second backward pass over a retained graph starts from."""
         return stages
 
-    def tolerance(self, state: Tensor) -> float:
-        """How far, relatively, a recomputed step may end from the state that was found in another way."""
+    def gradients(
+        self, held: Held, inputs: Sequence[Tensor], grads: Sequence[Tensor | None]
+    ) -> Sequence[Tensor | None]:
+        """The gradients of the inputs; with ``create_graph=True`` as functions of them, or refused."""
+        return pull_back_all(held, grads)
+
+    def tolerance(self, plan: Plan) -> float:
+        """How far a recomputed step may end from a state that was found in another way, relative to its terms."""
         return 0.0
 
 
@@ -48,73 +63,110 @@ class Plan:
         isolated: the recursion on copies of its arguments.
         start: the initial state y_0.
         inputs: the tensors that get gradients, each once.
+        wanting: tensors that were handed over and require gradients, whether they get one or not.
         watched: tensors without gradients whose change between the sweeps would change the function.
         retrieval: where stages come from.
         keep: whether every state is an output.
         autocast: as it was in the forward sweep.
-        borrows_graph, differentiates: see ``Swept``.
-        modes: which of the network's modules were in training mode.
+        swept: what the forward sweep found, but for what must be let go of in time.
+        sources: what the drift can be seen to read.
+        modes: which of its modules were in training mode.
+        watch: plain values among the sources.
+        parallel: data-parallel wrappers among the modules.
         first: the first step that is differentiated.
     """
 
     isolated: Isolated
     start: Tensor
     inputs: tuple[Tensor, ...]
+    wanting: tuple[Tensor, ...]
     watched: tuple[Tensor, ...]
     retrieval: Retrieval
     keep: bool
     autocast: Autocast
-    borrows_graph: bool
-    differentiates: bool
+    swept: Swept
+    sources: Sources
     modes: tuple[bool, ...]
+    watch: Watch
+    parallel: Parallel
     first: int
 
     @property
     def recursion(self) -> Recursion:
         return self.isolated.recursion
 
+    @cached_property
+    def is_narrow(self) -> bool:
+        """Whether the drift is known to be computed in a narrower dtype than the state's."""
+        own = torch.finfo(self.start.dtype).eps
+        return self.autocast.enabled or any(torch.finfo(dtype).eps > own for dtype in self.sources.dtypes)
+
     def check(self) -> None:
-        """The door of the backward pass: no second derivatives, and flags are those of the forward sweep."""
+        """The door of the backward pass: no second derivatives, and what can be seen is as in the forward sweep."""
         if torch.is_grad_enabled():
-            raise RuntimeError(
-                "this adjoint gives first derivatives only, but backward was called with create_graph=True; "
-                "pass adjoint=Direct() for second derivatives"
-            )
-        flags = [*(tensor.requires_grad for tensor in self.inputs), *(not t.requires_grad for t in self.watched)]
+            refuse_second()
+        flags = [*(t.requires_grad for t in self.wanting), *(not t.requires_grad for t in self.watched)]
         if not all(flags):
             raise RuntimeError(
                 "requires_grad of a parameter, of x_T, of cond or of the noise was changed between the forward and the "
                 "backward pass; change it before sample or after backward, or use adjoint=Direct()"
             )
-        if training_modes(self.recursion.equation) != self.modes:
+        if training_modes(self.sources) != self.modes:
             raise RuntimeError(
                 "network: train() or eval() was called between the forward and the backward pass, so the recomputed "
                 "function would be another; call it before sample or after backward, or use adjoint=Direct()"
             )
+        if (name := self.watch.changed()) is not None:
+            raise RuntimeError(
+                f"network: {name!r}, which it reads, was changed between the forward and the backward pass, so the "
+                "recomputed function would be another; change it before sample or after backward, or use "
+                "adjoint=Direct()"
+            )
 
 
-def training_modes(equation: Equation) -> tuple[bool, ...]:
-    """Whether each module of the network is in training mode."""
-    return tuple(module.training for module in modules(equation))
+def refuse_second() -> NoReturn:
+    """Raise for adjoints whose gradients have no derivatives."""
+    raise RuntimeError(
+        "this adjoint gives first derivatives only, but backward was called with create_graph=True; "
+        "pass adjoint=Checkpoint(), or adjoint=Direct(), for second derivatives"
+    )
+
+
+def training_modes(sources: Sources) -> tuple[bool, ...]:
+    """Whether each module is in training mode."""
+    return tuple(module.training for module in sources.modules)
 
 
 class Swept(NamedTuple):
     """What a forward sweep found.
 
     ``stages``: ``(n, stage before step n)`` for the steps to be stored and the last; ``kept``: evaluations whose graphs
-    are still whole, by step; ``outputs``: ``(y_N,)`` or all of ``y_1, ..., y_N``; ``leaves``: the leaves that the
-    network read, declared or not, besides the copies of its arguments; ``borrows_graph``: whether it read tensors
-    computed outside of it, whose graph must outlive each step's; ``differentiates``: whether it calls autograd itself;
-    ``random``: whether it drew from a global generator.
+    are still whole, by step; ``outputs``: ``(y_N,)`` or all of ``y_1, ..., y_N``; ``reached``: what they depend on;
+    ``traces``: of every step; ``borrows_graph``: whether the drift read tensors computed outside of it, whose graph
+    must outlive each step's; ``saving``: what becomes of activations; ``state``: what its modules change in themselves.
     """
 
     stages: list[tuple[int, Stage]]
     kept: dict[int, Evaluation]
     outputs: tuple[Tensor, ...]
-    leaves: tuple[Tensor, ...]
+    reached: Reached
+    traces: tuple[Trace, ...]
     borrows_graph: bool
-    differentiates: bool
-    random: bool
+    saving: Saving
+    state: ModuleState
+
+    @property
+    def random(self) -> bool:
+        """Whether the drift drew from a global generator."""
+        return any(trace.draws for trace in self.traces)
+
+
+class Reached(NamedTuple):
+    """What outputs depend on: y_0, the noise's tensors, and leaves by identity (arguments by their copies)."""
+
+    start: bool = False
+    noise: bool = False
+    leaves: dict[int, Tensor] = {}  # noqa: RUF012 (never changed)
 
 
 class Replay(torch.autograd.Function):
@@ -137,85 +189,173 @@ class Replay(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         plan: Plan = ctx.plan
-        plan.check()
-        saved = iter(ctx.saved_tensors[len(plan.inputs) + len(plan.watched) :])
+        if all(grad is None for grad in grads):
+            return (None,) * (2 + len(plan.inputs))
+        tensors = ctx.saved_tensors
+        inputs, saved = tensors[: len(plan.inputs)], iter(tensors[len(plan.inputs) + len(plan.watched) :])
         end = next(saved)
         stack = nests.refilled(ctx.stages, saved) if ctx.complete else list(ctx.stages)
         if not ctx.complete:
             ctx.stages = plan.retrieval.permanent(ctx.stages)
-        totals = Totals(plan.inputs, plan.recursion)
-        cotangents: list[Tensor | None] = [grads[-1]]
-        with hooks_off(plan.inputs):
-            for n, stage, reached in plan.retrieval.backwards(plan, stack, end):
-                done = ctx.kept.pop(n, None)
-                if any(cotangent is not None for cotangent in cotangents):
-                    done = done or recompute(plan, n, stage, reached)
-                    cotangents = pull_back(plan, n, done, cotangents, totals)
+        return (None, None, *plan.retrieval.gradients(Held(plan, stack, end, ctx.kept), inputs, grads))
+
+
+class Held(NamedTuple):
+    """What a backward pass starts from.
+
+    ``stack``: the stored stages, which are used up; ``end``: ``y_N``; ``kept``: evaluations whose graphs are whole.
+    """
+
+    plan: Plan
+    stack: list[tuple[int, Stage]]
+    end: Tensor
+    kept: dict[int, Evaluation]
+
+
+def pull_back_all(held: Held, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The gradients of the inputs from those of the outputs."""
+    plan = held.plan
+    plan.check()
+    cotangents: Cotangents = [grads[-1]]
+    with BackwardSweep(plan) as sweep:
+        for n, stage, reached in sweep.stages(held.stack, held.end):
+            kept = held.kept.pop(n, None)
+            if any(cotangent is not None for cotangent in cotangents):
+                done = sweep.recompute(n, stage, reached) if kept is None else kept
+                cotangents = sweep.pull_back(n, done, cotangents, kept=kept is not None)
                 del done
-                if plan.keep and n > 0 and (grad := grads[n - 1]) is not None:
-                    cotangents[0] = grad if cotangents[0] is None else cotangents[0] + grad
-        if plan.isolated.starts and plan.first == 0:
-            totals.add([plan.start], cotangents[:1])
-        return (None, None, *totals.finished())
+            del kept
+            if plan.keep and n > 0 and (grad := grads[n - 1]) is not None:
+                cotangents[0] = grad if cotangents[0] is None else cotangents[0] + grad
+        if plan.swept.reached.start:
+            sweep.totals.add([plan.start], cotangents[:1])
+        return sweep.totals.finished()
 
 
-def recompute(plan: Plan, n: int, stage: Stage, reached: Tensor) -> Evaluation:
-    """Step n with its graph, as it was in the forward sweep; ``reached`` is where it must lead."""
-    entry = plan.isolated.entry(n, stage.carry)
-    increment, noise = plan.isolated.increment(n)
-    with torch.enable_grad(), generators_untouched(reached.device), plan.autocast.replayed():
-        stage.generators.restore()
-        out = plan.recursion.step(n, entry, increment)
-    _refuse_mismatch(plan, n, out.y.detach(), reached)
-    return Evaluation(entry, noise, out)
+class BackwardSweep:
+    """What the steps of a backward sweep have in common. It is entered out of inference mode, and without gradients."""
 
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.totals = Totals(plan.inputs, plan.recursion)
+        self.hooks = MutedHooks(plan.inputs)
+        self._stack = ExitStack()
 
-def pull_back(
-    plan: Plan, n: int, done: Evaluation, cotangents: list[Tensor | None], totals: Totals
-) -> list[Tensor | None]:
-    """Cotangents of ``carry_n`` from those of ``carry_{n+1}``; the inputs' gradients are added to the totals."""
-    pairs = [
-        (o, a) for o, a in zip(nests.tensors(done.out), cotangents, strict=False) if a is not None and o.requires_grad
-    ]
-    if not pairs:
-        return [None]
-    outputs, seeds = zip(*pairs, strict=True)
-    own = [tensor for tensor in nests.tensors(done.entry) if tensor.requires_grad]
-    found = dependencies(outputs).leaves_but([*own, *done.noise, *plan.isolated.copies])
-    if any(id(leaf) not in totals.slots for leaf in found):
-        raise RuntimeError(
-            f"network: recomputing step {n} of {plan.recursion.steps} used a tensor that requires a gradient and that "
-            "the forward pass did not use there; it keeps tensors of earlier evaluations: make it a function of "
-            "(x, t, cond), or use adjoint=Direct()"
+    def __enter__(self) -> Self:
+        parallel = self.plan.parallel.recomputing()
+        for context in (torch.inference_mode(False), torch.no_grad(), self.hooks, parallel):
+            self._stack.enter_context(context)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def stages(self, stack: list[tuple[int, Stage]], end: Tensor) -> Iterator[tuple[int, Stage, Tensor]]:
+        """What ``Retrieval.backwards`` finds, without the hooks that the network registers meanwhile."""
+        stages = self.plan.retrieval.backwards(self.plan, stack, end)
+        while True:
+            registered = self.hooks.registered()
+            found = next(stages, None)
+            self.hooks.forget_others(registered)
+            if found is None:
+                return
+            yield found
+
+    def differentiate(
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        seeds: Sequence[Tensor],
+        *,
+        retain_graph: bool,
+        create_graph: bool = False,
+    ) -> tuple[Tensor | None, ...]:
+        """``torch.autograd.grad`` through a step, which neither hooks nor wrappers take for a backward pass."""
+        found = self.hooks.differentiate(
+            outputs, inputs, seeds, retain_graph=retain_graph, create_graph=create_graph
         )
-    wanted = [*own, *done.noise, *plan.isolated.copies, *found]
-    grads = iter(
-        torch.autograd.grad(outputs, wanted, seeds, allow_unused=True, retain_graph=plan.borrows_graph)
-        if wanted
-        else ()
-    )
-    back: list[Tensor | None] = [next(grads) for _ in own]
-    totals.add_noise(n, [next(grads) for _ in done.noise])
-    totals.add([*plan.isolated.originals, *found], list(grads))
-    return back
+        self.plan.parallel.settle()
+        return found
+
+    def recompute(self, n: int, stage: Stage, reached: Tensor) -> Evaluation:
+        """Step n with its graph, as it was in the forward sweep; ``reached`` is where it must lead."""
+        plan, trace = self.plan, self.plan.swept.traces[n]
+        registered = self.hooks.registered()
+        with ExitStack() as stack:
+            stack.enter_context(plan.swept.state.swapped(stage.held))
+            if trace.draws:
+                stack.enter_context(generators_untouched(reached.device))
+                stage.generators.restore()
+            done = evaluate(plan.isolated, n, stage.carry, trace.wanted, plan.autocast, Saving.PLAIN)
+        self.hooks.forget_others(registered)
+        plan.isolated.drop_hooks()
+        _refuse_mismatch(plan, n, stage.carry, done.out.y.detach(), reached)
+        return done
+
+    def pull_back(self, n: int, done: Evaluation, cotangents: Cotangents, *, kept: bool = False) -> Cotangents:
+        """Cotangents of ``carry_n`` from those of ``carry_{n+1}``; the inputs' gradients are added to the totals."""
+        plan = self.plan
+        known, others = done.known(plan.isolated), self.others(n, done, kept=kept)
+        pairs = zip(nests.tensors(done.out), cotangents, strict=False)
+        asked = [(o, a) for o, a in pairs if a is not None and o.requires_grad]
+        if not asked:
+            return [None]
+        outputs, seeds = zip(*asked, strict=True)
+        with plan.isolated.guard.opened(kept):
+            # A graph that is kept goes on behind its gates, where nothing must be freed.
+            retain = kept or plan.swept.borrows_graph
+            grads = iter(self.differentiate(outputs, [*known, *others], seeds, retain_graph=retain))
+        back: Cotangents = [None if tensor is None else next(grads) for tensor in done.own]
+        self.totals.add_noise(n, [next(grads) for _ in done.noise])
+        self.totals.add([*plan.isolated.originals, *others], list(grads))
+        return back
+
+    def others(self, n: int, done: Evaluation, *, kept: bool = False) -> list[Tensor]:
+        """The leaves that step n reads without having been given them; refuses another graph than the forward one's."""
+        plan, known = self.plan, done.known(self.plan.isolated)
+        found = done.dependencies(last=n == plan.recursion.steps - 1)
+        others, expected = found.leaves_but(known), plan.swept.traces[n].fingerprint
+        if kept or expected is None:
+            return others
+        named = [tensor for tensor in others if id(tensor) in expected.leaves]
+        leaves = places_of(found, known).union(map(id, named))
+        kinds = kinds_of(found, opaque=plan.sources.is_scripted)
+        self._refuse_other_graph(n, expected, Fingerprint(kinds, leaves, len(others) - len(named)))
+        return named
+
+    def _refuse_other_graph(self, n: int, expected: Fingerprint, got: Fingerprint) -> None:
+        if difference := expected.differs(got):
+            raise RuntimeError(
+                f"network: recomputing step {n} of {self.plan.recursion.steps} built another graph than the forward "
+                f"pass ({difference}), so the gradient would be another function's: it counts its calls, keeps tensors "
+                "of earlier evaluations, or was changed in between; make it a function of (x, t, cond), or use "
+                "adjoint=Direct()"
+            )
 
 
-def _refuse_mismatch(plan: Plan, n: int, recomputed: Tensor, reached: Tensor) -> None:
+def _refuse_mismatch(plan: Plan, n: int, carry: Carry, recomputed: Tensor, reached: Tensor) -> None:
     """A recomputation may differ by the round-off of nondeterministic kernels, and by nothing else.
 
-    The bound is in the Euclidean norm: the round-off of a recomputation, or the retrieval's.
+    The bound is in the Euclidean norm of each sample, relative to what the step starts from and where it ends: the
+    round-off of a recomputation, or the retrieval's.
     """
     narrow = reached.dtype == torch.bfloat16 or plan.autocast.enabled
-    bound = max(round_off(reached.dtype, reached.device.type, narrow), plan.retrieval.tolerance(reached))
+    relative = max(round_off(reached.dtype, reached.device.type, narrow), plan.retrieval.tolerance(plan))
     wide = torch.promote_types(reached.dtype, torch.float32)
-    error = torch.linalg.vector_norm(recomputed.to(wide) - reached.to(wide))
-    if not error <= bound * torch.linalg.vector_norm(reached.to(wide)):
+    error = _by_sample(recomputed.to(wide) - reached.to(wide))
+    size = sum(_by_sample(tensor.to(wide)) for tensor in (*nests.tensors(carry), reached))
+    if not bool((error <= relative * size).all()):
         raise RuntimeError(
             f"network: recomputing step {n} of {plan.recursion.steps} gave another state than the forward pass "
-            f"(difference {float(error):.3g}), so the gradient would be another function's: it keeps a cache or "
+            f"(difference {float(error.max()):.3g}), so the gradient would be another function's: it keeps a cache or "
             "counter, draws from a generator of its own, or was changed in between; make it a function of "
             "(x, t, cond), or use adjoint=Direct()"
         )
+
+
+def _by_sample(y: Tensor) -> Tensor:
+    """The Euclidean norm of each sample, (batch,); a state of one dimension is one sample."""
+    return torch.linalg.vector_norm(y.reshape(len(y), -1) if y.ndim > 1 else y.reshape(1, -1), dim=1)
 
 
 def round_off(dtype: torch.dtype, device: str, narrow: bool) -> float:

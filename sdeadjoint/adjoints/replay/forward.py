@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ... import nests
+from ...memory import storages
 from ...recursion import Carry, Observer, Recursion
 from ..direct import Direct
-from .backward import Plan, Replay, Retrieval, Swept, training_modes
+from ..tangents import has_tangents, push_forward, refuse_hidden_tangents, refuse_transforms
+from .backward import Plan, Reached, Replay, Retrieval, Swept, training_modes
+from .graphs import Dependencies, Fingerprint, kinds_of, places_of, sequence_number, updates_batch_statistics
 from .leaves import (
     ActivationsNeededError,
-    Dependencies,
     Evaluation,
     Isolated,
+    Saving,
     Stage,
-    dependencies,
+    Trace,
     distinct,
     evaluate,
-    isolate,
-    parameters,
-    precedes,
-    sequence_number,
-    updates_batch_statistics,
 )
+from .module_state import ModuleState
+from .parallel import Parallel, refuse_flat_parameters
+from .sources import Sources, Watch
 from .surroundings import Autocast, GeneratorStates
 
 
@@ -41,86 +42,101 @@ class Replayed:
         retrieval: where stages come from.
         graphs: bytes for whole graphs of the latest steps.
         last: how many steps are differentiated, counted from the end; None for all.
-        refuse_random: the sentence for networks that draw from torch's global generators; empty if they may.
+        refuse_random, refuse_state: the sentences for networks that draw from torch's global generators, and for those
+            whose modules change their ``{name}`` at each step; empty if they may.
     """
 
     retrieval: Retrieval
     graphs: int = 0
     last: int | None = None
     refuse_random: str = ""
+    refuse_state: str = ""
 
     def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
         if not torch.is_grad_enabled():
             return Direct().solve(recursion, y, keep=keep, observe=observe)
+        refuse_transforms()
+        if has_tangents(recursion, y):
+            return push_forward(recursion, y, keep=keep, observe=observe)
         first = 0 if self.last is None else max(0, recursion.steps - self.last)
-        swept, plan = sweep_and_plan(
-            recursion, y, self.retrieval, keep=keep, observe=observe, graphs=self.graphs, first=first
-        )
+        how = Sweep(self.retrieval.stored(first, recursion.steps), keep, observe, graphs=self.graphs, first=first)
+        swept, plan = sweep_and_plan(recursion, y, self.retrieval, how)
         if swept.random and self.refuse_random:
             raise RuntimeError(self.refuse_random)
+        if self.refuse_state and (name := swept.state.unsettled):
+            raise RuntimeError(self.refuse_state.format(name=name))
         if plan is None:
             return swept.outputs
         outputs: tuple[Tensor, ...] = Replay.apply(plan, swept, *plan.inputs)
+        plan.parallel.prepare(outputs)
         return outputs
 
 
-def sweep_and_plan(
-    recursion: Recursion,
-    y: Tensor,
-    retrieval: Retrieval,
-    *,
-    keep: bool,
-    observe: Observer,
-    states: bool = False,
-    graphs: int = 0,
-    first: int = 0,
-) -> tuple[Swept, Plan | None]:
-    """The forward sweep, and the plan of the backward pass unless nothing requires a gradient.
+class Sweep(NamedTuple):
+    """How to sweep: which stages to store, whether all states are outputs, who watches.
 
-    ``states``: the sweep returns all states, although only the last (``keep=False``) is an output. ``graphs``,
-    ``first``: see ``Sweep``.
+    ``states``: all states are returned, although only the last is an output; ``graphs``: bytes for whole graphs;
+    ``first``: the first step that is differentiated: leaves of earlier ones are not looked for.
     """
+
+    stored: frozenset[int]
+    keep: bool
+    observe: Callable[[int, Carry], None]
+    states: bool = False
+    graphs: int = 0
+    first: int = 0
+
+
+def sweep_and_plan(recursion: Recursion, y: Tensor, retrieval: Retrieval, how: Sweep) -> tuple[Swept, Plan | None]:
+    """The forward sweep, and the plan of the backward pass unless the outputs depend on nothing that has a gradient."""
+    sources = Sources.of(recursion.equation.module, recursion.after_step)
+    modes, watch, autocast = training_modes(sources), Watch.begin(sources), Autocast.current(y.device)
+    isolated, parallel = Isolated.of(recursion), Parallel.of(sources.modules)
+    with parallel.sweeping():
+        swept = sweep(isolated, recursion.start(y), how, autocast, sources)
+    watch.settle()
     noise = () if recursion.noise is None else recursion.noise.tensors
-    given = nests.tensors(recursion.equation.tensors)
-    declared = distinct([y, *given, *parameters(recursion.equation), *noise])
-    autocast, isolated = Autocast.current(y.device), isolate(recursion, y)
-    stored = retrieval.stored(first, recursion.steps)
-    how = Sweep(stored, keep or states, autocast, observe, graphs=graphs, first=first)
-    swept = sweep(isolated, recursion.start(y.detach()), how)
-    inputs = distinct([*(tensor for tensor in declared if tensor.requires_grad), *swept.leaves])
+    given = [y, *nests.tensors(recursion.equation.tensors), *sources.parameters, *noise]
+    declared = distinct(tensor for tensor in given if not swept.state.changes(tensor))
+    inputs = _inputs(declared, isolated, y, swept.reached)
     if not inputs:
         return swept, None
     return swept, Plan(
         isolated,
         y,
-        tuple(inputs),
+        inputs,
+        wanting=tuple(distinct([*(tensor for tensor in declared if tensor.requires_grad), *inputs])),
         # Inference tensors have no version to watch, and can be changed in inference mode alone.
         watched=tuple(tensor for tensor in declared if not (tensor.requires_grad or tensor.is_inference())),
         retrieval=retrieval,
-        keep=keep,
+        keep=how.keep,
         autocast=autocast,
-        borrows_graph=swept.borrows_graph,
-        differentiates=swept.differentiates,
-        modes=training_modes(recursion.equation),
-        first=first,
+        swept=swept._replace(stages=[], kept={}, outputs=()),
+        sources=sources,
+        modes=modes,
+        watch=watch,
+        parallel=parallel,
+        first=how.first,
     )
 
 
-class Sweep(NamedTuple):
-    """How to sweep: which stages to store, what to return, who watches, bytes for graphs, the first step that counts.
+def _inputs(declared: Sequence[Tensor], isolated: Isolated, y: Tensor, reached: Reached) -> tuple[Tensor, ...]:
+    """The tensors that the outputs depend on: declared ones first, then other leaves that the drift reads."""
+    leaves = dict(reached.leaves)
+    found = [y] if reached.start else []
+    if reached.start:
+        found += nests.tensors(isolated.base.equation.start)
+    if reached.noise and isolated.base.noise is not None:
+        found += isolated.base.noise.tensors
+    pairs = zip(isolated.originals, isolated.copies, strict=True)
+    found += [own for own, copy in pairs if leaves.pop(id(copy), None) is not None]
+    found += leaves.values()
+    met = {id(tensor) for tensor in found}
+    ordered = distinct([*(tensor for tensor in declared if id(tensor) in met), *found])
+    return tuple(tensor for tensor in ordered if tensor.requires_grad)
 
-    The leaves of steps before ``first`` are not looked for.
-    """
 
-    stored: frozenset[int]
-    keep: bool
-    autocast: Autocast
-    observe: Callable[[int, Carry], None]
-    graphs: int = 0
-    first: int = 0
-
-
-def sweep(isolated: Isolated, carry: Carry, how: Sweep) -> Swept:
+def sweep(isolated: Isolated, carry: Carry, how: Sweep, autocast: Autocast, sources: Sources) -> Swept:
     """Run all steps from ``carry_0``. Each builds its graph, without activations, and drops it once it has been read.
 
     Without a graph the network could take other code paths than in the recomputation, and a tensor that it caches would
@@ -128,49 +144,179 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep) -> Swept:
     A step whose network needs its own activations, as it calls autograd itself, is evaluated again and keeps them until
     it is done, and so are the following ones. With bytes for graphs, those of the latest steps stay whole.
     """
-    last, device, mark = isolated.recursion.steps - 1, carry.y.device, sequence_number()
-    window, made = KeptGraphs(how.graphs, isolated, carry.y), WeakValueDictionary[int, Tensor]()
+    last, device = isolated.base.steps - 1, carry.y.device
+    runner, reading = _Runner(isolated, autocast, sources, carry.y), _Reading(isolated, how, sources)
+    window, state = KeptGraphs(how.graphs, sources, isolated), runner.state
     stages: list[tuple[int, Stage]] = []
     outputs: list[Tensor] = []
-    leaves: dict[int, Tensor] = {}
-    differentiates, borrows, random, generators = False, False, False, GeneratorStates.current(device)
+    traces: list[Trace] = []
+    wanted = tuple(tensor.requires_grad for tensor in nests.tensors(carry))
+    carry, generators = nests.map_tensors(Tensor.detach, carry), GeneratorStates.current(device)
     for n in range(last + 1):
-        generators = GeneratorStates.current(device, generators)  # the observer may have drawn
+        before = GeneratorStates.current(device, generators)
+        drawn = None if before is generators else before  # by the observer
+        held = state.mark()
+        stage = Stage(carry, before, state.values())
         if n in how.stored or n == last:
-            stages.append((n, Stage(carry, generators)))
+            stages.append((n, stage))
         window.make_room()
-        try:
-            done, found = _examined(isolated, n, carry, how.autocast, keep=differentiates or window.is_open)
-        except ActivationsNeededError:
-            differentiates = True
-            generators.restore()
-            done, found = _examined(isolated, n, carry, how.autocast, keep=True)
-        own = [*nests.tensors(done.entry), *done.noise, *isolated.copies]
-        if n >= how.first:
-            _refuse_connections(found, made, own)
-            leaves |= {id(leaf): leaf for leaf in found.leaves_but(own)}
-            borrows |= any(precedes(node, mark) for node in found.nodes)
-        made.update({id(tensor): tensor for tensor in own[: len(own) - len(isolated.copies)]})
+        done = runner.run(n, stage, wanted, keep=window.is_open)
+        seen = reading.read(n, done, state)
+        generators = GeneratorStates.current(device, before)
+        entered, wanted = wanted, tuple(tensor.requires_grad for tensor in nests.tensors(done.out))
+        refuse_hidden_tangents(done.out)
         carry = nests.map_tensors(Tensor.detach, done.out)
-        window.add(n, done)
-        del done, found, own
-        random = random or GeneratorStates.current(device, generators) is not generators
+        if seen is not None and seen.is_new:
+            done.activations.release()
+        else:
+            window.add(n, done)
+        del done
+        fingerprint = None if seen is None else reading.settle(n, seen)
+        traces.append(Trace(entered, fingerprint, generators is not before, held, drawn))
         how.observe(n + 1, carry)
-        if how.keep or n == last:
+        if how.keep or how.states or n == last:
             outputs.append(carry.y)
-    return Swept(stages, dict(window.kept), tuple(outputs), tuple(leaves.values()), borrows, differentiates, random)
+    found = (reading.reached, tuple(traces), reading.borrows, runner.saving, state)
+    return Swept(stages, dict(window.kept), tuple(outputs), *found)
+
+
+class _Runner:
+    """Evaluates the steps of a forward sweep; one that needs its activations is evaluated again, with them."""
+
+    def __init__(self, isolated: Isolated, autocast: Autocast, sources: Sources, y: Tensor) -> None:
+        self._isolated, self._autocast = isolated.guarded, autocast
+        isolated.guard.extend([y])
+        self._weights = [tensor for tensor in sources.parameters if tensor.requires_grad and tensor.is_leaf]
+        self.state = ModuleState.of(sources)
+        self.saving = Saving.DROPPED
+
+    def run(self, n: int, stage: Stage, wanted: Sequence[bool], *, keep: bool) -> Evaluation:
+        while True:
+            keeps = keep and self.saving is not Saving.PLAIN
+            grads = self._grads()
+            try:
+                saving = Saving.HELD if keeps else self.saving
+                done = evaluate(self._isolated, n, stage.carry, wanted, self._autocast, saving)
+            except ActivationsNeededError as error:
+                self.saving = error.saving
+                # Its frames hold the failed evaluation's graph, whose hooks hold the error, and this frame.
+                error.__traceback__ = error.__cause__ = error.__context__ = None
+                stage.generators.restore()
+                self.state.rewind(stage.held)
+                continue
+            if self._grads() != grads:
+                raise RuntimeError(
+                    "network: it calls backward(), which adds to the .grad of its weights at each evaluation, and once "
+                    "more when a step is recomputed; use torch.autograd.grad in it, or pass adjoint=Direct()"
+                )
+            self._isolated.hand_on_hooks()
+            return done
+
+    def _grads(self) -> list[tuple[int, int]]:
+        """What tells whether gradients were accumulated, by networks that differentiate by themselves."""
+        grads = (weight.grad for weight in self._weights)
+        return [(id(grad), 0 if grad is None or grad.is_inference() else grad._version) for grad in grads]
+
+
+class _Seen(NamedTuple):
+    """What the graph of a step says, without holding the graph.
+
+    ``enters``, ``noise``: whether it depends on the carry before the step, and on its noise; ``known``: the arguments
+    that it depends on, by their place; ``copies``: those of the equation among them; ``others``: its other leaves;
+    ``is_new``: whether one of these was not seen before, which may be the step's own.
+    """
+
+    enters: bool
+    noise: bool
+    kinds: Counter[type] | None
+    known: frozenset[int]
+    copies: list[Tensor]
+    others: list[weakref.ref[Tensor]]
+    is_new: bool
+
+
+class _Reading:
+    """Reads off each step's graph what it depends on, and refuses what cannot be recomputed."""
+
+    def __init__(self, isolated: Isolated, how: Sweep, sources: Sources) -> None:
+        self.reached, self.borrows = Reached(), False
+        self._isolated, self._how, self._sources = isolated, how, sources
+        self._mark = sequence_number()
+        self._made = weakref.WeakValueDictionary[int, Tensor]()
+        self._vetted = set(map(id, sources.parameters))
+        self._latest: Fingerprint | None = None
+
+    def read(self, n: int, done: Evaluation, state: ModuleState) -> _Seen | None:
+        """What is to be settled once the graph is gone; None if the step does not count."""
+        found = done.dependencies(last=n == self._isolated.base.steps - 1)
+        updates = _refuse_what_cannot_be_repeated(found)
+        state.notice(updates=updates)
+        if updates and not state.changing:
+            raise RuntimeError(STATISTICS)
+        self._refuse_direct_reads(found)
+        self._made.update({id(tensor): tensor for tensor in (*done.own, *done.noise) if tensor is not None})
+        if n < self._how.first:
+            return None
+        known = done.known(self._isolated)
+        others = found.leaves_but(known)
+        new = [tensor for tensor in others if id(tensor) not in self._vetted]
+        refuse_flat_parameters(new)
+        if any(self._made.get(id(tensor)) is tensor for tensor in new):
+            raise RuntimeError(
+                "network: it used a tensor that an earlier evaluation had computed (a cache kept between calls), so a "
+                "step depends on more than its state; make it a function of (x, t, cond), or use adjoint=Direct()"
+            )
+        self.borrows = self.borrows or found.precede(self._mark)
+        met = {id(leaf) for leaf in found.leaves}
+        return _Seen(
+            any(id(tensor) in met for tensor in done.own),
+            any(id(tensor) in met for tensor in done.noise),
+            kinds_of(found, opaque=self._sources.is_scripted),
+            places_of(found, known),
+            [copy for copy in self._isolated.copies if id(copy) in met],
+            [weakref.ref(tensor) for tensor in others],
+            bool(new),
+        )
+
+    def settle(self, n: int, seen: _Seen) -> Fingerprint:
+        """What the outputs depend on, now that step n is done, through its entry and by itself; its fingerprint.
+
+        A leaf that goes with the graph is the step's own, made in each evaluation anew.
+        """
+        others = [tensor for reference in seen.others if (tensor := reference()) is not None]
+        before = self.reached if seen.enters or self._how.keep else Reached()
+        leaves = {id(leaf): leaf for leaf in (*seen.copies, *others)}
+        self.reached = Reached(
+            before.start or (n == 0 and seen.enters), before.noise or seen.noise, before.leaves | leaves
+        )
+        self._isolated.guard.extend(others)
+        names = frozenset(map(id, others))
+        self._vetted |= names
+        fingerprint = Fingerprint(seen.kinds, seen.known | names, len(seen.others) - len(others))
+        if self._latest != fingerprint:
+            self._latest = fingerprint
+        return self._latest
+
+    def _refuse_direct_reads(self, found: Dependencies) -> None:
+        noise = () if self._isolated.base.noise is None else self._isolated.base.noise.tensors
+        if any(found.includes(tensor) for tensor in (*self._isolated.originals, *noise) if not tensor.is_leaf):
+            raise RuntimeError(
+                "network: it reads x_T, the noise or a tensor of cond not only as an argument but also directly "
+                "(through a closure), and the tensor is not a leaf, so its gradient would miss a part; let the network "
+                "use its arguments only, or pass adjoint=Direct()"
+            )
 
 
 class KeptGraphs:
     """Evaluations whose graphs stay whole for the backward pass: the latest ones, as many as fit into some bytes."""
 
-    def __init__(self, nbytes: int, isolated: Isolated, y: Tensor) -> None:
+    def __init__(self, nbytes: int, sources: Sources, isolated: Isolated) -> None:
         self.kept: deque[tuple[int, Evaluation]] = deque()
         self._room = nbytes
         self._sizes: deque[int] = deque()
         self._latest = 0
-        given = [*parameters(isolated.recursion.equation), *isolated.copies, y]
-        self._elsewhere = {tensor.untyped_storage().data_ptr() for tensor in given}
+        given = [*sources.parameters, *nests.tensors(isolated.base.equation.tensors)] if nbytes else []
+        self._elsewhere = {storage._cdata for tensor in given for storage in storages(tensor)}
 
     @property
     def is_open(self) -> bool:
@@ -184,8 +330,7 @@ class KeptGraphs:
 
     def add(self, n: int, done: Evaluation) -> None:
         """Keep an evaluation if it fits, else let go of its activations."""
-        assert done.activations is not None
-        if self.is_open:
+        if self.is_open and done.activations.saving is Saving.HELD:
             self._latest = done.activations.nbytes(self._elsewhere)
             if self._latest <= self._room:
                 self.kept.append((n, done))
@@ -198,44 +343,22 @@ class KeptGraphs:
     def _drop(self) -> None:
         _, done = self.kept.popleft()
         self._sizes.popleft()
-        if done.activations is not None:
-            done.activations.release()
+        done.activations.release()
 
 
-def _refuse_connections(found: Dependencies, made: Mapping[int, Tensor], own: list[Tensor]) -> None:
-    """Raise if a step depends on what was made for an earlier one: through a tensor that the network kept."""
-    if any(made.get(id(tensor)) is tensor for tensor in found.leaves_but(own)):
-        raise RuntimeError(
-            "network: it used a tensor that an earlier evaluation had computed (a cache kept between calls), so a step "
-            "depends on more than its state; make it a function of (x, t, cond), or use adjoint=Direct()"
-        )
+STATISTICS = (
+    "network: a normalisation in training mode updates running statistics that are no buffers of a module that can be "
+    "seen, and a recomputation would update them again; call network.eval(), or pass adjoint=Direct()"
+)
 
 
-def _examined(
-    isolated: Isolated, n: int, carry: Carry, autocast: Autocast, *, keep: bool
-) -> tuple[Evaluation, Dependencies]:
-    """Step n and what it depends on."""
-    done = evaluate(isolated, n, carry, autocast, keep=keep)
-    found = dependencies(nests.tensors(done.out))
-    _refuse_what_cannot_be_repeated(found.nodes)
-    noise = () if isolated.recursion.noise is None else isolated.recursion.noise.tensors
-    if any(found.includes(tensor) for tensor in (*isolated.originals, *noise) if not tensor.is_leaf):
-        raise RuntimeError(
-            "network: it reads x_T, the noise or a tensor of cond not only as an argument but also directly (through a "
-            "closure), and the tensor is not a leaf, so its gradient would miss a part; let the network use its "
-            "arguments only, or pass adjoint=Direct()"
-        )
-    return done, found
-
-
-def _refuse_what_cannot_be_repeated(nodes: Iterable[Any]) -> None:
-    if any(updates_batch_statistics(node) for node in nodes):
-        raise RuntimeError(
-            "network: a normalisation layer in training mode updates its running statistics, which a recomputation "
-            "would update again; call network.eval(), set track_running_stats=False, or pass adjoint=Direct()"
-        )
-    if any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes):
+def _refuse_what_cannot_be_repeated(found: Dependencies) -> bool:
+    """Raise for what works once only; return whether a normalisation updates running statistics."""
+    kinds = {kind: kind.__name__ for kind in set(map(type, found.nodes))}
+    if "CheckpointFunctionBackward" in kinds.values():
         raise RuntimeError(
             "network: it uses torch.utils.checkpoint with use_reentrant=True, which works with .backward() alone; pass "
             "use_reentrant=False there, or adjoint=Direct() here"
         )
+    norms = {kind for kind, name in kinds.items() if "BatchNorm" in name}
+    return bool(norms) and any(updates_batch_statistics(node) for node in found.nodes if type(node) in norms)

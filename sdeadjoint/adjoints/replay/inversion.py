@@ -12,7 +12,9 @@ from torch import Tensor
 from ... import nests
 from ...recursion import Carry
 from .backward import Plan, Retrieval
-from .leaves import Activations, Stage, leaf
+from .leaves import Activations, Stage
+
+GROWTH = 2.0**14  # ulps: 64 roundings, and a step that makes errors grow 256 times
 
 
 class RoundTripWarning(UserWarning):
@@ -41,7 +43,7 @@ class Inversion(Retrieval):
         for n in reversed(range(first, last + 1)):
             if first < n < last:
                 carry = self._inverted(plan, n, carry)
-            yield n, start if n == first else Stage(carry, start.generators), end
+            yield n, start if n == first else Stage(carry, start.generators, stage.held), end
             end = carry.y
             if n == first + 1 < last:
                 error, end = _distance(carry, known[n].carry), known[n].carry.y
@@ -59,15 +61,21 @@ class Inversion(Retrieval):
 
     def _inverted(self, plan: Plan, n: int, carry: Carry) -> Carry:
         """With a graph that is dropped, as in the sweeps: the network runs as in a differentiated step."""
-        activations = Activations(keep=plan.differentiates)
+        isolated = plan.isolated
+        activations = Activations(plan.swept.saving, isolated.guard)
         with torch.enable_grad(), activations.saved(), plan.autocast.replayed():
-            found = plan.recursion.invert(n, nests.map_tensors(leaf, carry), plan.recursion.increment(n))
+            entry, _ = isolated.entry(carry, plan.swept.traces[n + 1].wanted)
+            found = isolated.recursion.invert(n, entry, isolated.recursion.increment(n))
         activations.release()
+        isolated.drop_hooks()
         return Carry(*nests.map_tensors(Tensor.detach, found))
 
-    def tolerance(self, state: Tensor) -> float:
-        """Inverting a step and repeating it costs some ulps, times the growth of errors over one step."""
-        return float(torch.finfo(state.dtype).eps) ** 0.5
+    def tolerance(self, plan: Plan) -> float:
+        """Inverting a step and repeating it rounds some numbers of the size of the step's terms, and the step makes the
+        error grow. Where a narrow network rounds anew, half of the state's digits are left.
+        """
+        eps = float(torch.finfo(plan.start.dtype).eps)
+        return eps**0.5 if plan.is_narrow else GROWTH * eps
 
 
 def _distance(carry: Carry, known: Carry) -> float:

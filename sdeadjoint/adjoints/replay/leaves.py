@@ -1,22 +1,25 @@
-"""One step cut out of its surroundings: its arguments as leaves, what it depends on, what its graph saves."""
+"""One step cut out of its surroundings: its arguments as leaves, its evaluation, what its graph saves."""
 
 from __future__ import annotations
 
-import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from enum import Enum
+from functools import cached_property, partial
+from operator import is_
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch import Tensor
 
 from ... import nests
-from ...equation import Equation
+from ...memory import storages
 from ...noise import Increment
 from ...recursion import Carry, Recursion
+from .graphs import Dependencies, Fingerprint, dependencies
+from .guard import Guard
 from .surroundings import Autocast, GeneratorStates
 
 # Arguments as leaves.
@@ -31,70 +34,87 @@ class Isolated:
     argument, is not counted twice, and hooks on it see its total gradient once.
 
     Args:
-        recursion: the recursion, its equation on the copies.
+        base: the recursion as it was given.
         originals, copies: the equation's tensors that require gradients, each once, and their copies.
-        starts: whether the initial state requires a gradient.
+        gates: what the equation has in their places: the copies, or gates to them.
+        guard: of this solve.
+        gated: whether each step gets gates, as in a forward sweep.
     """
 
-    recursion: Recursion
+    base: Recursion
     originals: tuple[Tensor, ...]
     copies: tuple[Tensor, ...]
-    starts: bool
+    gates: tuple[Tensor, ...]
+    guard: Guard
+    gated: bool = False
 
-    def entry(self, n: int, carry: Carry) -> Carry:
-        """The carry before step n as leaves; an initial state that needs no gradient stays as it is."""
-        if n == 0 and not self.starts:
-            return carry
-        return Carry(*nests.map_tensors(leaf, carry))
+    @classmethod
+    def of(cls, recursion: Recursion) -> Isolated:
+        """The recursion cut from the history of its arguments."""
+        originals = distinct(tensor for tensor in nests.tensors(recursion.equation.tensors) if tensor.requires_grad)
+        copies = tuple(leaf(tensor) for tensor in originals)
+        return cls(recursion, tuple(originals), copies, copies, Guard())
+
+    @property
+    def guarded(self) -> Isolated:
+        """On the same copies behind gates: for a forward sweep."""
+        noise = () if self.base.noise is None else self.base.noise.tensors
+        gates = tuple(self.guard.gate(copy, own) for copy, own in zip(self.copies, self.originals, strict=True))
+        self.guard.extend([*gates, *noise])
+        return replace(self, gates=gates, gated=True)
+
+    @cached_property
+    def recursion(self) -> Recursion:
+        """The recursion on the copies."""
+        equation = self.base.equation
+        known = {id(own): gate for own, gate in zip(self.originals, self.gates, strict=True)}
+        cut = nests.map_tensors(lambda tensor: known.get(id(tensor), tensor), equation.tensors)
+        return replace(self.base, equation=equation.on(cut))
+
+    def entry(self, carry: Carry, wanted: Sequence[bool]) -> tuple[Carry, list[Tensor | None]]:
+        """The carry before a step as the step sees it, and the leaves of those of its tensors that require gradients.
+
+        A tensor requires one where it would in plain autograd: networks may ask.
+        """
+        tensors = zip(nests.tensors(carry), wanted, strict=True)
+        leaves = [leaf(tensor) if want else None for tensor, want in tensors]
+        places = iter(leaves)
+
+        def given(tensor: Tensor) -> Tensor:
+            own = next(places)
+            if own is None:
+                return tensor
+            return self.guard.gate(own, self.guard.behind) if self.gated else own
+
+        return nests.map_tensors(given, carry), leaves
 
     def increment(self, n: int) -> tuple[Increment | None, list[Tensor]]:
         """Step n's noise, and those of its tensors that are leaves to differentiate with respect to."""
-        noise, increment = self.recursion.noise, self.recursion.increment(n)
+        noise, increment = self.base.noise, self.base.increment(n)
         if noise is None or increment is None or not any(tensor.requires_grad for tensor in noise.tensors):
             return increment, []
-        increment = nests.map_tensors(leaf, increment)
-        return increment, list(nests.tensors(increment))
+        leaves = nests.map_tensors(leaf, increment)
+        guard = self.guard
+        given = nests.map_tensors(lambda own: guard.gate(own, guard.behind), leaves) if self.gated else leaves
+        return given, list(nests.tensors(leaves))
 
+    def hand_on_hooks(self) -> None:
+        """Move hooks that the network registered on a copy to the tensor itself, which has the total gradient."""
+        for own, gate in zip(self.originals, self.gates, strict=True):
+            hooks = gate._backward_hooks or {}
+            for hook in hooks.values():
+                own.register_hook(hook)
+            hooks.clear()
 
-def isolate(recursion: Recursion, y: Tensor) -> Isolated:
-    """Cut the recursion from the history of its arguments; ``y`` is the initial state."""
-    equation = recursion.equation
-    originals = distinct(tensor for tensor in nests.tensors(equation.tensors) if tensor.requires_grad)
-    copies = {id(tensor): leaf(tensor) for tensor in originals}
-    cut = nests.map_tensors(lambda tensor: copies.get(id(tensor), tensor), equation.tensors)
-    return Isolated(
-        replace(recursion, equation=equation.on(cut)), tuple(originals), tuple(copies.values()), y.requires_grad
-    )
-
-
-def parameters(equation: Equation) -> list[Tensor]:
-    """The parameters and buffers of the equation's module."""
-    module = equation.module
-    return [] if module is None else [*module.parameters(), *module.buffers()]
-
-
-def modules(equation: Equation) -> list[nn.Module]:
-    """The equation's module and all modules in it."""
-    return [] if equation.module is None else list(equation.module.modules())
+    def drop_hooks(self) -> None:
+        """Forget those that a recomputation has registered once more."""
+        for gate in self.gates:
+            (gate._backward_hooks or {}).clear()
 
 
 def leaf(tensor: Tensor) -> Tensor:
-    """The tensor cut from its history, as a leaf that requires a gradient.
-
-    Its gradient is asked for by name. One that is accumulated comes from a loss that reaches into the sampler.
-    """
-    cut = tensor.detach().requires_grad_()
-    cut.register_post_accumulate_grad_hook(_refuse_use_outside)
-    return cut
-
-
-def _refuse_use_outside(cut: Tensor) -> None:
-    cut.grad = None
-    raise RuntimeError(
-        "network: a tensor that it computed inside of the sampler (recorded by it, or by a hook) is used in the loss, "
-        "and its gradient would end there; measure the loss on what sample returns (trajectory=True has every "
-        "state), or pass adjoint=Direct()"
-    )
+    """The tensor cut from its history, as a leaf that requires a gradient."""
+    return tensor.detach().requires_grad_()
 
 
 def distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -102,52 +122,95 @@ def distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
     return list({id(tensor): tensor for tensor in tensors}.values())
 
 
-@contextmanager
-def hooks_off(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Without the hooks that users registered on leaves, which are for a gradient's total, not for a step's part."""
-    hooked = [(tensor, tensor._backward_hooks) for tensor in tensors if tensor.is_leaf and tensor._backward_hooks]
-    for tensor, _ in hooked:
-        tensor._backward_hooks = None
-    try:
-        yield
-    finally:
-        for tensor, hooks in hooked:
-            tensor._backward_hooks = hooks
-
-
 # One step with its graph.
 
 
 class Stage(NamedTuple):
-    """Everything a recomputation starts from: the carry before a step and the global generators' states there."""
+    """Everything a recomputation starts from: the carry before a step, the global generators' states, and what modules
+    hold that they change."""
 
     carry: Carry
     generators: GeneratorStates
+    held: dict[int, Any]
+
+
+class Trace(NamedTuple):
+    """What the forward sweep saw of a step.
+
+    ``wanted``: which tensors of the carry before it require gradients; ``fingerprint``: of its graph, None before the
+    first step that counts; ``draws``: whether it drew from a global generator; ``held``, ``generators``: what modules
+    hold before it, and the generators' states, where a callback changed them after the step before.
+    """
+
+    wanted: tuple[bool, ...]
+    fingerprint: Fingerprint | None
+    draws: bool
+    held: dict[int, Any]
+    generators: GeneratorStates | None
 
 
 class Evaluation(NamedTuple):
     """One step with its graph: the carry it starts from and its noise, as leaves, and the carry it makes.
 
-    ``activations``: what the graph saves, None for ordinary saving.
+    ``own``: a leaf for each tensor of the carry that requires a gradient, None for the others; ``activations``: what
+    the graph saves.
     """
 
-    entry: Carry
+    own: list[Tensor | None]
     noise: list[Tensor]
     out: Carry
-    activations: Activations | None = None
+    activations: Activations
+
+    def known(self, isolated: Isolated) -> list[Tensor]:
+        """The leaves that stand for the step's arguments."""
+        return [*(tensor for tensor in self.own if tensor is not None), *self.noise, *isolated.copies]
+
+    def dependencies(self, last: bool) -> Dependencies:
+        """Of the carry; of the state alone after the last step, as what that remembers serves nobody."""
+        return dependencies(nests.tensors(self.out.y if last else self.out))
 
 
-def evaluate(isolated: Isolated, n: int, carry: Carry, autocast: Autocast, *, keep: bool) -> Evaluation:
+class Saving(Enum):
+    """What becomes of the activations of an evaluation."""
+
+    DROPPED = "let go of at once, so that the graph has the structure and no content"
+    HELD = "held until they are released, for networks that differentiate by themselves what they compute"
+    PLAIN = "left to autograd, for networks that use torch.func, which allows nothing else"
+
+
+def evaluate(
+    isolated: Isolated, n: int, carry: Carry, wanted: Sequence[bool], autocast: Autocast, saving: Saving
+) -> Evaluation:
     """Step n with its graph."""
-    entry = isolated.entry(n, carry)
-    increment, noise = isolated.increment(n)
-    activations = Activations(keep=keep)
-    with torch.enable_grad(), activations.saved(), autocast.replayed():
-        return Evaluation(entry, noise, isolated.recursion.step(n, entry, increment), activations)
+    guard = isolated.guard
+    guard.refusal = None
+    activations = Activations(saving, guard)
+    failed: Exception | None = None
+    with torch.enable_grad():
+        entry, own = isolated.entry(carry, wanted)
+        increment, noise = isolated.increment(n)
+        with activations.saved(), autocast.replayed():
+            try:
+                out = isolated.recursion.step(n, entry, increment)
+            except Exception as error:
+                failed = error
+    # First our own errors, as the network may have caught them, or made others of them.
+    for ours in (activations.missed, guard.refusal):
+        if ours is not None:
+            raise ours from (None if failed is ours else failed)
+    if failed is not None:
+        if saving is not Saving.PLAIN and isinstance(failed, RuntimeError) and "saved tensor hooks" in str(failed):
+            raise ActivationsNeededError(Saving.PLAIN) from failed
+        raise failed
+    return Evaluation(own, noise, out, activations)
 
 
 class ActivationsNeededError(RuntimeError):
     """The network differentiates by itself what it computed in the same evaluation."""
+
+    def __init__(self, saving: Saving) -> None:
+        super().__init__("the step is evaluated again, with its activations")
+        self.saving = saving
 
 
 class _Slot:
@@ -155,9 +218,9 @@ class _Slot:
 
     __slots__ = ("__weakref__", "tensor", "version")
 
-    def __init__(self, tensor: Tensor | None) -> None:
-        self.tensor = tensor
-        self.version = 0 if tensor is None or tensor.is_inference() else tensor._version
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor: Tensor | None = tensor
+        self.version = 0 if tensor.is_inference() else tensor._version
 
     def get(self) -> Tensor | None:
         if self.tensor is not None and not self.tensor.is_inference() and self.tensor._version != self.version:
@@ -167,24 +230,30 @@ class _Slot:
         return self.tensor
 
 
+_drop = partial(is_, None)
+"""In the place of a saved tensor, False. Written in C, as autograd calls it for every tensor that a node saves."""
+
+
 class Activations:
-    """The activations of one evaluation.
+    """The activations of one evaluation. ``missed``: the error of who asked for one that is gone."""
 
-    ``keep=False`` lets go of each at once, so that the graph has the structure and no content; ``keep=True`` holds
-    them until ``release``.
-    """
-
-    def __init__(self, *, keep: bool) -> None:
-        self.keep = keep
+    def __init__(self, saving: Saving, guard: Guard) -> None:
+        self.missed: ActivationsNeededError | None = None
+        self._guard = guard
+        self.saving = saving
         self._live = False
         self._slots: list[weakref.ref[_Slot]] = []
 
     @contextmanager
     def saved(self) -> Iterator[None]:
         """Where the graph is built."""
+        if self.saving is Saving.PLAIN:
+            yield
+            return
         self._live = True
+        pack: Callable[[Tensor], Any] = self._hold if self.saving is Saving.HELD else _drop
         try:
-            with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
+            with torch.autograd.graph.saved_tensors_hooks(pack, self._unpack):
                 yield
         finally:
             self._live = False
@@ -197,92 +266,26 @@ class Activations:
         self._slots.clear()
 
     def nbytes(self, elsewhere: set[int]) -> int:
-        """Bytes held, each storage once, but for storages ``elsewhere`` (by address): the network's parameters."""
+        """Bytes held, each storage once, but for storages ``elsewhere`` (by identity): the network's parameters."""
         slots = (reference() for reference in self._slots)
-        held = (slot.tensor.untyped_storage() for slot in slots if slot is not None and slot.tensor is not None)
-        sizes = {storage.data_ptr(): storage.nbytes() for storage in held}
-        return sum(size for address, size in sizes.items() if address not in elsewhere)
+        tensors = (slot.tensor for slot in slots if slot is not None and slot.tensor is not None)
+        held = {storage._cdata: storage.nbytes() for tensor in tensors for storage in storages(tensor)}
+        return sum(size for key, size in held.items() if key not in elsewhere)
 
-    def _pack(self, tensor: Tensor) -> _Slot:
+    def _hold(self, tensor: Tensor) -> _Slot:
         # Detached: a node that saves its own output would otherwise hold itself alive through the slot, for good.
-        slot = _Slot(tensor.detach() if self.keep else None)
-        if self.keep:
-            self._slots.append(weakref.ref(slot))
+        slot = _Slot(tensor.detach())
+        self._slots.append(weakref.ref(slot))
         return slot
 
-    def _unpack(self, slot: _Slot) -> Tensor:
-        tensor = slot.get()
-        if tensor is not None:
-            return tensor
-        if self._live:
-            raise ActivationsNeededError
-        raise RuntimeError(
-            "network: it used a tensor that an earlier evaluation had computed, whose graph is gone (a cache kept "
-            "between calls); make it a function of (x, t, cond), or use adjoint=Direct()"
-        )
-
-
-# What a graph depends on.
-
-
-class Dependencies(NamedTuple):
-    """The leaves that outputs depend on, all graph nodes in between, and the edges (node, output) walked."""
-
-    leaves: tuple[Tensor, ...]
-    nodes: tuple[Any, ...]
-    edges: set[tuple[Any, int]]
-
-    def includes(self, tensor: Tensor) -> bool:
-        """Whether a tensor that is not a leaf was met on the way."""
-        edge = get_gradient_edge(tensor)
-        return (edge.node, edge.output_nr) in self.edges
-
-    def leaves_but(self, known: Iterable[Tensor]) -> list[Tensor]:
-        """The leaves that are none of the ``known`` tensors."""
-        identities = {id(tensor) for tensor in known}
-        return [leaf for leaf in self.leaves if id(leaf) not in identities]
-
-
-def dependencies(outputs: Iterable[Tensor]) -> Dependencies:
-    """Walk the graphs of ``outputs`` back to their leaves. Linear in the number of nodes (about a microsecond each)."""
-    leaves: list[Tensor] = []
-    nodes = []
-    seen = set()
-    edges: set[tuple[Any, int]] = set()
-    stack: list[Any] = [get_gradient_edge(tensor).node for tensor in outputs if tensor.requires_grad]
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if type(node).__name__ == "AccumulateGrad":
-            leaves.append(node.variable)
-            continue
-        nodes.append(node)
-        edges.update(node.next_functions)
-        stack += [source for source, _ in node.next_functions if source is not None]
-    return Dependencies(tuple(leaves), tuple(nodes), edges)
-
-
-def updates_batch_statistics(node: Any) -> bool:
-    """Whether a graph node is a normalisation that changed its running statistics."""
-    if "BatchNorm" not in type(node).__name__ or not node._saved_training:
-        return False
-    try:
-        return node._saved_running_mean is not None
-    except RuntimeError:
-        return True  # they are there, but were dropped from the graph with the activations
-
-
-def sequence_number() -> int:
-    """A number that graph nodes made later on this thread exceed; see ``precedes``."""
-    with torch.enable_grad():
-        return int(torch.zeros((), requires_grad=True).mul(1).grad_fn._sequence_nr())  # type: ignore[union-attr]
-
-
-def precedes(node: Any, number: int) -> bool:
-    """Whether the node was there before ``sequence_number()`` gave ``number``; in doubt, outside the main thread, yes.
-
-    (PyTorch numbers the nodes of each thread by themselves.)
-    """
-    return int(node._sequence_nr()) < number or threading.current_thread() is not threading.main_thread()
+    def _unpack(self, slot: _Slot | Literal[False]) -> Tensor:
+        tensor = slot.get() if slot else None
+        if tensor is None and self._live:
+            self.missed = ActivationsNeededError(Saving.HELD)
+            raise self.missed
+        if tensor is None:
+            self._guard.refuse(
+                "network: it used a tensor that an earlier evaluation had computed, whose graph is gone (a cache kept "
+                "between calls); make it a function of (x, t, cond), or use adjoint=Direct()"
+            )
+        return tensor

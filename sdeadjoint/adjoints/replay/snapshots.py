@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from math import comb
+from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from ... import nests
-from .backward import Plan, Retrieval
+from ...recursion import Carry
+from .backward import Held, Plan, Retrieval, pull_back_all, refuse_second
 from .leaves import Stage, evaluate
+from .second import gradient
 from .surroundings import GeneratorStates, generators_untouched
+
+
+class HasCarry(Protocol):
+    """A stage, or a stage with more."""
+
+    @property
+    def carry(self) -> Carry: ...
+
+
+T = TypeVar("T", bound=HasCarry)
 
 
 @dataclass(frozen=True)
@@ -27,14 +43,31 @@ class Snapshots(Retrieval):
         """The first, from which all others can be had again."""
         return stages[:1]
 
+    def gradients(
+        self, held: Held, inputs: Sequence[Tensor], grads: Sequence[Tensor | None]
+    ) -> Sequence[Tensor | None]:
+        if not torch.is_grad_enabled():
+            return pull_back_all(held, grads)
+        if held.plan.first > 0:
+            refuse_second()
+        return gradient(held, self.in_reverse, inputs, grads)
+
     def backwards(self, plan: Plan, stack: list[tuple[int, Stage]], end: Tensor) -> Iterator[tuple[int, Stage, Tensor]]:
-        """The forward sweep may hand over the stage before the last step on top of as many as are to be stored."""
+        return self.in_reverse(plan, stack, end, partial(advance, plan))
+
+    def in_reverse(
+        self, plan: Plan, stack: list[tuple[int, T]], end: Tensor, advance: Callable[[T, int, int], T]
+    ) -> Iterator[tuple[int, T, Tensor]]:
+        """The forward sweep may hand over the stage before the last step on top of as many as are to be stored.
+
+        ``advance(stage, start, stop)``: the stage before step ``stop`` from the one before step ``start``.
+        """
         for n in reversed(range(plan.first, plan.recursion.steps)):
             at, stage = stack[-1]
             while at < n:
                 free = self.count - len(stack)
                 ahead = split(n + 1 - at, free + 1) if free else n - at
-                stage = advance(plan, stage, at, at + ahead)
+                stage = advance(stage, at, at + ahead)
                 at += ahead
                 if free:
                     stack.append((at, stage))
@@ -46,13 +79,23 @@ class Snapshots(Retrieval):
 
 def advance(plan: Plan, stage: Stage, start: int, stop: int) -> Stage:
     """Recompute the stage before step ``stop``, as the forward sweep did."""
-    carry, device = stage.carry, stage.carry.y.device
-    with generators_untouched(device):
-        stage.generators.restore()
+    carry, device, swept = stage.carry, stage.carry.y.device, plan.swept
+    with ExitStack() as stack:
+        stack.enter_context(swept.state.swapped(stage.held))
+        draws = any(trace.draws for trace in swept.traces[start:stop])
+        if draws:
+            stack.enter_context(generators_untouched(device))
+            stage.generators.restore()
         for n in range(start, stop):
-            out = evaluate(plan.isolated, n, carry, plan.autocast, keep=plan.differentiates).out
-            carry = nests.map_tensors(Tensor.detach, out)
-        return Stage(carry, GeneratorStates.current(device, stage.generators))
+            done = evaluate(plan.isolated, n, carry, swept.traces[n].wanted, plan.autocast, swept.saving)
+            carry = nests.map_tensors(Tensor.detach, done.out)
+            following = swept.traces[n + 1]
+            swept.state.put(following.held)
+            if draws and following.generators is not None:
+                following.generators.restore()
+        plan.isolated.drop_hooks()
+        generators = GeneratorStates.current(device, stage.generators) if draws else stage.generators
+        return Stage(carry, generators, swept.state.values())
 
 
 def repeats(length: int, snapshots: int) -> int:

@@ -1,4 +1,4 @@
-"""The global state a network may read, recorded in the forward pass and put back for a recomputation."""
+"""The state around a network, recorded in the forward pass and put back for a recomputation."""
 
 from __future__ import annotations
 
@@ -15,15 +15,13 @@ class Autocast:
     """Autocast as it was when the sampler was called, for one device and the CPU."""
 
     modes: tuple[tuple[str, bool, torch.dtype], ...]
+    caches: bool
 
     @classmethod
     def current(cls, device: torch.device) -> Autocast:
-        return cls(
-            tuple(
-                (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
-                for kind in sorted({device.type, "cpu"})
-            )
-        )
+        kinds = sorted({device.type, "cpu"})
+        modes = ((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
+        return cls(tuple(modes), torch.is_autocast_cache_enabled())
 
     @property
     def enabled(self) -> bool:
@@ -35,7 +33,7 @@ class Autocast:
             for kind, enabled, dtype in self.modes:
                 # A disabled mode is entered only where the surroundings differ: some devices warn at the mere entering.
                 if enabled or torch.is_autocast_enabled(kind):
-                    stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
+                    stack.enter_context(torch.autocast(kind, dtype, enabled, self.caches))
             yield
 
 
@@ -66,9 +64,13 @@ class GeneratorStates:
 
 @contextmanager
 def generators_untouched(device: torch.device) -> Iterator[None]:
-    """Whatever is drawn or restored inside, the global generators continue afterwards as if nothing had been."""
+    """Whatever is drawn or restored inside, the global generators continue afterwards as if nothing had been.
+
+    Not for networks that draw nothing: other threads draw from the same generators.
+    """
     before = GeneratorStates.current(device)
     try:
         yield
     finally:
-        before.restore()
+        if not before.equals(GeneratorStates.current(device)):
+            before.restore()
