@@ -411,6 +411,14 @@ def test_narrow_states_are_judged_in_float64(dtype: torch.dtype, digits: float) 
     assert path.grad.dtype == dtype
 
 
+def test_samples_of_one_number_need_no_dimension_of_their_own() -> None:
+    denoiser, frame = GAUSSIAN.denoiser(VP), sa.Frame(VP, eta=1.0)
+    call: dict[str, Any] = {"frame": frame, "grid": GRID, "solver": sa.Euler()}
+    path = walked(denoiser, frame, x_T=drawn(3))
+    want = sa.transition_log_prob(denoiser, path[..., None], **call)
+    assert torch.allclose(sa.transition_log_prob(denoiser, path, **call), want, rtol=1e-12, atol=1e-12)
+
+
 def test_a_path_from_pure_noise_is_one() -> None:
     """alpha = 0 at the start: y_0 = 0, and the network sees x_T itself."""
     network = Mlp(4)

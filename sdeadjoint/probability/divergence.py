@@ -39,8 +39,8 @@ class Divergence(ABC):
 class ExactDivergence(Divergence):
     """The trace itself, by one vector-Jacobian product per number of a sample.
 
-    Cost: D times that of ``Hutchinson()`` for samples of D numbers, so for small ones: 64 numbers take some 30 times as
-    long (the guide's page on probabilities has a table). With gradients its graph holds the D products of one step.
+    Cost: D products per network call for samples of D numbers, where ``Hutchinson()`` takes one: for small samples.
+    With gradients the graph of a step holds all D. ``python -m tests.benchmarks.likelihood_cost`` measures both.
     """
 
     @property

@@ -92,7 +92,7 @@ class Transitions:
 
 def _summed(values: Tensor) -> Tensor:
     """Sums over the numbers of each sample: (steps, batch)."""
-    return values.flatten(2).sum(2)
+    return values.reshape(*values.shape[:2], -1).sum(2)
 
 
 def transitions(
@@ -130,7 +130,8 @@ def transitions(
             their order. The network is called for these only, and for the past that a multistep solver needs.
         batch_size: the most samples in one call of the network. Several steps are joined in a call where they fit, and
             a batch that does not fit is split. Tensors of cond and guidance whose first dimension is the batch or 1
-            have one row per sample then. None: one step per call, of the batch as it is, as in ``sample``.
+            have one row per sample then, and ``Guidance(batched=True)`` makes it
+            twice as many. None: one step per call, of the batch as it is, as in ``sample``.
 
     Gradients reach the weights, cond, the guidance and the trajectory, each exactly: the states before and after a step
     alike. Detach a trajectory that was sampled with gradients and is to be data (policy gradients).
