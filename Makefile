@@ -2,6 +2,8 @@
 # make test    linter, types and tests
 # make test-examples   the long examples as a user runs them, and the claims of their tables (about six minutes)
 # make test-last-bits   the numerical tests as on another processor, with last bits changed; RULE=up, down, or a seed
+# make docs    the guide, the theory and the reference as a site, in site/; warnings are errors
+# make test-wheel   build the wheel, install it outside of the tree, and run the tests on it; TESTS=tests/test_sample.py
 # make bench   time and memory of gradients, cost of the noise
 # make mutants plant faults one by one and count those that the tests catch (about two hours)
 # Each makes the virtual environment .venv first if it is missing or older than the project's files.
@@ -13,14 +15,15 @@ INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 FILES := pyproject.toml constraints.txt
 
 # The processes share the cores; threads of each would only wait for one another.
-test test-examples test-last-bits bench mutants: export OMP_NUM_THREADS = 1
+test test-examples test-last-bits test-wheel bench mutants: export OMP_NUM_THREADS = 1
 
 # Files that compare numbers with numbers computed otherwise, and take little time.
 NUMERICAL := $(patsubst %,tests/test_%.py,frames grids schedules predictions problems solvers samplers encode \
 	reversible_solvers shifted_noise)
 RULE ?= 0
+TESTS ?= tests
 
-.PHONY: demo test test-examples test-last-bits bench mutants clean
+.PHONY: demo docs test test-examples test-last-bits test-wheel bench mutants clean
 
 demo: .venv/installed-demo
 	$(PY) -m sdeadjoint demo --out demo-out
@@ -37,6 +40,19 @@ test-examples: .venv/installed-dev
 test-last-bits: .venv/installed-dev
 	$(PY) -m pytest -n 2 -p tests.last_bits --last-bits=$(RULE) $(NUMERICAL)
 
+# What is installed lies beside the tests, so that those that read the package's files read the wheel's.
+test-wheel: .venv/installed-dev
+	rm -rf build dist
+	$(PY) -m build --outdir dist
+	mkdir -p build/outside
+	cp -r *.md CITATION.cff LICENSE Makefile pyproject.toml constraints.txt .ci docs examples tests theory build/outside
+	$(PY) -m pip install --quiet --no-deps --no-compile --target build/outside dist/*.whl
+	cd build/outside && PYTHONPATH=$$PWD ../../$(PY) -m pytest -n 2 $(TESTS)
+
+docs: .venv/installed-docs
+	$(PY) -m sphinx --fail-on-warning --keep-going -q -c docs/site -b html . site
+	$(PY) docs/site/check.py site
+
 mutants: .venv/installed-dev
 	$(PY) -m tests.mutation
 
@@ -44,6 +60,9 @@ bench: .venv/installed-dev
 	$(PY) -m tests.benchmarks.checkpoint_cost
 	$(PY) -m tests.benchmarks.noise_queries
 	$(PY) -m tests.benchmarks.strong_order_study
+	$(PY) -m tests.benchmarks.likelihood_cost
+	$(PY) -m tests.benchmarks.flow_grpo_detail
+	$(PY) -m tests.benchmarks.goal_grids
 
 .venv/installed-demo: $(FILES) | $(PY)
 	$(INSTALL) -e '.[demo]'
@@ -54,8 +73,12 @@ bench: .venv/installed-dev
 	$(INSTALL) -e '.[dev]'
 	touch .venv/installed-demo $@
 
+.venv/installed-docs: $(FILES) | $(PY)
+	$(INSTALL) -e '.[docs]'
+	touch $@
+
 $(PY):
 	$(PYTHON) -m venv .venv
 
 clean:
-	rm -rf .venv demo-out build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv demo-out site docs/reference build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

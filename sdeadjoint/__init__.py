@@ -4,6 +4,7 @@ from importlib import import_module as _import_module
 from typing import Any as _Any
 
 from . import adapters, comparison, convergence, equilibria, probability, problems, samplers
+from .accuracy import GradientError, goal_grid, gradient_error
 from .adjoints import (
     Adaptive,
     Adjoint,
@@ -72,7 +73,7 @@ from .solvers import (
     UniPC,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> _Any:
@@ -108,6 +109,7 @@ __all__ = [
     "FixedNoise",
     "Frame",
     "GradientCheck",
+    "GradientError",
     "Guidance",
     "Heun",
     "Hooked",
@@ -152,6 +154,8 @@ __all__ = [
     "encode",
     "equilibria",
     "gauss_newton_product",
+    "goal_grid",
+    "gradient_error",
     "karras",
     "largest_curvature",
     "lean_adjoint",

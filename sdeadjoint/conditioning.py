@@ -26,6 +26,9 @@ class Scheduled(NamedTuple):
 
     values: Tensor | Sequence[Any]
 
+    def __repr__(self) -> str:
+        return f"Scheduled(values={nests.told(self.values)})"
+
 
 def at_step(nest: Any, n: int) -> Any:
     """The nest as step n sees it."""

@@ -70,8 +70,10 @@ def storages(tensor: Tensor) -> Iterator[UntypedStorage]:
     if _functorch.is_functorch_wrapped_tensor(tensor):
         yield from storages(_functorch.get_unwrapped(tensor))
     elif is_traceable_wrapper_subclass(tensor):
-        for name in tensor.__tensor_flatten__()[0]:
-            yield from storages(getattr(tensor, name))
+        parts = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
+        for part in parts:
+            if isinstance(part, Tensor):  # a sharded one names its mesh of devices, too
+                yield from storages(part)
     elif tensor.layout is torch.strided:
         yield tensor.untyped_storage()
     elif tensor.is_sparse:

@@ -23,6 +23,24 @@ def tensors(nest: Any) -> Iterator[Tensor]:
             yield from tensors(value)
 
 
+MANY = 16
+
+
+def told(nest: Any) -> str:
+    """The ``repr`` of a nest, but for tensors of more than 16 numbers and longer lists, of which it tells the size."""
+    if isinstance(nest, Tensor):
+        return repr(nest) if nest.numel() <= MANY else f"<{nest.dtype} tensor of shape {tuple(nest.shape)}>"
+    if type(nest) is dict:
+        return f"{{{', '.join(f'{key!r}: {told(value)}' for key, value in nest.items())}}}"
+    if type(nest) in (list, tuple) and len(nest) > MANY:
+        return f"<{type(nest).__name__} of {len(nest)} from {told(nest[0])} to {told(nest[-1])}>"
+    if type(nest) is list:
+        return f"[{', '.join(map(told, nest))}]"
+    if type(nest) is tuple:
+        return f"({', '.join(map(told, nest))}{',' if len(nest) == 1 else ''})"
+    return repr(nest)
+
+
 def map_leaves(function: Callable[[Any], Any], nest: Any) -> Any:
     """The same nest with ``function`` applied to everything that is not a mapping, list or tuple."""
     if isinstance(nest, Tensor):

@@ -10,7 +10,7 @@ from torch import Tensor
 from .diffusion.frames import Frame
 from .diffusion.grids import karras_to_zero, plain_time, uniform_logsnr, whole_time
 from .diffusion.schedules import Schedule
-from .solvers import SRA1, AdamsBashforth, Coupled, DPMSolverPP2M, Euler, Heun, ShARK, Solver
+from .solvers import SRA1, AdamsBashforth, Coupled, DPMSolver3, DPMSolverPP2M, Euler, Heun, ShARK, Solver, UniPC
 
 Spacing = Callable[[Schedule, int], Tensor]
 """``spacing(schedule, steps)``: a grid."""
@@ -84,6 +84,16 @@ def deis(schedule: Schedule, order: int = 3, variable: str = "log") -> NamedSamp
     ``variable="log"`` interpolates in ``log rho`` (diffusers' default), ``"clock"`` in rho (rho-AB-DEIS).
     """
     return NamedSampler(Frame(schedule, kind="noise"), AdamsBashforth(order, variable), plain_time)
+
+
+def dpm_solver_3(schedule: Schedule) -> NamedSampler:
+    """DPM-Solver-3 on the noise prediction: order 3, three calls per step, ODE. Lu et al. (2022a), Algorithm 2."""
+    return NamedSampler(Frame(schedule, kind="noise"), DPMSolver3())
+
+
+def uni_pc(schedule: Schedule, order: int = 2) -> NamedSampler:
+    """UniPC on the data prediction: order min(order + 1, 3) with one call per step, ODE. Zhao et al. (2023)."""
+    return NamedSampler(Frame(schedule), UniPC(order))
 
 
 def edm_heun(schedule: Schedule) -> NamedSampler:

@@ -6,10 +6,12 @@ import torch
 from hypothesis import HealthCheck, Phase, settings
 
 # No deadlines: the machines that run the tests are shared. Derandomised where results must not differ from run to run.
-settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Half of hypothesis' own number of examples; HYPOTHESIS_PROFILE=thorough takes six times as many.
+settings.register_profile("default", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("thorough", parent=settings.get_profile("default"), max_examples=300)
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True)
 # For planted faults: a failure is enough, its smallest example is not needed.
 settings.register_profile("mutants", parent=settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate])
-settings.load_profile("ci" if os.environ.get("CI") else "default")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
 
 torch.set_num_threads(1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -38,3 +41,32 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.base(x) + x @ self.down.T @ self.up.T
+
+
+class Counting(nn.Module):
+    """A network that knows how many of its activations are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.alive = weakref.WeakSet[Tensor]()
+        self.most = 0
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        h = _Activation.apply(x * self.scale, self)
+        return h.sin()
+
+
+class _Activation(torch.autograd.Function):
+    """The identity, which holds a tensor from its forward to its backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, network: Counting) -> Tensor:
+        ctx.held = x.clone()
+        network.alive.add(ctx.held)
+        network.most = max(network.most, len(network.alive))
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None

@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"solve", "problems", "inversion", "samplers"}),
     frozenset({"sample", "encode", "equilibria", "clocks", "control", "probability"}),
     frozenset({"adapters", "gradient_check", "command_line"}),
-    frozenset({"comparison", "convergence"}),
+    frozenset({"comparison", "convergence", "accuracy"}),
     frozenset({"testing", "demo"}),
     frozenset({"cli"}),
     frozenset({"__init__", "__main__"}),

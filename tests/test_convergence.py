@@ -38,7 +38,7 @@ from sdeadjoint.convergence.quantities import Quantity
 from sdeadjoint.convergence.result import cost_of, dumps
 from sdeadjoint.convergence.settings import Run
 from sdeadjoint.convergence.slope import Slope
-from sdeadjoint.convergence.verdict import Verdict, judge, verdict
+from sdeadjoint.convergence.verdict import Verdict, judge, known_floors, verdict
 from sdeadjoint.noise.refinable import Piece, combine
 from sdeadjoint.solvers.runge_kutta import RungeKutta, Tableau
 from sdeadjoint.testing.strategies import SOLVERS
@@ -385,7 +385,7 @@ def two_orders(low: float, share: float, paths: int, seed: int) -> tuple[Study, 
 
 
 def judged(study: Study, errors: Errors) -> Verdict:
-    law_ = fit(study.steps, errors.signed)
+    law_ = fit(study.steps, errors.signed, floors=known_floors(study, errors))
     median = fit(study.steps, errors.distances, statistic="median", window=law_.steps)
     return verdict(study, errors, law_, median)
 

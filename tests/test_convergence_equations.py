@@ -59,7 +59,7 @@ def test_closed_forms_without_noise(name: str, ends: tuple[float, float]) -> Non
 def test_the_linear_closed_form_knows_all_but_what_the_path_hides() -> None:
     """A coarse grid's increments and areas hide ``sum_n h^5 f''^2 / 720`` of the variance of ``int f dB``.
 
-    Here f = e^(s - 2) on s in [0, 2] with steps of 1/4: 720 in the leading term, whose relative error is of the order
+    Here f = e^(s - 2) on s in [1, 2] with steps of 1/8. That is the leading term, whose relative error is of the order
     of h^2; four standard deviations of a variance over 20000 paths are 4 %.
     """
     setting = settings.ornstein_uhlenbeck()
@@ -70,12 +70,12 @@ def test_the_linear_closed_form_knows_all_but_what_the_path_hides() -> None:
     fine = Paths.draw(nu, (20000, 1), 0)
     start = setting.start(20000, 1)
     ends = [setting.exact(start, grid[::k], fine.coarsened(k).noise()) for k in (1, 8)]
-    h = 0.25
-    known = sum(h**5 * math.exp(2 * ((n + 0.5) * h - 2)) / 720 for n in range(8))
+    h = 1 / 8
+    known = sum(h**5 * math.exp(2 * ((n + 0.5) * h - 1)) / 720 for n in range(8))
     assert float((ends[0] - ends[1]).var()) == pytest.approx(known, rel=0.04 + h**2)
-    # The law at the end: mean 1/2 (1 - e^-2), variance e^-4 + (1 - e^-4) / 2.
-    assert float(ends[0].mean()) == pytest.approx((1 - math.exp(-2)) / 2, abs=4 * 0.72 / 20000**0.5)
-    assert float(ends[0].var()) == pytest.approx((1 + math.exp(-4)) / 2, rel=0.04)
+    # The law at the end: mean 1/2 (1 - e^-1), variance e^-2 + (1 - e^-2) / 2, of which 0.76 is the deviation.
+    assert float(ends[0].mean()) == pytest.approx((1 - math.exp(-1)) / 2, abs=4 * 0.76 / 20000**0.5)
+    assert float(ends[0].var()) == pytest.approx((1 + math.exp(-2)) / 2, rel=0.04)
 
 
 def test_noise_gradients_and_round_trips_of_equations() -> None:

@@ -28,6 +28,7 @@ DEFAULTS: dict[ModuleType, dict[str, dict[str, Any]]] = {
         "Denoiser": {"prediction": "epsilon"},
         "Frame": {"eta": 0.0, "kind": "data"},
         "Guidance": {"rescale": 0.0},
+        "Hutchinson": {"probes": 1, "seed": 0, "kind": "rademacher"},
         "Interval": {"dB": 0.0, "H": 0.0},
         "LowVariance": {"copies": 2, "seed": 0},
         "Reversible": {"tolerance": 1e-4},
@@ -40,6 +41,7 @@ DEFAULTS: dict[ModuleType, dict[str, dict[str, Any]]] = {
         "adjoint_deis": {"order": 1, "states": "recorded", "kind": "noise"},
         "adjoint_dpm": {"method": "euler", "states": "reconstructed"},
         "check_gradient": {"reference": "auto", "memory": "4GiB", "directions": 4, "seed": 0},
+        "dequantise": {"seed": 0},
         "encode": {"max_iterations": 50},
         "karras": {"rho": 7.0},
         "normalize": {"norm": 1.0},
@@ -59,6 +61,7 @@ DEFAULTS: dict[ModuleType, dict[str, dict[str, Any]]] = {
     },
     problems: {"Digits": {"bandwidth": 0.1}},
     convergence: {
+        "Driven": {"diffusion": 0.0},
         "Gradient": {"of": "x_T", "block": 25},
         "Power": {"exponent": 2},
         "Setting": {"name": ""},

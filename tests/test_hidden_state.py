@@ -417,3 +417,52 @@ def test_the_denoisers_own_settings_are_watched(x_T: Tensor) -> None:
     with pytest.raises(RuntimeError, match="'prediction', which it reads, was changed between"):
         torch.autograd.grad(out.sum(), zero)
     assert want is not None
+
+
+@pytest.mark.parametrize("adjoint", [*ADJOINTS, sa.Reversible()], ids=repr)
+def test_a_callback_that_changes_the_network(adjoint: sa.Adjoint, x_T: Tensor) -> None:
+    """As pipelines' callbacks do, which lower a scale at the end: each step is recomputed as it was."""
+
+    class Scaled(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.zero, self.scale = nn.Parameter(torch.zeros(4, dtype=DOUBLE)), 3.0
+            self.register_buffer("gain", torch.ones((), dtype=DOUBLE))
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return super().forward(x, t) + self.scale * self.gain.clone() * self.zero
+
+    def gradient(adjoint: sa.Adjoint) -> tuple[Tensor, ...]:
+        network = Scaled()
+
+        def change(n: int, t: float, x: Tensor) -> None:
+            if n == 3:
+                network.scale = 1.0
+            network.gain.mul_(0.5)
+
+        method = sa.Coupled(sa.Euler()) if isinstance(adjoint, sa.Reversible) else sa.Heun()
+        out = sa.sample(
+            sa.Denoiser(network, SCHEDULE, "sample"), x_T, frame=sa.Frame(SCHEDULE),
+            grid=sa.uniform_logsnr(SCHEDULE, 6), solver=method, adjoint=adjoint, callback=change,
+        )  # fmt: skip
+        return torch.autograd.grad(out.sum(), [network.zero, x_T])
+
+    if isinstance(adjoint, sa.Reversible):
+        with pytest.raises(RuntimeError, match=r"changes '(gain|scale)'.*adjoint=Checkpoint\(\)"):
+            gradient(adjoint)
+        return
+    assert worst(gradient(adjoint), gradient(sa.Direct())) <= 1e-12
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)
+def test_a_callback_that_draws_between_masks(adjoint: sa.Adjoint, x_T: Tensor) -> None:
+    def gradient(adjoint: sa.Adjoint) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(0)
+        out = sa.sample(
+            sa.Denoiser(Base(nn.Dropout(0.5)), SCHEDULE, "sample"), x_T, frame=sa.Frame(SCHEDULE),
+            grid=sa.uniform_logsnr(SCHEDULE, 6), solver=sa.Heun(), adjoint=adjoint,
+            callback=lambda n, t, x: torch.rand(n),
+        )  # fmt: skip
+        return torch.autograd.grad(out.sum(), x_T)[0], torch.rand(1)
+
+    assert worst(gradient(adjoint), gradient(sa.Direct())) <= 1e-12

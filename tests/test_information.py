@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 import sdeadjoint as sa
+from sdeadjoint.solvers import RungeKutta
 from theory import information
 from theory.order_conditions import Coefficients
 
 BOUNDS = {"SRA1()": Fraction(1, 30), "ShARK()": Fraction(1, 45)}
-SOLVERS = {repr(solver): solver for solver in (sa.SRA1(), sa.ShARK())}
+SOLVERS: dict[str, RungeKutta] = {repr(solver): solver for solver in (sa.SRA1(), sa.ShARK())}
 each_solver = pytest.mark.parametrize("name", BOUNDS)
 
 
@@ -25,7 +26,7 @@ def kappa(m: int) -> float:
     return 1 / 3 - 2 * math.fsum((math.pi * (k - 0.5)) ** -4 for k in range(1, m + 1))
 
 
-def coefficients(solver: sa.SRA1 | sa.ShARK) -> Coefficients:
+def coefficients(solver: RungeKutta) -> Coefficients:
     tableau = solver.tableau
     return Coefficients.of(tableau.a, tableau.b, tableau.c, tableau.noise, tableau.levy)
 

@@ -17,7 +17,7 @@ import sdeadjoint as sa
 from sdeadjoint.testing.strategies import SOLVERS
 from theory.guarantees import GUARANTEES, Guarantee
 
-from .networks import Mlp
+from .networks import Counting, Mlp
 
 DOUBLE = torch.float64
 VP, FLOW = sa.VPLinear(), sa.RectifiedFlow()
@@ -36,6 +36,11 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
 
 
+def normal(x: Tensor, sigma: Tensor | float) -> Tensor:
+    """``log N(x; 0, sigma^2)``, summed over the numbers of a sample, in float64."""
+    return torch.distributions.Normal(0.0, torch.as_tensor(sigma, dtype=DOUBLE)).log_prob(x).flatten(1).sum(1)
+
+
 def at_start(problem: sa.problems.Mixture, t: float = ENDS["t_max"]) -> Callable[[Tensor], Tensor]:
     """The problem's own density at the noisy end, in the place of the normal one."""
     return lambda x: problem.log_prob(x, t, VP)
@@ -46,21 +51,20 @@ def at_start(problem: sa.problems.Mixture, t: float = ENDS["t_max"]) -> Callable
 
 @pytest.mark.parametrize("kind", ["data", "noise", "flow"])
 def test_the_density_of_a_mixture(kind: str) -> None:
-    """RK4 at 64 steps of 1/16 in lambda: some 1e-7, measured 3e-8 at most."""
-    x = 0.9 * drawn(5, 2)
-    found = sa.log_likelihood(
-        MIXTURE.denoiser(VP),
-        x,
-        grid=grid(64),
-        solver=sa.RK4(),
-        frame=sa.Frame(VP, kind=kind),
-        prior=at_start(MIXTURE),
-    )
-    assert torch.allclose(found.log_prob, MIXTURE.log_prob(x, ENDS["t_min"], VP), rtol=0, atol=1e-6)
+    """In every kind, with RK4's order: half the steps have some 16 times the error."""
+    x, frame, differences = 0.9 * drawn(5, 2), sa.Frame(VP, kind=kind), []
+    want = MIXTURE.log_prob(x, ENDS["t_min"], VP)
+    for steps in (20, 40):
+        with torch.no_grad():
+            found = sa.log_likelihood(
+                MIXTURE.denoiser(VP), x, grid=grid(steps), solver=sa.RK4(), frame=frame, prior=at_start(MIXTURE)
+            )
+        differences.append(float((found.log_prob - want).abs().max()))
+    assert differences[1] < min(1e-4, differences[0] / 10), differences
     assert found.log_prob.dtype == DOUBLE
     assert torch.equal(found.standard_error, torch.zeros(5, dtype=DOUBLE))
-    back = sa.sample(MIXTURE.denoiser(VP), found.x_T, frame=sa.Frame(VP), grid=grid(64), solver=sa.RK4())
-    assert torch.allclose(back, x, rtol=0, atol=1e-6)
+    back = sa.sample(MIXTURE.denoiser(VP), found.x_T, frame=frame, grid=grid(40), solver=sa.RK4())
+    assert torch.allclose(back, x, rtol=0, atol=1e-4)
 
 
 def test_the_latent_is_normal_unless_something_else_is_known() -> None:
@@ -69,11 +73,10 @@ def test_the_latent_is_normal_unless_something_else_is_known() -> None:
     found = sa.log_likelihood(problem.denoiser(VP), x, grid=sa.uniform_logsnr(VP, 60), solver=sa.RK4())
     want = problem.log_prob(x, VP.t_min, VP)
     assert torch.allclose(found.log_prob, want, rtol=0, atol=1e-3)
-    normal = torch.distributions.Normal(0.0, float(VP.sigma(VP.t_max))).log_prob(found.x_T).sum(1)
     known = sa.log_likelihood(
         problem.denoiser(VP), x, grid=sa.uniform_logsnr(VP, 60), solver=sa.RK4(), prior=at_start(problem, VP.t_max)
     )
-    difference = problem.log_prob(found.x_T, VP.t_max, VP) - normal
+    difference = problem.log_prob(found.x_T, VP.t_max, VP) - normal(found.x_T, VP.sigma(VP.t_max))
     assert torch.allclose(known.log_prob - found.log_prob, difference, rtol=0, atol=1e-12)
 
 
@@ -89,10 +92,9 @@ def test_eulers_steps_on_gaussian_data_are_written_out() -> None:
         x0 = 0.3 + gain * (sigma[n + 1] * y - alpha[n + 1] * 0.3)
         y, volume = y + ds * x0, volume + ds * sigma[n + 1] * gain * 2
     x_T = sigma[0] * y
-    normal = torch.distributions.Normal(0.0, sigma[0]).log_prob(x_T).sum(1)
     found = sa.log_likelihood(problem.denoiser(VP), x, grid=nodes, solver=sa.Euler(), frame=frame)
     assert torch.allclose(found.x_T, x_T, rtol=1e-12, atol=1e-12)
-    want = normal + 2 * (sigma[0] / sigma[-1]).log() + volume
+    want = normal(x_T, sigma[0]) + 2 * (sigma[0] / sigma[-1]).log() + volume
     assert torch.allclose(found.log_prob, want, rtol=1e-12, atol=1e-12)
 
 
@@ -126,22 +128,22 @@ def test_the_samplers_determinant_on_gaussian_data_is_a_product() -> None:
         sa.sample(problem.denoiser(VP), at, frame=frame, grid=nodes, solver=sa.Heun()) for at in (x_T, zero, zero + 1)
     ]
     slope = (ends[2] - ends[1])[0, 0]  # the sampler is affine
-    normal = torch.distributions.Normal(0.0, float(VP.sigma(nodes[0]))).log_prob(x_T).sum(1)
     assert torch.equal(found.x_0, ends[0])
-    assert torch.allclose(found.log_prob, normal - 2 * slope.log(), rtol=1e-12)
+    assert torch.allclose(found.log_prob, normal(x_T, VP.sigma(nodes[0])) - 2 * slope.log(), rtol=1e-12)
 
 
 @pytest.mark.parametrize(("solver", "order"), [(sa.Euler(), 1), (sa.Heun(), 2), (sa.DPMSolverPP2M(), 2)], ids=str)
 def test_the_two_densities_of_a_network_approach_each_other(solver: sa.Solver, order: int) -> None:
-    """A network without a potential, whose Jacobian is not symmetric; halving the steps divides by 2^order."""
+    """A network without a potential, whose Jacobian is not symmetric; half the steps have 2^order times it."""
     network = Mlp(3)
     denoiser, frame, differences = sa.Denoiser(network, VP, "sample"), sa.Frame(VP), []
     for steps in (16, 32, 64):
-        exact = sa.pushforward_log_prob(denoiser, drawn(2, 3), frame=frame, grid=grid(steps), solver=solver)
-        found = sa.log_likelihood(denoiser, exact.x_0.detach(), grid=grid(steps), solver=solver, frame=frame)
+        with torch.no_grad():
+            exact = sa.pushforward_log_prob(denoiser, drawn(2, 3), frame=frame, grid=grid(steps), solver=solver)
+            found = sa.log_likelihood(denoiser, exact.x_0, grid=grid(steps), solver=solver, frame=frame)
         differences.append(float((found.log_prob - exact.log_prob).abs().max()))
     slopes = [math.log2(a / b) for a, b in pairwise(differences)]
-    assert abs(slopes[-1] - order) < 0.3, differences
+    assert slopes[-1] > order - 0.3, differences
 
 
 def test_a_last_step_to_zero_has_a_determinant_too() -> None:
@@ -242,13 +244,13 @@ def gradients(divergence: Any, adjoint: sa.Adjoint, solver: sa.Solver, *, leaf: 
 @pytest.mark.parametrize(
     "divergence", [sa.ExactDivergence(), sa.Hutchinson(2), sa.Hutchinson(1, [3, 4], "normal")], ids=repr
 )
-@pytest.mark.parametrize("solver", [sa.Heun(), sa.AdamsBashforth(2, "clock"), sa.ReversibleHeun()], ids=repr)
+@pytest.mark.parametrize("solver", [sa.Heun(), sa.AdamsBashforth(2, "clock"), sa.Coupled(sa.Heun())], ids=repr)
 @pytest.mark.parametrize(
     "adjoint", [sa.Checkpoint(), sa.Checkpoint(2), sa.Checkpoint(memory="10MB"), sa.Reversible()], ids=repr
 )
 def test_gradients_are_those_of_plain_autograd(divergence: Any, solver: sa.Solver, adjoint: sa.Adjoint) -> None:
     """In x_0, Scheduled conditioning, guidance and weights: to the round-off of some hundred products."""
-    if adjoint == sa.Reversible() and solver != sa.ReversibleHeun():
+    if adjoint == sa.Reversible() and solver != sa.Coupled(sa.Heun()):
         adjoint = sa.Checkpoint(1)
     want = gradients(divergence, sa.Direct(), solver)
     for got, exact in zip(gradients(divergence, adjoint, solver), want, strict=True):
@@ -262,6 +264,18 @@ def test_weights_get_gradients_where_x_0_needs_none() -> None:
         got = gradients(sa.ExactDivergence(), adjoint, sa.Heun(), leaf=False)
         for one, other in zip(got, want, strict=False):
             assert torch.allclose(one, other, rtol=1e-9, atol=1e-10 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize(("adjoint", "most"), [(sa.Checkpoint(), 3), (sa.Direct(), 8)], ids=repr)
+def test_the_graph_of_one_step_is_alive_at_a_time(adjoint: sa.Adjoint, most: int) -> None:
+    """Two where one step's takes the place of another's, three where an evaluation is repeated."""
+    network = Counting()
+    x = drawn(2, 3).requires_grad_()
+    found = sa.log_likelihood(sa.Denoiser(network, VP), x, grid=grid(8), solver=sa.Euler(), adjoint=adjoint)
+    assert len(network.alive) == (8 if adjoint == sa.Direct() else 0)
+    found.log_prob.sum().backward()
+    assert network.most <= most
+    assert x.grad is not None
 
 
 def test_the_gradient_in_x_0_is_the_score() -> None:
@@ -411,8 +425,7 @@ def test_a_flow_may_start_from_data_without_noise() -> None:
         return x * (t - (1 - t) * v) / ((1 - t) ** 2 * v + t**2)
 
     found = sa.log_likelihood(sa.Denoiser(velocity, FLOW, "flow_prediction"), x, grid=nodes, solver=sa.RK4())
-    want = torch.distributions.Normal(0.0, math.sqrt(v)).log_prob(x).sum(1)
-    assert torch.allclose(found.log_prob, want, rtol=0, atol=1e-5)
+    assert torch.allclose(found.log_prob, normal(x, math.sqrt(v)), rtol=0, atol=1e-5)
 
 
 def test_without_gradients_nothing_has_a_graph() -> None:

@@ -137,6 +137,56 @@ def test_deis(order: int, variable: str) -> None:
     agree(case.sampled(sa.samplers.deis(schedule, order, variable)), x)
 
 
+def test_dpm_solver_3() -> None:
+    """Lu et al. (2022a), Algorithm 2 with r1 = 1/3, r2 = 2/3."""
+    schedule = sa.VPLinear()
+    case = Setting(schedule)
+    x = case.x_T
+    for n in range(STEPS):
+        h = case.lam[n + 1] - case.lam[n]
+        inner = schedule.time(torch.tensor([case.lam[n] + h / 3, case.lam[n] + 2 * h / 3], dtype=DOUBLE))
+        scales, sigmas = (schedule.alpha(inner) / case.alpha[n]).tolist(), schedule.sigma(inner).tolist()
+        first = case.noise(x, n)
+        u1 = scales[0] * x - sigmas[0] * math.expm1(h / 3) * first
+        difference = network(u1, inner[0].expand(3)) - first
+        phi = math.expm1(2 * h / 3) / (2 * h / 3) - 1
+        u2 = scales[1] * x - sigmas[1] * math.expm1(2 * h / 3) * first - sigmas[1] * 2 * phi * difference
+        difference = network(u2, inner[1].expand(3)) - first
+        x = case.alpha[n + 1] / case.alpha[n] * x - case.sigma[n + 1] * math.expm1(h) * first
+        x = x - case.sigma[n + 1] * 1.5 * (math.expm1(h) / h - 1) * difference
+    agree(case.sampled(sa.samplers.dpm_solver_3(schedule)), x)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+def test_uni_pc(schedule: sa.Schedule) -> None:
+    """Zhao et al. (2023), Algorithms 1 and 2 for p = 2 on the data prediction; a_2 of the corrector from its system."""
+    case = Setting(schedule)
+    x, history = case.x_T, [case.data(case.x_T, 0)]
+    for n in range(STEPS):
+        h, m0 = case.lam[n + 1] - case.lam[n], history[0]
+        B = math.expm1(-h)
+        base = case.sigma[n + 1] / case.sigma[n] * x - case.alpha[n + 1] * B * m0
+        predicted, r, D = base, 0.0, torch.zeros_like(m0)
+        if n:
+            r = (case.lam[n - 1] - case.lam[n]) / h
+            D = (history[1] - m0) / r
+            predicted = base - case.alpha[n + 1] * B * 0.5 * D
+        if n + 1 == STEPS:
+            x = predicted
+            break
+        new = case.data(predicted, n + 1)
+        # The corrector's system, sum_k a_k r_k^(m-1) = b_m for m = 1, 2 and r = 1 at the new drift.
+        first = (B / -h - 1) / B
+        second = 2 * ((B / -h - 1) / -h - 0.5) / B
+        if n:
+            past = (second - first) / (r - 1)
+            x = base - case.alpha[n + 1] * B * (past * D + (first - past) * (new - m0))
+        else:
+            x = base - case.alpha[n + 1] * B * 0.5 * (new - m0)
+        history = [new, m0]
+    agree(case.sampled(sa.samplers.uni_pc(schedule)), x)
+
+
 def test_edm_heun() -> None:
     """Karras et al. (2022), Algorithm 1, with its last step to sigma = 0."""
     schedule = sa.VE()

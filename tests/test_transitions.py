@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -16,13 +15,13 @@ import sdeadjoint as sa
 from sdeadjoint.probability import flow_grpo
 from sdeadjoint.testing import check_equation
 
-from .networks import Mlp
+from .networks import Counting, Mlp
 
 DOUBLE = torch.float64
 VP, FLOW = sa.VPLinear(), sa.RectifiedFlow()
 GRID = sa.uniform_logsnr(VP, 7, t_min=2e-2)
 UNEVEN = torch.tensor([1.0, 0.97, 0.7, 0.65, 0.3, 0.21, 0.05], dtype=DOUBLE)
-SOLVERS = [sa.Euler(), sa.DPMSolverPP2M(), sa.AdamsBashforth(3), sa.AdamsBashforth(2, "clock")]
+SOLVERS = [sa.Euler(), sa.DPMSolverPP2M(), sa.AdamsBashforth(3), sa.AdamsBashforth(2, "clock"), sa.UniPC(2)]
 GAUSSIAN = sa.problems.Gaussian(0.3, 0.4)
 
 
@@ -102,12 +101,14 @@ def test_the_density_of_a_whole_path_is_that_of_its_joint_gaussian(solver: sa.So
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 def test_the_residuals_are_the_noise_that_made_the_path(solver: sa.Solver) -> None:
+    """To 512 ulps of the largest state in standard deviations: a dozen operations, on terms of ten times their sum."""
     denoiser, frame = sa.Denoiser(Mlp(4), VP), sa.Frame(VP, eta=0.7)
-    path = walked(denoiser, frame, solver)
+    path = walked(denoiser, frame, solver).detach()
     laws = sa.transitions(denoiser, path, frame=frame, grid=GRID, solver=solver)
     normals = sa.BrownianPath(1).normals(frame, GRID, drawn(3, 4))
     got = (path[1:] - laws.mean) / laws.variance.sqrt()[:, None, None]
-    assert torch.allclose(got, normals, rtol=0, atol=1e-11)
+    largest = float((path[1:].abs().amax((1, 2)) / laws.variance.sqrt()).max())
+    assert torch.allclose(got, normals, rtol=0, atol=512 * torch.finfo(DOUBLE).eps * largest)
 
 
 def test_divergence_and_weights_have_their_closed_forms() -> None:
@@ -223,7 +224,7 @@ def test_it_is_the_member_of_half_the_squared_level_up_to_its_discretisation() -
     """In the middle of a grid its mean and variance approach those of the frame's Euler, linearly in 1/steps."""
     denoiser = sa.problems.Mixture([0.5, 0.5], [-1.0, 1.0], 0.3).denoiser(FLOW)
     frame, differences = sa.Frame(FLOW, eta=0.7**2 / 2), []
-    for steps in (100, 200, 400):
+    for steps in (40, 80, 160):
         grid = torch.linspace(0.9, 0.1, steps + 1, dtype=DOUBLE)
         path = torch.full((steps + 1, 1), 0.4, dtype=DOUBLE)
         own = sa.transitions(denoiser, path, frame=frame, grid=grid, solver=sa.Euler())
@@ -233,7 +234,7 @@ def test_it_is_the_member_of_half_the_squared_level_up_to_its_discretisation() -
     for coarse, fine in pairwise(differences):
         for one, other in zip(coarse, fine, strict=True):
             assert 1.8 < one / other < 2.2
-    assert differences[-1][0] < 0.03
+    assert differences[-1][0] < 2 * (0.8 / 160) / 0.1  # twice the last step over its time
 
 
 def test_its_equation_keeps_the_contract() -> None:
@@ -349,35 +350,6 @@ def test_calls_have_the_size_that_is_asked_for(batch_size: int | None, most: int
     assert (max(network.calls), len(network.calls)) == (most, count)
 
 
-class Counting(nn.Module):
-    """A network that knows how many of its activations are alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones((), dtype=DOUBLE))
-        self.alive = weakref.WeakSet[Tensor]()
-        self.most = 0
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        h = _Activation.apply(x * self.scale, self)
-        return h.sin()
-
-
-class _Activation(torch.autograd.Function):
-    """The identity, which holds a tensor from its forward to its backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, network: Counting) -> Tensor:
-        ctx.held = x.clone()
-        network.alive.add(ctx.held)
-        network.most = max(network.most, len(network.alive))
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
 @pytest.mark.parametrize(("adjoint", "most"), [(sa.Checkpoint(), 2), (sa.Direct(), 7)], ids=repr)
 def test_the_activations_of_one_step_are_alive_at_a_time(adjoint: sa.Adjoint, most: int) -> None:
     """Two at the moment at which a step's graph takes the place of the one before."""
@@ -413,7 +385,9 @@ def test_chosen_steps_are_those_of_all_and_cost_only_their_calls(solver: sa.Solv
         calls.clear()
         with torch.no_grad():
             assert torch.equal(sa.transition_log_prob(denoiser, path, steps=chosen, **call), whole[chosen])
-        past = {"Euler()": 0, "DPMSolverPP2M()": 1}.get(repr(solver), getattr(solver, "order", 1) - 1)
+        past = {"Euler()": 0, "DPMSolverPP2M()": 1, "UniPC": 2}.get(
+            repr(solver).replace(repr(sa.UniPC(2)), "UniPC"), getattr(solver, "order", 1) - 1
+        )
         needed = {m for n in chosen for m in range(max(0, n - past), n + 1)}
         assert calls == [float(GRID[m]) for m in sorted(needed)]
     mask = torch.tensor([n in (1, 4) for n in range(7)])
@@ -468,7 +442,7 @@ def test_nothing_of_the_past_of_the_path_is_lost_on_a_grid_that_ends_at_zero() -
     "solver",
     [
         sa.Heun(), sa.Midpoint(), sa.RK4(), sa.Dopri5(), sa.BogackiShampine(), sa.SRA1(), sa.ShARK(),
-        sa.ReversibleHeun(), sa.Coupled(sa.Euler()),
+        sa.ReversibleHeun(), sa.Coupled(sa.Euler()), sa.DPMSolver3(), sa.AdamsBashforth(3, start=sa.RK4()),
     ],
     ids=repr,
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -13,7 +13,6 @@ from torch.autograd import forward_ad
 from .. import nests
 from ..recursion import Carry, Observer, Recursion
 from .direct import Direct
-from .replay.graphs import dependencies
 from .replay.guard import Behind
 from .replay.sources import Sources
 
@@ -34,9 +33,7 @@ def has_tangents(recursion: Recursion, y: Tensor) -> bool:
     """Whether what the recursion reads has forward-mode tangents, at the present level."""
     if forward_ad._current_level < 0:
         return False
-    noise = () if recursion.noise is None else recursion.noise.tensors
-    seen = Sources.of(recursion.equation.module, recursion.after_step).parameters
-    return _any_dual([y, *nests.tensors(recursion.equation.tensors), *noise, *seen])
+    return _any_dual(_given(recursion, y))
 
 
 def refuse_tangents(recursion: Recursion, y: Tensor, name: str) -> None:
@@ -60,6 +57,7 @@ def refuse_hidden_tangents(carry: Carry) -> None:
 def push_forward(recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
     """The states with their tangents, as ``Direct`` has them, in the memory of one step.
 
+    Steps run without a graph: with one, a saved result would keep its tangent alive, whose graph keeps the result.
     There is no backward pass through these states: one that is tried is refused. Inside of ``torch.func.jvp`` and
     ``jacfwd`` it is ``Direct``, with the graph that weights which require gradients ask for; ``torch.no_grad()`` around
     it leaves that out.
@@ -67,40 +65,34 @@ def push_forward(recursion: Recursion, y: Tensor, *, keep: bool, observe: Observ
     if _functorch.get_interpreter_stack():
         return Direct().solve(recursion, y, keep=keep, observe=observe)
     states: list[Tensor] = []
-    leaves: dict[int, Tensor] = {}
-    carry = nests.map_tensors(_cut, recursion.start(y))
-    _collect(leaves, [y])
-    for n in range(recursion.steps):
-        out = recursion.step(n, carry, recursion.increment(n))
-        _collect(leaves, nests.tensors(out))
-        carry = nests.map_tensors(_cut, out)
-        observe(n + 1, carry)
-        if keep or n + 1 == recursion.steps:
-            states.append(_without_backward(carry.y, leaves.values()))
-    return tuple(states)
+    wanting = [tensor for tensor in _given(recursion, y) if tensor.requires_grad]
+    with torch.no_grad():
+        carry = recursion.start(y)
+        for n in range(recursion.steps):
+            carry = recursion.step(n, carry, recursion.increment(n))
+            observe(n + 1, carry)
+            if keep or n + 1 == recursion.steps:
+                states.append(carry.y)
+    return tuple(_without_backward(state, wanting) for state in states)
+
+
+def _given(recursion: Recursion, y: Tensor) -> list[Tensor]:
+    """What a recursion can be seen to depend on."""
+    noise = () if recursion.noise is None else recursion.noise.tensors
+    seen = Sources.of(recursion.equation.module, recursion.after_step).parameters
+    return [y, *nests.tensors(recursion.equation.tensors), *noise, *seen]
 
 
 def _any_dual(tensors: Iterable[Tensor]) -> bool:
     return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 
-def _collect(leaves: dict[int, Tensor], tensors: Iterable[Tensor]) -> None:
-    found = dependencies([forward_ad.unpack_dual(tensor).primal for tensor in tensors])
-    leaves.update({id(leaf): leaf for leaf in found.leaves})
-
-
-def _cut(tensor: Tensor) -> Tensor:
-    """A tensor and its tangent without their history."""
-    primal, tangent = forward_ad.unpack_dual(tensor)
-    return primal.detach() if tangent is None else forward_ad.make_dual(primal.detach(), tangent.detach())
-
-
-def _without_backward(y: Tensor, leaves: Iterable[Tensor]) -> Tensor:
-    """The same with edges to the leaves, over which nothing can be pulled back."""
-    if not (behind := tuple(leaves)):
+def _without_backward(y: Tensor, wanting: Sequence[Tensor]) -> Tensor:
+    """The same with edges to what requires gradients, over which nothing can be pulled back."""
+    if not wanting:
         return y
     primal, tangent = forward_ad.unpack_dual(y)
-    edge = Behind.apply(*behind)
+    edge = Behind.apply(*(forward_ad.unpack_dual(tensor).primal for tensor in wanting))
     primal = ForwardOnly.apply(primal, edge)
     return primal if tangent is None else forward_ad.make_dual(primal, ForwardOnly.apply(tangent, edge))
 

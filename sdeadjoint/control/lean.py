@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from ..arguments import check_types
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.equation import Diffusion
 from ..diffusion.frames import Frame
-from ..noise import BoundNoise, Noise
+from ..fixed_point import fixed_point
+from ..inversion import relative, round_off
+from ..noise import BoundNoise, Increment, Noise
 from ..recursion import Carry, Recursion
 from ..solvers import Solver
 from ..solvers.facts import remembers, sees_noise
@@ -52,8 +54,9 @@ def lean_adjoint(
         cotangent: ``dL/dx_N`` like ``trajectory[-1]``: minus the reward's gradient.
         frame, grid, cond: of the trajectory, as for ``sample``.
         solver: a one-step method.
-        noise: that of the trajectory: needed, for eta > 0, by solvers that put it into their
-            network calls (Heun, SRA1 and others, but not Euler).
+        noise: that of the trajectory, for eta > 0 and solvers whose network calls see it (all but
+            Euler). Without it each step has the increment by which the base would make it, found by
+            iteration; methods with Levy areas (SRA1, ShARK) need it.
         guided: needed if base has guidance: whether to take it with it.
         hook: ``hook(n, t, a)`` for n = N .. 1, as ``Hooked`` has it; what it returns goes on in the
             place of a_n, and is what is returned: ``clip_norm``, ``clip_quantile``.
@@ -61,9 +64,10 @@ def lean_adjoint(
     Returns (steps + 1, batch, ...), a_0 first, like the trajectory, without gradients. A last step
     to sigma = 0 is the projection x_0. Gradients in cond and weights are not formed.
 
-    Cost: one evaluation and one vector-Jacobian product of each network call. Memory: one step's
-    graph, and the result.
-    Errors: ``TypeError`` for a solver with memory; ``ValueError`` for shapes that do not fit.
+    Cost: one evaluation and one vector-Jacobian product of each network call, and some ten
+    evaluations more where increments are to be found. Memory: one step's graph, and the result.
+    Errors: ``TypeError`` for a solver with memory; ``ValueError`` for shapes that do not fit;
+    ``RuntimeError`` where no increment is found.
     Not for gradients of a tuned sampler: take ``sample`` and ``backward``.
     Source: Domingo-Enrich, Drozdzal, Karrer and Chen, "Adjoint Matching" (ICLR 2025), whose steps
     are Euler's.
@@ -81,11 +85,11 @@ def lean_adjoint(
     with torch.inference_mode(False):
         states, a = plain(states), plain(cotangent).clone()
         equation = equation.starting_at(states[0])
-        recursion = Recursion(equation, solver, _bound(equation, solver, noise, states[0]))
+        steps = _Steps(Recursion(equation, solver, _bound(equation, solver, noise, states[0])))
         found = [a]
         for n in reversed(range(equation.steps)):
             found[-1] = a = _hooked(hook, n + 1, equation.times[n + 1], a)
-            a = _pulled(recursion, n, states[n], a)
+            a = steps.pulled(n, states[n], states[n + 1], a)
             found.append(a)
     return torch.stack(found[::-1])
 
@@ -93,27 +97,64 @@ def lean_adjoint(
 def _bound(
     equation: Diffusion, solver: Solver, noise: Noise | None, like: Tensor
 ) -> BoundNoise | None:
-    """The noise of the steps, None where no network call sees it."""
+    """The noise of the steps, None where no network call sees it or it is to be found."""
     if equation.noise_clock is None or not sees_noise(solver):
         return None
-    if noise is None:
+    levy = solver.claims.levy != "none"
+    if noise is None and levy:
         raise ValueError(
-            f"noise: got None, but the network calls of {solver!r} see the noise of their step; pass "
-            "the noise that the trajectory was sampled with, or take Euler()"
+            f"noise: got None, but the network calls of {solver!r} see Levy areas, which a "
+            "trajectory does not tell; pass the noise that it was sampled with, or take Euler()"
         )
-    return equation.bind(noise, equation.enter(like), levy=solver.claims.levy != "none")
+    return None if noise is None else equation.bind(noise, equation.enter(like), levy=levy)
 
 
-def _pulled(recursion: Recursion, n: int, x: Tensor, a: Tensor) -> Tensor:
-    """``(d x_{n+1} / d x_n)^T a``; at node 0 also through what the network sees of x_T itself."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        equation = recursion.equation.starting_at(x) if n == 0 else recursion.equation
-        step = replace(recursion, equation=equation).step
-        entry = Carry(equation.enter(x, n), recursion.solver.initial_state)
-        end = equation.leave(n + 1, step(n, entry, recursion.increment(n)).y)
-        (back,) = torch.autograd.grad(end, x, a, allow_unused=True)
-    return torch.zeros_like(x) if back is None else back.detach()
+@dataclass(frozen=True)
+class _Steps:
+    """The base's steps, each by itself."""
+
+    recursion: Recursion
+
+    def pulled(self, n: int, x: Tensor, following: Tensor, a: Tensor) -> Tensor:
+        """``(d x_{n+1} / d x_n)^T a``; at node 0 also through what the network sees of x_T."""
+        increment = self._increment(n, x, following)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            end = self.recursion.equation.leave(n + 1, self._made(n, x, increment))
+            (back,) = torch.autograd.grad(end, x, a, allow_unused=True)
+        return torch.zeros_like(x) if back is None else back.detach()
+
+    def _made(self, n: int, x: Tensor, increment: Increment | None) -> Tensor:
+        """``y_{n+1}`` from ``x_n``."""
+        equation = self.recursion.equation
+        if n == 0:
+            equation = equation.starting_at(x)
+        entry = Carry(equation.enter(x, n), self.recursion.solver.initial_state)
+        return replace(self.recursion, equation=equation).step(n, entry, increment).y
+
+    @torch.no_grad()
+    def _increment(self, n: int, x: Tensor, following: Tensor) -> Increment | None:
+        """The step's noise: none where no network call sees it, else given, or found."""
+        equation, solver = self.recursion.equation, self.recursion.solver
+        if self.recursion.noise is not None:
+            return self.recursion.increment(n)
+        if equation.noise_clock is None or not sees_noise(solver) or equation.is_projected(n + 1):
+            return None
+        aim = equation.enter(following, n + 1)
+
+        def update(dB: Tensor) -> tuple[Tensor, Tensor]:
+            r = aim - self._made(n, x, Increment(dB, None))
+            return r, relative(r, aim)
+
+        tol = round_off(x)
+        found = fixed_point(update, aim - equation.enter(x, n), tol=tol)
+        if bool((found.error > tol).any()):
+            raise RuntimeError(
+                f"noise: got None, and no increment is found by which {solver!r} makes step {n} of "
+                f"the trajectory (relative residual {float(found.error.max()):.2g}); pass the "
+                "noise that it was sampled with, Euler(), or a grid with more steps"
+            )
+        return Increment(found.x, None)
 
 
 def _hooked(hook: Hook | None, n: int, t: float, a: Tensor) -> Tensor:

@@ -32,10 +32,11 @@ def memoryless_deficit(
 
         (prod A)^2 V_0 / V_N
 
-    with ``V_0 = alpha^2 variance + sigma^2`` at the start, and ``V_N`` the sample's own variance.
-    It is 1 for eta = 0, which has no noise to control, and tends to 0 with finer grids from a
-    noisier start for ``eta = 1``, the memoryless schedule of any diffusion. VPLinear, data kind,
-    Euler: 0.37 at eta = 0.1, 0.08 at 0.25, 0.007 at 0.5.
+    with ``V_0 = alpha^2 variance + sigma^2`` at the start and V_N the sample's own variance: the
+    square of the correlation of the two. With fine steps it is ``((v + r_N^2) / (v + r_0^2))^eta``,
+    r = sigma / alpha. So eta = 0 loses all, having no noise to control, and ``eta = 1``, which is
+    called memoryless, no more than the start has signal. ``VPLinear()``: 37 % at eta = 0.1, 8 % at
+    0.25, 0.7 % at 0.5.
 
     Args:
         frame, grid: of the sampler.
@@ -58,8 +59,10 @@ def memoryless_deficit(
     check_types(("frame", frame, Frame, "Frame(schedule, eta, kind)"))
     denoiser = Gaussian(0.0, variance).denoiser(frame.schedule)
     equation = Diffusion.create(denoiser, frame, grid, {})
-    start = frame.schedule.alpha(equation.times[0]) ** 2 * variance
-    start = float(start + frame.schedule.sigma(equation.times[0]) ** 2)
+    alpha, sigma = (
+        float(part(equation.times[0])) for part in (frame.schedule.alpha, frame.schedule.sigma)
+    )
+    start = alpha**2 * variance + sigma**2
     kept, spread = 1.0, start
     for n in range(equation.steps):
         A, noise = _step(equation, solver, n)

@@ -23,10 +23,9 @@ def equation_of(
     guided: bool | None,
 ) -> Diffusion:
     """The equation of a denoiser, with or without its guidance, as the caller says."""
-    check_types(
-        (name, denoiser, Denoiser, "Denoiser(network, schedule, prediction)"),
-        ("guided", guided, bool | None, "True, False or None"),
-    )
+    check_types((name, denoiser, Denoiser, "Denoiser(network, schedule, prediction)"))
+    if guided is not None:
+        check_types(("guided", guided, bool, "True, False or None"))
     if denoiser.guidance is not None:
         if guided is None:
             raise ValueError(

@@ -115,7 +115,9 @@ def _draw_claim(axis: Any, results: Sequence[Convergence], dashes: str) -> None:
     order = results[0].verdict.claimed
     result = max(results, key=lambda r: r.error[0])
     steps = np.array(result.fit.steps if result.fit is not None else result.steps, dtype=float)
-    start = 1.8 * max(r.error[r.steps.index(int(steps[0]))] for r in results if int(steps[0]) in r.steps)
+    pairs = [(n, size) for r in results for n, size in zip(r.steps, r.error, strict=True) if n in steps]
+    above = 1.8 * max(size * (n / steps[0]) ** order for n, size in pairs)
+    start = min(above, 3.0 * max(result.error))  # a claim that is far too high would leave the figure
     claimed, least = (start * (steps / steps[0]) ** -slope for slope in (order, order - MARGIN))
     label = f"order {order:g}, as claimed; with the allowance, the wedge, {order - MARGIN:g} holds"
     axis.plot(steps, claimed, dashes, color=GREY, linewidth=1.1, label=label)

@@ -29,6 +29,9 @@ NAMES = ("mild", "mixture", "separated", "line", "gaussian", "steered", "standar
 EQUATIONS = ("ornstein_uhlenbeck", "double_well", "linear")
 """Those that give another equation's for ``(eta)``: the power of its noise, 0 without, 1 as it is."""
 
+ENDS = (1.0, 2.0)
+"""Of the clock of those: methods that interpolate in log s have no order where it begins at 0."""
+
 LONGEST = 60  # characters of a problem's repr that serves as its name
 
 Clock = Callable[[Tensor], Tensor]
@@ -237,12 +240,12 @@ def standardised(eta: float = 1.0, kind: str = "data") -> Setting:
 
 
 def ornstein_uhlenbeck(eta: float = 1.0) -> Setting:
-    """``dy = (1/2 - y) ds + sqrt(eta) dW`` for s from 0 to 2, with its closed form; linear in one variable."""
+    """``dy = (1/2 - y) ds + sqrt(eta) dW`` for s from 1 to 2, with its closed form; linear in one variable."""
     return _linear(Linear(((-1.0,),), (0.5,)), eta, "Ornstein-Uhlenbeck process")
 
 
 def linear(eta: float = 1.0) -> Setting:
-    """A damped rotation in the plane, pushed by ``cos(2 s)``, for s from 0 to 2, with its closed form.
+    """A damped rotation in the plane, pushed by ``cos(2 s)``, for s from 1 to 2, with its closed form.
 
     Its matrix is not normal, and its drift depends on the clock. Linear equations are blind to errors of adjoints, and
     to the quadratic condition of strong order 1.5.
@@ -251,14 +254,14 @@ def linear(eta: float = 1.0) -> Setting:
 
 
 def double_well(eta: float = 1.0) -> Setting:
-    """``dy = (y - y^3) ds + sqrt(eta)/2 dW`` for s from 0 to 2; in closed form without noise."""
-    equation = Driven(downhill, (0.0, 2.0), 0.5 * math.sqrt(eta))
+    """``dy = (y - y^3) ds + sqrt(eta)/2 dW`` for s from 1 to 2; in closed form without noise."""
+    equation = Driven(downhill, ENDS, 0.5 * math.sqrt(eta))
     exact = None if equation.is_noisy else DoubleWellFlow()
-    return Setting(equation, (), scale=0.7, exact=exact, name="double well")
+    return Setting(equation, (), scale=0.6, exact=exact, name="double well")
 
 
 def _linear(drift: Linear, eta: float, name: str) -> Setting:
-    equation = Driven(drift, (0.0, 2.0), math.sqrt(eta))
+    equation = Driven(drift, ENDS, math.sqrt(eta))
     return Setting(equation, (len(drift.push),), exact=LinearSolution(equation), name=name)
 
 

@@ -64,15 +64,15 @@ def verdict(study: Study, errors: Errors, law: Slope, median: Slope) -> Verdict:
     """
     found = judge(law.slope, law.interval, study.order, errors.signed.shape[1])
     if impossible := _impossible(study):
-        return Verdict("violated", study.order, f"{found.reason}; but {impossible}")
+        joint = "and" if found.outcome == "violated" else "but"
+        return Verdict("violated", study.order, f"{found.reason}; {joint} {impossible}")
     stands = _standstill(study, errors, law)
     if found.outcome == "holds":
         slow = _slow_end(study, errors, law) or _falling(study, errors, law)
         if not slow:
             return found
-        return replace(
-            found, outcome="inconclusive", reason=f"{found.reason}; but {stands or slow}; take smaller steps"
-        )
+        why = "; ".join(filter(None, (stands, slow)))
+        return replace(found, outcome="inconclusive", reason=f"{found.reason}; but {why}; take smaller steps")
     if found.outcome != "violated":
         return found
     bar = study.order - MARGIN
@@ -106,6 +106,8 @@ def judge(slope: float, interval: tuple[float, float], claimed: float, paths: in
 
 def undecided(study: Study, errors: Errors, error: TooFewLevelsError) -> Verdict:
     """Judge a study that has too few levels above its floors."""
+    if impossible := _impossible(study):
+        return Verdict("violated", study.order, f"{error.dropped[-1].reason}; but {impossible}")
     rounding = _rounding(study, errors)
     if (np.array(errors.rms) <= rounding).all():
         return Verdict("holds", study.order, f"errors are rounding at every level (below {rounding:.2g})")

@@ -124,7 +124,7 @@ class Denoiser(nn.Module):
             raise TypeError(f"network: returned dtype {out.dtype}; it must return a real floating-point tensor")
         return out
 
-    def _explain(self, error: RuntimeError, x: Tensor) -> None:
+    def _explain(self, error: RuntimeError | IndexError, x: Tensor) -> None:
         """Errors of matrix products name the dtypes alone, those of tables not what was looked up."""
         if re.search("argument #1 'indices'|used as indices", str(error)):
             error.add_note(

@@ -50,6 +50,10 @@ class Guidance:
                 f"unconditional: got {type(self.unconditional).__name__}; pass a mapping of names, like cond"
             )
 
+    def __repr__(self) -> str:
+        scale, unconditional = nests.told(self.scale), nests.told(self.unconditional)
+        return f"Guidance(scale={scale}, unconditional={unconditional}, batched={self.batched}, rescale={self.rescale})"
+
     @property
     def tensors(self) -> dict[str, Any]:
         """What may hold tensors, as a nest; ``replace(guidance, **tensors)`` puts it back."""

@@ -87,7 +87,7 @@ def _equal(given: Any, start: float) -> bool:
 
 def _embeds_timesteps(module: nn.Module) -> bool:
     kind = type(module)
-    return kind.__name__ == "Timesteps" and kind.__module__ == "diffusers.models.embeddings" and module.scale == 1
+    return kind.__name__ == "Timesteps" and kind.__module__ == "diffusers.models.embeddings" and bool(module.scale == 1)
 
 
 def _is_compiled(module: nn.Module) -> bool:

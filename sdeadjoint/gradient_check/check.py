@@ -75,7 +75,7 @@ def check_gradient(
     own, double = given.copied(), given.copied(torch.float64)
     leaves, _ = _leaves(own)
     value, grads = own.gradients(adjoint, leaves)
-    with _in_double():
+    with in_double():
         twins, probe = _leaves(double)
         steps = double.recursion.steps
         if reference == "auto":
@@ -110,7 +110,8 @@ def _is_closure(name: str) -> bool:
 
 
 @contextmanager
-def _in_double() -> Iterator[None]:
+def in_double() -> Iterator[None]:
+    """Say of an error that it is the float64 copy's."""
     try:
         yield
     except Exception as error:

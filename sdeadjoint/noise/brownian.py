@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torchsde import BrownianInterval
 
+from .. import nests
 from .base import (
     BoundNoise,
     Draws,
@@ -86,6 +87,10 @@ class BrownianPath(Noise):
                 f"dtype must be torch.float64 or torch.float32, but is {self.dtype}; "
                 "increments are cast to the state's dtype"
             )
+
+    def __repr__(self) -> str:
+        seed, name = nests.told(self.seed), type(self).__name__
+        return f"{name}(seed={seed}, refinable={self.refinable}, dtype={self.dtype}, device={self.device!r})"
 
     def bind(self, clock: Tensor, like: Tensor, levy: bool) -> BoundNoise:
         """See :meth:`Noise.bind`. Draws nothing yet but the path's ends."""

@@ -8,13 +8,13 @@ sampler in the memory of one step differentiates this.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..diffusion.equation import Diffusion
 from ..equation import Equation
@@ -86,7 +86,7 @@ class Pinned(Equation):
         return {"inner": self.inner.tensors, "path": self.path}
 
     @property
-    def module(self) -> nn.Module | None:
+    def module(self) -> Callable[..., Any] | None:
         return self.inner.module
 
     def on(self, tensors: Mapping[str, Any]) -> Pinned:

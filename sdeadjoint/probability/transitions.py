@@ -123,7 +123,8 @@ def transitions(
         trajectory: (steps + 1, batch, ...), x_T first: what ``sample(..., trajectory=True)`` returns. Any path will do,
             also one that another denoiser made.
         frame, grid, solver, cond: as for ``sample``, of which they are to be the same. The solver is Euler,
-            DPMSolverPP2M, AdamsBashforth, or one of your own that calls the network at the step's start only.
+            DPMSolverPP2M, AdamsBashforth without a start of its own, UniPC, or one of yours that calls the network at
+            the step's start only.
         adjoint: ``Checkpoint()``, in the memory of one step, or ``Direct()``, which keeps all activations.
         steps: the steps that are asked for, as indices from 0 or as a mask with one bool per step; the result has
             their order. The network is called for these only, and for the past that a multistep solver needs.

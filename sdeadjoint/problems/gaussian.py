@@ -70,7 +70,9 @@ class Gaussian(Problem):
     def tilted(self, reward: Reward, cond: Cond = None) -> Gaussian:
         """See ``Problem``: ``N((m + k v) / d, v / d)`` with ``d = 1 - h v``, of slope k and curvature h."""
         no_cond(cond)
-        mean, variance, _ = tilt(*self._constants, *coefficients(reward, self.event_shape))
+        m, v = self._constants
+        slope, curvature = coefficients(reward, self.event_shape)
+        mean, variance, _ = tilt(m, v, slope, curvature)
         return Gaussian(mean, variance)
 
     def ode_map(

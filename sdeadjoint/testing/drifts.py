@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import nests
 from ..adjoints import Adjoint, Checkpoint, Direct
@@ -145,10 +146,7 @@ def check_gradient(equation: Equation, case: Point) -> None:
     def value() -> Tensor:
         return (equation.on(tensors).drift(case.n)(s, y) * a).sum()
 
-    module = equation.module
-    parameters = (
-        [] if module is None else [p for p in module.parameters() if p.requires_grad and p.numel()]
-    )
+    parameters = [p for p in _parameters(equation) if p.numel()]
     groups = [
         ("the state", [y]),
         *((f"the tensor {k} of equation.tensors", [leaf]) for k, leaf in enumerate(leaves)),
@@ -243,10 +241,10 @@ def check_solve(equation: Equation, case: object) -> None:
     require(
         apart(got[0], want[0]) == 0, "Checkpoint(snapshots=1) ends in another state than Direct()"
     )
-    ends = [nests.map_tensors(lambda tensor, k=k: tensor[k], every[0]) for k in (0, -1)]
-    require(apart(ends[0], equation.start) == 0, "the first state of a trajectory is not the start")
+    first, last = (nests.map_tensors(itemgetter(k), every[0]) for k in (0, -1))
+    require(apart(first, equation.start) == 0, "the first state of a trajectory is not the start")
     require(
-        apart(ends[1], want[0]) == 0,
+        apart(last, want[0]) == 0,
         "the last state of a trajectory is not the state that a solve ends in",
     )
     for k, (one, two) in enumerate(zip(want[1], got[1], strict=True)):
@@ -262,6 +260,12 @@ def check_solve(equation: Equation, case: object) -> None:
             )
 
 
+def _parameters(equation: Equation) -> list[Tensor]:
+    """Those of the module, if it is one, that require gradients."""
+    module = equation.module
+    return [p for p in module.parameters() if p.requires_grad] if isinstance(module, nn.Module) else []
+
+
 def _solved(
     equation: Equation, adjoint: Adjoint, trajectory: bool
 ) -> tuple[Any, list[Tensor | None]]:
@@ -273,10 +277,7 @@ def _solved(
         fresh, fresh.start, solver=Heun(), noise=noise, adjoint=adjoint, trajectory=trajectory
     )
     ends = [part for part in nests.tensors(out) if part.requires_grad]
-    module = equation.module
-    wanted = leaves + [
-        p for p in (() if module is None else module.parameters()) if p.requires_grad
-    ]
+    wanted = [*leaves, *_parameters(equation)]
     if not ends or not wanted:
         return nests.map_tensors(Tensor.detach, out), []
     weights = [numbers(*part.shape, seed=61 + k).to(part) for k, part in enumerate(ends)]

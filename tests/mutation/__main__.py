@@ -55,6 +55,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "sdeadjoint/adjoints/low_variance.py": ("test_truncated", "test_hooked", "test_defaults"),
     "sdeadjoint/adjoints/hooked.py": ("test_hooked", "test_defaults"),
     "sdeadjoint/encode.py": ("test_encode", "test_defaults"),
+    "sdeadjoint/probability/*.py": ("test_transitions", "test_likelihood", "test_defaults"),
 }  # fmt: skip
 
 

@@ -153,15 +153,17 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep, autocast: Autocast, sour
     wanted = tuple(tensor.requires_grad for tensor in nests.tensors(carry))
     carry, generators = nests.map_tensors(Tensor.detach, carry), GeneratorStates.current(device)
     for n in range(last + 1):
-        generators = GeneratorStates.current(device, generators)  # the observer may have drawn
-        stage = Stage(carry, generators, state.values())
+        before = GeneratorStates.current(device, generators)
+        drawn = None if before is generators else before  # by the observer
+        held = state.mark()
+        stage = Stage(carry, before, state.values())
         if n in how.stored or n == last:
             stages.append((n, stage))
         window.make_room()
         done = runner.run(n, stage, wanted, keep=window.is_open)
         seen = reading.read(n, done, state)
-        draws = GeneratorStates.current(device, generators) is not generators
-        before, wanted = wanted, tuple(tensor.requires_grad for tensor in nests.tensors(done.out))
+        generators = GeneratorStates.current(device, before)
+        entered, wanted = wanted, tuple(tensor.requires_grad for tensor in nests.tensors(done.out))
         refuse_hidden_tangents(done.out)
         carry = nests.map_tensors(Tensor.detach, done.out)
         if seen is not None and seen.is_new:
@@ -169,7 +171,8 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep, autocast: Autocast, sour
         else:
             window.add(n, done)
         del done
-        traces.append(Trace(before, None if seen is None else reading.settle(n, seen), draws))
+        fingerprint = None if seen is None else reading.settle(n, seen)
+        traces.append(Trace(entered, fingerprint, generators is not before, held, drawn))
         how.observe(n + 1, carry)
         if how.keep or how.states or n == last:
             outputs.append(carry.y)
@@ -188,7 +191,6 @@ class _Runner:
         self.saving = Saving.DROPPED
 
     def run(self, n: int, stage: Stage, wanted: Sequence[bool], *, keep: bool) -> Evaluation:
-        self.state.mark()
         while True:
             keeps = keep and self.saving is not Saving.PLAIN
             grads = self._grads()
@@ -252,18 +254,18 @@ class _Reading:
         if updates and not state.changing:
             raise RuntimeError(STATISTICS)
         self._refuse_direct_reads(found)
+        self._made.update({id(tensor): tensor for tensor in (*done.own, *done.noise) if tensor is not None})
         if n < self._how.first:
             return None
         known = done.known(self._isolated)
         others = found.leaves_but(known)
-        refuse_flat_parameters(others)
         new = [tensor for tensor in others if id(tensor) not in self._vetted]
+        refuse_flat_parameters(new)
         if any(self._made.get(id(tensor)) is tensor for tensor in new):
             raise RuntimeError(
                 "network: it used a tensor that an earlier evaluation had computed (a cache kept between calls), so a "
                 "step depends on more than its state; make it a function of (x, t, cond), or use adjoint=Direct()"
             )
-        self._made.update({id(tensor): tensor for tensor in (*done.own, *done.noise) if tensor is not None})
         self.borrows = self.borrows or found.precede(self._mark)
         met = {id(leaf) for leaf in found.leaves}
         return _Seen(

@@ -58,6 +58,7 @@ def dependencies(outputs: Iterable[Tensor]) -> Dependencies:
                     stack.append(source)
     leaves: list[Tensor] = []
     nodes = []
+    node: Any
     for node in found:
         kind = type(node)
         if kind is _LEAF:
@@ -120,11 +121,10 @@ def sequence_number() -> int:
         return int(torch.zeros((), device="cpu", requires_grad=True).mul(1).grad_fn._sequence_nr())  # type: ignore[union-attr]
 
 
-@torch.inference_mode(False)
-@torch.enable_grad()
 def _type_of_leaves() -> type:
-    return type(get_gradient_edge(torch.zeros((), device="cpu", requires_grad=True)).node)
+    with torch.inference_mode(False), torch.enable_grad():
+        return type(get_gradient_edge(torch.zeros((), device="cpu", requires_grad=True)).node)
 
 
-_GATE: type = Gate._backward_cls  # type: ignore[attr-defined]
+_GATE: type = Gate._backward_cls
 _LEAF = _type_of_leaves()

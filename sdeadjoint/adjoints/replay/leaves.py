@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -138,12 +138,15 @@ class Trace(NamedTuple):
     """What the forward sweep saw of a step.
 
     ``wanted``: which tensors of the carry before it require gradients; ``fingerprint``: of its graph, None before the
-    first step that counts; ``draws``: whether it drew from a global generator.
+    first step that counts; ``draws``: whether it drew from a global generator; ``held``, ``generators``: what modules
+    hold before it, and the generators' states, where a callback changed them after the step before.
     """
 
     wanted: tuple[bool, ...]
     fingerprint: Fingerprint | None
     draws: bool
+    held: dict[int, Any]
+    generators: GeneratorStates | None
 
 
 class Evaluation(NamedTuple):
@@ -248,7 +251,7 @@ class Activations:
             yield
             return
         self._live = True
-        pack = self._hold if self.saving is Saving.HELD else _drop
+        pack: Callable[[Tensor], Any] = self._hold if self.saving is Saving.HELD else _drop
         try:
             with torch.autograd.graph.saved_tensors_hooks(pack, self._unpack):
                 yield

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .sources import Sources, is_plain
+from .sources import Place, Sources, is_plain
 
 LARGEST = 2**20  # bytes: counters and running statistics are small; larger buffers are data, which nobody changes
 
@@ -19,10 +19,6 @@ LARGEST = 2**20  # bytes: counters and running statistics are small; larger buff
 class _Special(Enum):
     NOTHING = "no value stands there"
     LARGE = "a tensor that is too large to be copied, or has no values yet"
-
-
-Place = tuple[dict[str, Any], str]
-"""A dictionary of a module's, and a name in it."""
 
 
 class ModuleState:
@@ -36,7 +32,7 @@ class ModuleState:
         self._places = [*buffers, *attributes]
         self._buffers = len(buffers)
         self._initial = [_copied(value) for value in self._values()]
-        self._marks: list[Any] = []
+        self._marks = self._found()
         self.changing: set[int] = set()
         self._later: set[int] = set()
         self._is_first = True
@@ -46,8 +42,8 @@ class ModuleState:
         """That of the modules among the sources, before the first step."""
         plain = (module for module in sources.modules if not isinstance(module, torch.jit.ScriptModule))
         named = [(module, name) for module in plain for name in module._buffers]
-        attributes = [(place.holder, place.name) for place in sources.places if place.is_plain_setting]
-        state = cls([(module._buffers, name) for module, name in named], attributes)
+        attributes = [place for place in sources.places if place.is_plain_setting]
+        state = cls([Place(module._buffers, name) for module, name in named], attributes)
         # Kernels of normalisations change running statistics without telling autograd.
         state.changing |= {k for k, (module, name) in enumerate(named) if _is_updated(module, name)}
         return state
@@ -55,35 +51,47 @@ class ModuleState:
     @property
     def unsettled(self) -> str:
         """The name of one that changes in later steps than the first, too; empty if none does."""
-        return self._places[min(self._later)][1] if self._later else ""
+        return self._places[min(self._later)].name if self._later else ""
 
     def changes(self, tensor: Tensor) -> bool:
         """Whether a tensor is one that changes."""
         return any(self._value(k) is tensor for k in self.changing)
 
-    def mark(self) -> None:
-        """Before a step."""
-        self._marks = self._found()
+    def mark(self) -> dict[int, Any]:
+        """Before a step: what stands there now, if some was changed since the last step, by a callback for instance."""
+        found, changed = self._replaced()
+        self._note(found, changed)
+        return self.values() if changed & self.changing else {}
 
     def notice(self, *, updates: bool) -> None:
-        """After a step: find those it has changed; ``updates``: whether its graph has updates that leave no mark."""
-        changed = {k for k, now in self._replaced() if k < self._buffers or is_plain(now)}
+        """After a step: find what it has changed; ``updates``: whether its graph has updates that leave no mark."""
+        found, changed = self._replaced()
         if updates:
             changed |= {k for k in range(self._buffers) if not _equal(self._initial[k], self._value(k))}
+        self._note(found, changed)
+        self._is_first = False
+
+    def _note(self, found: list[Any], changed: set[int]) -> None:
+        self._marks = found
+        changed = {k for k in changed if k < self._buffers or is_plain(found[k])}
         for k in changed - self.changing:
             if self._initial[k] is _Special.LARGE:
                 raise RuntimeError(
-                    f"network: its buffer {self._places[k][1]!r} is changed by the forward pass and too large to be "
+                    f"network: its buffer {self._places[k].name!r} is changed by the forward pass and too large to be "
                     "restored for a recomputation; make it an argument, or pass adjoint=Direct()"
                 )
         self.changing |= changed
         if not self._is_first:
             self._later |= changed
-        self._is_first = False
 
     def values(self) -> dict[int, Any]:
         """Copies of those that change."""
         return {k: _copied(self._value(k)) for k in sorted(self.changing)}
+
+    def put(self, values: Mapping[int, Any]) -> None:
+        """Put copies of ``values`` in their places."""
+        for k, value in values.items():
+            self._put(k, _copied(value))
 
     @contextmanager
     def swapped(self, values: Mapping[int, Any]) -> Iterator[None]:
@@ -99,8 +107,7 @@ class ModuleState:
 
     def rewind(self, values: Mapping[int, Any]) -> None:
         """Undo what a step changed that is taken again: in place, for whoever else holds the buffers."""
-        replaced = {k for k, _ in self._replaced()}
-        for k in self.changing | replaced:
+        for k in self.changing | self._replaced()[1]:
             if k >= self._buffers:
                 self._put(k, self._marks[k])
                 continue
@@ -111,10 +118,11 @@ class ModuleState:
             elif back is not _Special.LARGE:
                 self._put(k, _copied(back))
 
-    def _replaced(self) -> list[tuple[int, Any]]:
-        """The places where something else stands than at the mark, and what stands there."""
-        pairs = enumerate(zip(self._marks, self._found(), strict=True))
-        return [(k, now) for k, (was, now) in pairs if was is not now and not _same(was, now)]
+    def _replaced(self) -> tuple[list[Any], set[int]]:
+        """What is found now, and the places where it is something else than at the last mark."""
+        found = self._found()
+        pairs = enumerate(zip(self._marks, found, strict=True))
+        return found, {k for k, (was, now) in pairs if was is not now and not _same(was, now)}
 
     def _found(self) -> list[Any]:
         """What tells whether a buffer or an attribute was replaced or changed."""
@@ -123,22 +131,22 @@ class ModuleState:
         return values
 
     def _values(self) -> list[Any]:
-        return [held.get(name, _Special.NOTHING) for held, name in self._places]
+        return [held.get(name, _Special.NOTHING) for held, name, _ in self._places]
 
     def _value(self, k: int) -> Any:
-        held, name = self._places[k]
+        held, name, _ = self._places[k]
         return held.get(name, _Special.NOTHING)
 
     def _put(self, k: int, value: Any) -> None:
-        held, name = self._places[k]
+        held, name, _ = self._places[k]
         if value is _Special.NOTHING:
             held.pop(name, None)
         else:
             held[name] = value
 
 
-def _version(buffer: Tensor | None) -> tuple[int, int]:
-    return id(buffer), 0 if buffer is None or buffer.is_inference() else buffer._version
+def _version(buffer: Any) -> tuple[int, int]:
+    return id(buffer), 0 if not isinstance(buffer, Tensor) or buffer.is_inference() else buffer._version
 
 
 def _is_updated(module: nn.Module, name: str) -> bool:

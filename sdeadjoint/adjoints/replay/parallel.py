@@ -126,7 +126,8 @@ def _reduce_at_the_end(module: DistributedDataParallel) -> None:
     """With ``static_graph`` the first reduction waits for the end of the outermost backward pass: ask for it there."""
     if module.static_graph and not module._static_graph_delay_allreduce_enqueued:
         engine: Any = torch.autograd.Variable._execution_engine
-        engine.queue_callback(module.reducer._delay_all_reduce)
+        reducer: Any = module.reducer
+        engine.queue_callback(reducer._delay_all_reduce)
         module._static_graph_delay_allreduce_enqueued = True
 
 

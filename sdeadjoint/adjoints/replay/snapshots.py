@@ -89,6 +89,10 @@ def advance(plan: Plan, stage: Stage, start: int, stop: int) -> Stage:
         for n in range(start, stop):
             done = evaluate(plan.isolated, n, carry, swept.traces[n].wanted, plan.autocast, swept.saving)
             carry = nests.map_tensors(Tensor.detach, done.out)
+            following = swept.traces[n + 1]
+            swept.state.put(following.held)
+            if draws and following.generators is not None:
+                following.generators.restore()
         plan.isolated.drop_hooks()
         generators = GeneratorStates.current(device, stage.generators) if draws else stage.generators
         return Stage(carry, generators, swept.state.values())

@@ -109,7 +109,8 @@ class Sources:
         settings = not type(module).__module__.startswith(("torch.distributed", "torch.nn.parallel"))
         self._visit_attributes(module.__dict__, names, depth, settings=settings)
         # What the class has, and the module may get.
-        inherited = _plain_names(type(module), names) - module.__dict__.keys()
+        owner: Any = type(module)
+        inherited = _plain_names(owner, names) - module.__dict__.keys()
         self.places += [Place(module.__dict__, name, settings) for name in sorted(inherited)]
 
     def _visit_attributes(
