@@ -345,6 +345,10 @@ class SecondSweep(BackwardSweep):
                 stage.generators.restore()
             done = evaluate(plan.isolated, n, stage.carry, trace.wanted, plan.autocast, Saving.PLAIN)
             generators = GeneratorStates.current(device, stage.generators) if trace.draws else stage.generators
+            if n + 1 < plan.recursion.steps:  # what a callback changed
+                following = plan.swept.traces[n + 1]
+                plan.swept.state.put(following.held)
+                generators = following.generators or generators
             after = Stage(nests.map_tensors(Tensor.detach, done.out), generators, plan.swept.state.values())
         self.hooks.forget_others(registered)
         plan.isolated.drop_hooks()
