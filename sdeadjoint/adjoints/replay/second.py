@@ -60,14 +60,8 @@ def gradient(
             "Hooked: what a hook makes of an adjoint is no gradient, and backward was called with create_graph=True; "
             "pass adjoint=Checkpoint() without the hook, or adjoint=Direct(), for second derivatives"
         )
-    if any(_is_batched(grad) for grad in grads if grad is not None):
-        raise RuntimeError(
-            "this adjoint has no second derivatives of batches of gradients (is_grads_batched, vectorize) with "
-            "create_graph=True; take them one by one, or pass adjoint=Direct()"
-        )
-    # No leaves: of other nodes autograd says whether it will execute them.
-    given = [tensor.view_as(tensor) for tensor in inputs]
-    found: tuple[Tensor | None, ...] = Gradient.apply(held, reverse, *given, *grads)
+    _refuse_batches(grads)
+    found: tuple[Tensor | None, ...] = Gradient.apply(held, reverse, *_no_leaves(inputs), *grads)
     return found
 
 
@@ -97,26 +91,89 @@ class Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
         plan: Plan = ctx.plan
-        inputs = len(plan.inputs)
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "this adjoint gives first and second derivatives, but backward was called with create_graph=True a "
-                "second time; pass adjoint=Direct() for third derivatives"
-            )
         if all(direction is None for direction in directions):
-            return (None,) * (2 + inputs + len(ctx.grads))
-        plan.check()
-        saved = iter(ctx.saved_tensors[ctx.count :])
+            return (None,) * (2 + len(plan.inputs) + len(ctx.grads))
+        inputs, saved = ctx.saved_tensors[: len(plan.inputs)], iter(ctx.saved_tensors[ctx.count :])
         end, grads = next(saved), nests.refilled(ctx.grads, saved)
-        stages = nests.refilled(ctx.stages, saved)
-        nodes = [node for node, _ in ctx.next_functions[:inputs]]
-        wanted = [node is not None and torch._C._will_engine_execute_node(node) for node in nodes]
-        with explained(), SecondSweep(plan, directions, wanted) as sweep:
-            twins, tangents = sweep.push_all(dict(stages), end)
-            outputs = [own if grad is not None else None for own, grad in zip(tangents, grads, strict=True)]
+        solved = Solved(plan, ctx.reverse, nests.refilled(ctx.stages, saved), end)
+        if torch.is_grad_enabled():
+            _refuse_batches(directions)
+            # The gradients may be leaves, too: those by whose derivative others find tangents.
+            given = (*_no_leaves(inputs), *_no_leaves(grads))
+            return (None, None, *Product.apply(solved, *given, *directions))
+        wanted = _executed(ctx.next_functions[: len(plan.inputs)])
+        return (None, None, *solved.product(directions, grads, wanted))
+
+
+class Solved(NamedTuple):
+    """A solve whose gradient is differentiated.
+
+    ``stages``: those that are stored, all or the first; ``end``: ``y_N``.
+    """
+
+    plan: Plan
+    reverse: Reverse
+    stages: list[tuple[int, Stage]]
+    end: Tensor
+
+    def product(
+        self,
+        directions: Sequence[Tensor | None],
+        grads: Sequence[Tensor | None],
+        wanted: Sequence[bool],
+        more: Sequence[Tensor | None] = (),
+    ) -> tuple[Tensor | None, ...]:
+        """The derivatives of ``<v, g>`` in the inputs and in the outputs' gradients.
+
+        ``wanted``: whether each input is to get one; ``more``: further gradients of the outputs, pulled back as well.
+        """
+        self.plan.check()
+        # Their own histories are none of ours.
+        grads, more = [_cut(grad) for grad in grads], more or [None] * len(grads)
+        with explained(), SecondSweep(self.plan, [_cut(v) for v in directions], wanted) as sweep:
+            twins, tangents = sweep.push_all(dict(self.stages), self.end)
+            moved = [own if grad is not None else None for own, grad in zip(tangents, grads, strict=True)]
             if any(wanted):
-                sweep.pull_all(ctx.reverse(plan, twins, end, sweep.advance), grads)
-            return (None, None, *sweep.totals.finished(), *outputs)
+                sweep.pull_all(self.reverse(self.plan, twins, self.end, sweep.advance), grads, more)
+            return (*sweep.totals.finished(), *moved)
+
+
+class Product(torch.autograd.Function):
+    """``apply(solved, *inputs, *grads, *directions)``: ``Solved.product``, which is linear in the directions.
+
+    It is ``v -> (A v, J v)`` with a symmetric A, so the derivative in the directions along (p, q) is ``A p + J^T q``.
+    PyTorch's own ``hvp`` asks for it. The derivatives in all others are third ones.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, solved: Solved, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        inputs, outputs = len(solved.plan.inputs), len(tensors) - 2 * len(solved.plan.inputs)
+        grads, directions = tensors[inputs : inputs + outputs], tensors[inputs + outputs :]
+        ctx.set_materialize_grads(False)
+        ctx.solved, ctx.grads = solved, nests.emptied(grads)
+        kept = [tensor for tensor in (*tensors[:inputs], *solved.plan.watched, *grads) if tensor is not None]
+        ctx.save_for_backward(*kept)
+        if not any(direction is not None and bool(direction.any()) for direction in directions):
+            found = (*tensors[:inputs], *grads)
+            return tuple(None if tensor is None else torch.zeros_like(tensor) for tensor in found)
+        return solved.product(directions, grads, [True] * inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        solved: Solved = ctx.solved
+        inputs = len(solved.plan.inputs)
+        grads = nests.refilled(ctx.grads, iter(ctx.saved_tensors[inputs + len(solved.plan.watched) :]))
+        others = inputs + sum(grad is not None for grad in grads)
+        if torch.is_grad_enabled() or any(_executed(ctx.next_functions[:others])):
+            raise RuntimeError(
+                "this adjoint gives first and second derivatives, but a third one was asked for; "
+                "pass adjoint=Direct() for third derivatives"
+            )
+        none = (None,) * (1 + inputs + len(grads))
+        if all(cotangent is None for cotangent in cotangents):
+            return (*none, *[None] * inputs)
+        found = solved.product(cotangents[:inputs], grads, [True] * inputs, cotangents[inputs:])
+        return (*none, *found[:inputs])
 
 
 class SecondSweep(BackwardSweep):
@@ -194,18 +251,23 @@ class SecondSweep(BackwardSweep):
 
     # Backward: the second sweep.
 
-    def pull_all(self, twins: Iterator[tuple[int, Twin, Tensor]], grads: Sequence[Tensor | None]) -> None:
-        """Add the derivatives of all inputs to the totals."""
+    def pull_all(
+        self,
+        twins: Iterator[tuple[int, Twin, Tensor]],
+        grads: Sequence[Tensor | None],
+        more: Sequence[Tensor | None],
+    ) -> None:
+        """Add the derivatives of all inputs to the totals; see ``Solved.product``."""
         plan = self.plan
         first: Cotangents = [grads[-1]]
-        second: Cotangents = [None]
+        second: Cotangents = [more[-1]]
         for n, twin, reached in twins:
             if any(cotangent is not None for cotangent in (*first, *second)):
                 done = self.recompute(n, twin.stage, reached)
                 first, second = self._pull(n, done, twin.tangents, first, second)
                 del done
-            if plan.keep and n > 0 and (grad := grads[n - 1]) is not None:
-                first[0] = grad if first[0] is None else first[0] + grad
+            if plan.keep and n > 0:
+                first[0], second[0] = _sum(first[0], grads[n - 1]), _sum(second[0], more[n - 1])
         if plan.swept.reached.start:
             self.totals.add([plan.start], second[:1])
 
@@ -283,6 +345,10 @@ class SecondSweep(BackwardSweep):
                 stage.generators.restore()
             done = evaluate(plan.isolated, n, stage.carry, trace.wanted, plan.autocast, Saving.PLAIN)
             generators = GeneratorStates.current(device, stage.generators) if trace.draws else stage.generators
+            if n + 1 < plan.recursion.steps:  # what a callback changed
+                following = plan.swept.traces[n + 1]
+                plan.swept.state.put(following.held)
+                generators = following.generators or generators
             after = Stage(nests.map_tensors(Tensor.detach, done.out), generators, plan.swept.state.values())
         self.hooks.forget_others(registered)
         plan.isolated.drop_hooks()
@@ -295,6 +361,30 @@ def _asked(done: Evaluation, cotangents: Cotangents) -> tuple[Sequence[Tensor], 
     asked = [(out, a) for out, a in pairs if a is not None and out.requires_grad]
     outs, seeds = zip(*asked, strict=True) if asked else ((), ())
     return outs, seeds
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+def _no_leaves(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The same tensors as views: autograd says of the nodes of others than leaves whether it will execute them."""
+    return [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
+
+
+def _executed(functions: Sequence[tuple[Any, int]]) -> list[bool]:
+    """Whether the present backward pass goes on to each of these nodes."""
+    return [node is not None and torch._C._will_engine_execute_node(node) for node, _ in functions]
+
+
+def _refuse_batches(tensors: Sequence[Tensor | None]) -> None:
+    if any(_is_batched(tensor) for tensor in tensors if tensor is not None):
+        raise RuntimeError(
+            "this adjoint has no second derivatives of batches of gradients (is_grads_batched, vectorize) with "
+            "create_graph=True; take them one by one, or pass adjoint=Direct()"
+        )
 
 
 def _is_batched(tensor: Tensor) -> bool:
