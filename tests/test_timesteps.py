@@ -244,3 +244,15 @@ def test_a_network_that_looks_its_time_up_is_told_how(table: str) -> None:
     sa.sample(denoiser, torch.zeros(1, 3), sampler=sa.samplers.ddim(SCHEDULE), grid=grid).sum().backward()
     assert rows.weight.grad is not None
     assert rows.weight.grad.abs().sum(1).nonzero().flatten().tolist() == [0, 333, 666]
+
+
+def test_a_network_is_found_where_a_variable_has_no_value_yet() -> None:
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        return NETWORK(x, t) if x.numel() else later(x)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sa.TimeWarning)
+        assert sample(network, sa.VPLinear()).isfinite().all()
+
+    def later(x: Tensor) -> Tensor:
+        return x

@@ -21,10 +21,11 @@ import sdeadjoint  # noqa: E402
 
 project, author, release = "sdeadjoint", "The sdeadjoint developers", sdeadjoint.__version__
 copyright = author
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
 root_doc = "README"
 include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/*.md", "docs/reference/*", "theory/*.md"]
+exclude_patterns = [".*", "build", "demo-out", "dist", "site", "sdeadjoint", "tests", "examples"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 4
@@ -34,6 +35,7 @@ autodoc_default_options = {"members": True}
 napoleon_numpy_docstring = False
 python_maximum_signature_line_length = 88
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"sdeadjoint {release}"
 html_extra_path = ["extra"]

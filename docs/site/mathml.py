@@ -20,4 +20,3 @@ def displayed(translator: Any, node: nodes.Element) -> None:
 
 def setup(app: Any) -> None:
     app.add_html_math_renderer("mathml", (inline, None), (displayed, None))
-    app.config.html_math_renderer = "mathml"

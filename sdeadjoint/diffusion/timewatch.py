@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from .schedules import VPCosine, VPLinear
 from .schedules.base import Schedule
 
+DEPTH = 3  # a partial function or method, its function, and the module that this reads
+
 
 class TimeWarning(UserWarning):
     """The network embeds whole timesteps, but it is given the times of a schedule that run from 0 to 1."""
@@ -36,7 +38,7 @@ def watch_time(network: Callable[..., Any], schedule: Schedule, start: float) ->
     """
     if not isinstance(schedule, VPLinear | VPCosine):
         return
-    modules = [module for root in _roots(network, 0) for module in root.modules()]
+    modules = [module for root in _roots(network) for module in root.modules()]
     if any(_is_compiled(module) for module in modules):
         return
     for module in {id(module): module for module in modules if _embeds_timesteps(module)}.values():
@@ -94,21 +96,32 @@ def _is_compiled(module: nn.Module) -> bool:
     return "_orig_mod" in module._modules or module._compiled_call_impl is not None
 
 
-def _roots(network: Any, depth: int) -> Iterator[nn.Module]:
-    """The modules that a callable is, is bound to, or reads by a name."""
-    if isinstance(network, nn.Module):
-        yield network
-        return
-    if depth > 4:
-        return
-    if isinstance(network, functools.partial):
-        inner = [network.func, *network.args, *network.keywords.values()]
-    elif isinstance(network, MethodType):
-        inner = [network.__self__, network.__func__]
-    elif isinstance(network, FunctionType):
-        read = inspect.getclosurevars(network)
-        inner = [*read.nonlocals.values(), *read.globals.values()]
-    else:
-        return
-    for value in inner:
-        yield from _roots(value, depth + 1)
+def _roots(network: Any) -> list[nn.Module]:
+    """The modules that a callable is, is bound to, or reads by a name, itself or through functions of its program."""
+    found, seen, layer = [], set(), [network]
+    for _ in range(DEPTH):
+        inner: list[Any] = []
+        for value in layer:
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            if isinstance(value, nn.Module):
+                found.append(value)
+            else:
+                inner += _read_by(value)
+        layer = inner
+    return found
+
+
+def _read_by(called: Any) -> Iterator[Any]:
+    """What a function reads by name, and what a method or a partial function is made of."""
+    if isinstance(called, functools.partial):
+        yield from (called.func, *called.args, *called.keywords.values())
+    elif isinstance(called, MethodType):
+        yield from (called.__self__, called.__func__)
+    elif isinstance(called, FunctionType) and not (called.__module__ or "").startswith("torch."):
+        try:
+            read = inspect.getclosurevars(called)
+        except ValueError:  # a variable that has no value yet
+            return
+        yield from (*read.nonlocals.values(), *read.globals.values())

@@ -142,9 +142,9 @@ def name_of(mutant: Mutant) -> str:
 
 
 def _copy(tree: Path) -> Path:
-    for folder in ("sdeadjoint", "tests", "theory"):
+    for folder in ("sdeadjoint", "tests", "theory", "docs"):
         shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("pyproject.toml", "README.md", "CONTRIBUTING.md", "Makefile"):
+    for file in ("pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "Makefile"):
         shutil.copy(ROOT / file, tree / file)
     return tree
 
