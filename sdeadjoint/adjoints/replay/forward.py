@@ -166,7 +166,9 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep, autocast: Autocast, sour
         entered, wanted = wanted, tuple(tensor.requires_grad for tensor in nests.tensors(done.out))
         refuse_hidden_tangents(done.out)
         carry = nests.map_tensors(Tensor.detach, done.out)
-        if seen is not None and seen.is_new:
+        # Compiled graphs give their buffers away in a backward pass, and allow none that keeps what lies behind gates.
+        is_compiled = seen is not None and seen.kinds is None and not sources.is_scripted
+        if is_compiled or (seen is not None and seen.is_new):
             done.activations.release()
         else:
             window.add(n, done)
