@@ -272,6 +272,25 @@ def test_where_buffers_cannot_be_restored_it_is_said(adjoint: sa.Adjoint, x_T: T
         sampled(Updating(), x_T, adjoint, sa.Coupled(sa.Euler()))
 
 
+@pytest.mark.parametrize("adjoint", [sa.Reversible(), sa.ContinuousAdjoint()], ids=repr)
+def test_a_counter_does_not_disturb_them(adjoint: sa.Adjoint, x_T: Tensor) -> None:
+    class Counting(Base):
+        count = 0
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            self.count += 1
+            return super().forward(x, t)
+
+    def gradient(network: nn.Module) -> Tensor:
+        out = sampled(network, x_T, adjoint, sa.Coupled(sa.Euler()))
+        return torch.autograd.grad(out.square().sum(), x_T)[0]
+
+    torch.manual_seed(0)
+    plain = Base()
+    torch.manual_seed(0)
+    assert torch.equal(gradient(Counting()), gradient(plain))
+
+
 def test_statistics_that_nobody_can_restore(x_T: Tensor) -> None:
     mean, variance = [torch.zeros(4, dtype=DOUBLE)] * 200, [torch.ones(4, dtype=DOUBLE)] * 200
 

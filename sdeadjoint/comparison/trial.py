@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -218,11 +219,19 @@ class Counted(nn.Module):
     def __init__(self, network: Callable[..., Any]) -> None:
         super().__init__()
         self.network = network
-        self.calls = 0
-        self.products = 0
+        # Not an attribute that is a number: such a one is put back where a step is recomputed.
+        self.tally: Counter[str] = Counter()
+
+    @property
+    def calls(self) -> int:
+        return self.tally["calls"]
+
+    @property
+    def products(self) -> int:
+        return self.tally["products"]
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Any:
-        self.calls += 1
+        self.tally["calls"] += 1
         out = self.network(x, t, **cond)
         return _Mark.apply(out, self) if isinstance(out, Tensor) and out.requires_grad else out
 
@@ -242,7 +251,7 @@ class _Mark(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
-        ctx.counter.products += 1
+        ctx.counter.tally["products"] += 1
         return cotangent, None
 
 
