@@ -153,13 +153,17 @@ def test_guidance_schedules_and_normals(x_T: Tensor) -> None:
 
 def test_leaves_that_nobody_declared_and_those_declared_twice(x_T: Tensor) -> None:
     hidden, gain = weight(4, seed=3), weight(4, seed=4)
-    outer = gain.square()  # computed once, read in every step
 
-    def network(x: Tensor, t: Tensor, gain: Tensor) -> Tensor:
-        return torch.tanh(x * hidden + gain) * network.gain * outer
+    def call(adjoint: sa.Adjoint) -> Tensor:
+        outer = gain.square()  # computed once, read in every step
 
-    network.gain = gain
-    agrees(lambda adjoint: sampled(network, x_T, adjoint, gain=gain), [x_T, hidden, gain])
+        def network(x: Tensor, t: Tensor, gain: Tensor) -> Tensor:
+            return torch.tanh(x * hidden + gain) * network.gain * outer
+
+        network.gain = gain
+        return sampled(network, x_T, adjoint, gain=gain)
+
+    agrees(call, [x_T, hidden, gain])
 
 
 def test_dropout_counters_and_a_score(x_T: Tensor) -> None:
@@ -279,9 +283,9 @@ def test_jvp_jacfwd_and_vmap_of_them(adjoint: sa.Adjoint) -> None:
 
     want = torch.autograd.functional.jacobian(call, x) if adjoint == sa.Direct() else jacobian(call, x)
     moved = torch.einsum("abcd,cd->ab", want, v)
-    found = [jacfwd(call)(x).detach(), jvp(call, (x,), (v,))[1].detach()]
+    found = [jacfwd(call, randomness="same")(x).detach(), jvp(call, (x,), (v,))[1].detach()]
     vs = torch.stack([v, -2 * v])
-    several = vmap(lambda v: jvp(call, (x,), (v,))[1])(vs).detach()
+    several = vmap(lambda v: jvp(call, (x,), (v,))[1], randomness="same")(vs).detach()
     assert worst((*found, several), (want, moved, torch.stack([moved, -2 * moved]))) <= ALLOWED
 
 

@@ -151,6 +151,7 @@ class Product(torch.autograd.Function):
         grads, directions = tensors[inputs : inputs + outputs], tensors[inputs + outputs :]
         ctx.set_materialize_grads(False)
         ctx.solved, ctx.grads = solved, nests.emptied(grads)
+        ctx.given = [direction is not None for direction in directions]
         kept = [tensor for tensor in (*tensors[:inputs], *solved.plan.watched, *grads) if tensor is not None]
         ctx.save_for_backward(*kept)
         if not any(direction is not None and bool(direction.any()) for direction in directions):
@@ -173,7 +174,8 @@ class Product(torch.autograd.Function):
         if all(cotangent is None for cotangent in cotangents):
             return (*none, *[None] * inputs)
         found = solved.product(cotangents[:inputs], grads, [True] * inputs, cotangents[inputs:])
-        return (*none, *found[:inputs])
+        pairs = zip(found[:inputs], ctx.given, strict=True)
+        return (*none, *(gradient if given else None for gradient, given in pairs))
 
 
 class SecondSweep(BackwardSweep):
@@ -392,7 +394,8 @@ def _is_batched(tensor: Tensor) -> bool:
 
 
 def _cut(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach()
+    """A tensor without its history; batches of gradients come without one."""
+    return tensor if tensor is None or _is_batched(tensor) else tensor.detach()
 
 
 @contextmanager
