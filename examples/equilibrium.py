@@ -204,11 +204,11 @@ def exact(model: Model, images: Tensor, labels: Tensor) -> Tensor:
 def cost(model: Model, images: Tensor, labels: Tensor) -> Cost:
     """Measure one training gradient."""
     f = model.f
-    f.evaluations = f.products = 0
+    f.tally.clear()
     logits = model(images)
-    forward = f.evaluations
+    forward = f.tally["evaluations"]
     found = gradient(model, logits, labels)
-    backward = f.evaluations - forward + f.products
+    backward = f.tally.total() - forward
     del logits
     with PeakMemory() as memory:
         gradient(model, model(images), labels)

@@ -12,6 +12,7 @@ two per cent. They differ in what is done with an image x, of 64 pixels:
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 
 import torch
 from torch import Tensor, nn
@@ -34,17 +35,19 @@ class Counted(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network, self.evaluations, self.products = network, 0, 0
+        self.network = network
+        # Not attributes that are numbers: such are put back where a step is recomputed.
+        self.tally = Counter[str]()
 
     def forward(self, z: Tensor, x: Tensor | None = None) -> Tensor:
-        self.evaluations += 1
+        self.tally["evaluations"] += 1
         out: Tensor = self.network(z, x)
         if out.requires_grad:
             out.register_hook(self._count)
         return out
 
     def _count(self, cotangent: Tensor) -> None:
-        self.products += 1
+        self.tally["products"] += 1
 
 
 class Perceptron(nn.Module):

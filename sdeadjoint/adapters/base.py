@@ -303,7 +303,8 @@ class Wrapper(nn.Module):
 
     def _misfit(self, x: Tensor, cond: Mapping[str, Any]) -> str:
         """The first argument in another floating dtype, or on another device, than the model; empty for none."""
-        place = next((p.device for p in self.parameters() if not p.is_meta), None)
+        away = is_offloaded(self)
+        place = next((p.device for p in self.parameters() if not (away and p.is_meta)), None)
         named = [("x", x), *((f"cond[{name!r}]", tensor) for name in cond for tensor in nests.tensors(cond[name]))]
         for name, tensor in named:
             if place is not None and tensor.device != place:
@@ -380,12 +381,16 @@ def numbers(name: str, values: Tensor | Sequence[float]) -> list[float]:
     return found
 
 
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether accelerate brings weights before each call: it gives such modules this attribute."""
+    return any("_hf_hook" in vars(module) for module in model.modules())
+
+
 def check_device(denoiser: Denoiser, x_T: Tensor) -> None:
     """Refuse a state that is not where the model is, or where its weights are brought to."""
     if not isinstance(x_T, Tensor):
         return
-    # accelerate brings offloaded weights before each call of a module that has this attribute.
-    offloaded = any("_hf_hook" in vars(module) for module in denoiser.modules())
+    offloaded = is_offloaded(denoiser)
     for parameter in denoiser.parameters():
         if parameter.device != x_T.device and not (offloaded and parameter.is_meta):
             raise ValueError(

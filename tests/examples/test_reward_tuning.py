@@ -35,7 +35,7 @@ def test_calls_are_those_of_the_methods(result: example.Result) -> None:
     """Of five steps of one call each."""
     counts = {name: (rows[0].calls, rows[0].products) for name, rows in result.rows.items()}
     assert counts["DRaFT"] == (5 + 5, 4)  # nothing is pulled back to x_T
-    assert counts["DRaFT-LV"][0] == 5 + 1 + 2
+    assert counts["DRaFT-LV"][0] == 5 + 2  # and one for each copy, noised again
     # The sample; the lean adjoint; and in the loss the base twice, once as a part of the tuned model.
     assert counts["Adjoint Matching"] == (5 + 5 + 2 * 5, 5)
     assert counts[example.EXACT] == counts[example.BASE] == (0, 0)

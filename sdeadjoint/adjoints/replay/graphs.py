@@ -96,6 +96,8 @@ class Fingerprint(NamedTuple):
 def kinds_of(found: Dependencies, *, opaque: bool) -> Counter[type] | None:
     """How many nodes of each type there are; None for compiled or scripted code, which may be made anew at any call."""
     kinds = Counter(map(type, found.nodes))
+    # Autocast casts a weight once and keeps it until its context ends, which is another one in each recomputation.
+    del kinds[_CAST]
     return None if opaque or any(kind.__name__.startswith("CompiledFunction") for kind in kinds) else kinds
 
 
@@ -121,6 +123,11 @@ def sequence_number() -> int:
         return int(torch.zeros((), device="cpu", requires_grad=True).mul(1).grad_fn._sequence_nr())  # type: ignore[union-attr]
 
 
+def _type_of_casts() -> type:
+    with torch.inference_mode(False), torch.enable_grad():
+        return type(torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True).to(torch.float64).grad_fn)
+
+
 def _type_of_leaves() -> type:
     with torch.inference_mode(False), torch.enable_grad():
         return type(get_gradient_edge(torch.zeros((), device="cpu", requires_grad=True)).node)
@@ -128,3 +135,4 @@ def _type_of_leaves() -> type:
 
 _GATE: type = Gate._backward_cls
 _LEAF = _type_of_leaves()
+_CAST = _type_of_casts()

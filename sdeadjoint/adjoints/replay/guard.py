@@ -79,13 +79,13 @@ class Gate(torch.autograd.Function):
 
 
 class Behind(torch.autograd.Function):
-    """``apply(*tensors)``: a number that depends on them in name."""
+    """``apply(*tensors)``: an empty tensor that depends on them in name."""
 
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> Tensor:
         ctx.count = len(tensors)
         ctx.set_materialize_grads(False)
-        return torch.zeros((), device="cpu")
+        return torch.zeros(0, device="cpu")
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[None, ...]:
