@@ -82,6 +82,7 @@ def draw_memory(path: Path, made: list[Bar]) -> None:
             error = 0.0 if bar.error is None else bar.error
             told = "the reference" if bar.error is None else f"{error:.0e}" if error < 0.01 else f"{error:.2g}"
             axis.text(1.2, -k, told, va="center", ha="center", transform=axis.get_yaxis_transform())
+        axis.set_xlim(0, 1.2 * max(bar.peak for bar in made) / 1e6)
         axis.set_yticks([-k for k in range(len(made))], [bar.name for bar in made])
         axis.tick_params(axis="y", length=0)
         axis.set_xlabel("peak memory besides the weights, MB")
