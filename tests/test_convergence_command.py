@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,15 +176,17 @@ def test_an_interrupted_command_says_how_to_go_on(
 
 
 def test_an_interrupt_ends_the_workers_too(tmp_path: Path) -> None:
-    arguments = ["--solver", "Euler", "--paths", "1000", "--batch", "50", "--workers", "2", "--out", str(tmp_path)]
+    arguments = ["--solver", "Euler", "--paths", "4000", "--batch", "10", "--workers", "2", "--out", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     child = subprocess.Popen(
-        [sys.executable, "-m", "sdeadjoint", "study", *arguments, "--steps", "8,16,512"],
+        [sys.executable, "-m", "sdeadjoint", "study", *arguments, "--steps", "8,16,64"],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         env=environment,
         text=True,
         start_new_session=True,
+        # Whoever runs the tests in the background may ignore interrupts, and children inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     waited = time.monotonic()
     while not list(tmp_path.glob("record-*.jsonl")) and child.poll() is None and time.monotonic() - waited < 300:

@@ -220,7 +220,6 @@ def test_what_cannot_be_replayed_is_refused() -> None:
     half = owner.start / 2
     for drift, y0, options, says in (
         (owner, numbers(4, 3), {"after_step": averaged}, "an earlier evaluation had computed"),
-        (owner.normed, numbers(4, 3), {}, "updates its running statistics"),
         (lambda s, y: y * half, half, {}, "but also directly"),
         (lambda s, y: y, half, {"after_step": lambda n, s, y: y * half}, "but also directly"),
     ):

@@ -41,7 +41,7 @@ def run(out: Path, seed: int = 0, *, effort: Effort = Effort()) -> dict[str, Any
     equal ones. Errors: ``ImportError`` without scikit-learn or matplotlib; ``RuntimeError`` for a gradient that is
     not plain autograd's, and for a descent that does not reach its digit.
     """
-    _check_extras()
+    check_extras()
     out.mkdir(parents=True, exist_ok=True)
     with one_thread():
         numbers = _run(out, seed, effort)
@@ -78,7 +78,8 @@ def _run(out: Path, seed: int, effort: Effort) -> dict[str, Any]:
     }
 
 
-def _check_extras() -> None:
+def check_extras() -> None:
+    """Raise ``ImportError`` without scikit-learn or matplotlib."""
     missing = [name for name, module in (("scikit-learn", "sklearn"), ("matplotlib",) * 2) if find_spec(module) is None]
     if missing:
         raise ImportError(f"the demo needs {' and '.join(missing)}: pip install 'sdeadjoint[demo]'")

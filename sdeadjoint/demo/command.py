@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    demo.check_extras()
     check_writable(arguments.out)
     demo.run(arguments.out, arguments.seed)
     return 0
