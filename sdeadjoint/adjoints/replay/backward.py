@@ -342,8 +342,11 @@ def _refuse_mismatch(plan: Plan, n: int, carry: Carry, recomputed: Tensor, reach
     narrow = reached.dtype == torch.bfloat16 or plan.autocast.enabled
     relative = max(round_off(reached.dtype, reached.device.type, narrow), plan.retrieval.tolerance(plan))
     wide = torch.promote_types(reached.dtype, torch.float32)
-    error = _by_sample(recomputed.to(wide) - reached.to(wide))
-    size = sum(_by_sample(tensor.to(wide)) for tensor in (*nests.tensors(carry), reached))
+    parts = [*nests.tensors(carry), reached]
+    # Steps may join or split samples: then all of them are one.
+    whole = len({tensor.shape[:1] for tensor in parts}) > 1
+    error = _by_sample(recomputed.to(wide) - reached.to(wide), whole)
+    size = sum(_by_sample(tensor.to(wide), whole) for tensor in parts)
     if not bool((error <= relative * size).all()):
         raise RuntimeError(
             f"network: recomputing step {n} of {plan.recursion.steps} gave another state than the forward pass "
@@ -353,9 +356,9 @@ def _refuse_mismatch(plan: Plan, n: int, carry: Carry, recomputed: Tensor, reach
         )
 
 
-def _by_sample(y: Tensor) -> Tensor:
-    """The Euclidean norm of each sample, (batch,); a state of one dimension is one sample."""
-    return torch.linalg.vector_norm(y.reshape(len(y), -1) if y.ndim > 1 else y.reshape(1, -1), dim=1)
+def _by_sample(y: Tensor, whole: bool) -> Tensor:
+    """The Euclidean norm of each sample, (batch,); of all together if ``whole`` or if the state has one dimension."""
+    return torch.linalg.vector_norm(y.reshape(1 if whole or y.ndim < 2 else len(y), -1), dim=1)
 
 
 def round_off(dtype: torch.dtype, device: str, narrow: bool) -> float:
