@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -66,75 +66,21 @@ def check_equation(
 
 
 def _items(equation: Equation, x: Any) -> Iterator[Item]:
+    """The items that apply: without a step that has a drift, none of those on drifts."""
     itself, steps = st.just(Itself("print({0})")), equation.steps - equation.projects
-    points = st.builds(
-        Point,
-        st.integers(0, max(0, steps - 1)),
-        st.sampled_from([0.0, 1.0, 0.37]),
-        st.integers(0, 3),
-    )
     nodes = st.builds(Node, st.integers(0, equation.steps), st.integers(0, 3))
-
-    def item(
-        name: str,
-        promise: str,
-        cases: Any,
-        check: Callable[[Equation, Any], None],
-        examples: int = 12,
-    ) -> Item:
-        return Item(name, promise, cases, check, examples)
-
-    yield item("tables", "tables are Python floats that fit each other", itself, check_tables, 1)
-    yield item(
-        "start",
-        "starting_at(x) is the same equation with start set",
-        itself,
-        lambda e, _: check_start(e, equation, x),
-        1,
-    )
-    yield item(
-        "state",
-        "leave(n, enter(x, n)) is x to round-off, in tensors of its own",
-        nodes,
-        check_state,
-    )
-    yield item("linear", "enter and leave are linear", nodes, check_linear)
-    yield item(
-        "cotangents",
-        "outward and inward map cotangents as enter and leave map states",
-        nodes,
-        check_cotangents,
-    )
-    if steps:
-        yield item("kind", "the drift is like the state", points, drifts.check_kind, 20)
-        yield item(
-            "purity",
-            "the same arguments give the same bits, and nothing is changed",
-            points,
-            drifts.check_purity,
-        )
-        yield item(
-            "surroundings",
-            "neither gradient modes nor generators are seen",
-            points,
-            drifts.check_surroundings,
-            6,
-        )
-        yield item(
-            "tensors",
-            "on(tensors) is the same equation on other tensors",
-            points,
-            drifts.check_tensors,
-            8,
-        )
-        yield item("gradient", "the drift is differentiable", points, drifts.check_gradient, 8)
-        yield item(
-            "recast", "on other nodes it is the same equation", points, drifts.check_recast, 6
-        )
-    yield item(
-        "noise", "noise is bound to the noise clock and the state", itself, check_noise_bound, 1
-    )
-    yield item("solve", "a solve that is recomputed is the solve", itself, drifts.check_solve, 1)
+    inside = st.sampled_from([0.0, 1.0, 0.37])
+    points = st.builds(Point, st.integers(0, max(0, steps - 1)), inside, st.integers(0, 3))
+    for name, promise, check in _TABLES:
+        yield Item(name, promise, itself, check, 1)
+    same = "starting_at(x) is the same equation with start set"
+    yield Item("start", same, itself, lambda started, _: check_start(started, equation, x), 1)
+    for name, promise, check in _STATES:
+        yield Item(name, promise, nodes, check, 12)
+    for name, promise, check, examples in _DRIFTS if steps else ():
+        yield Item(name, promise, points, check, examples)
+    for name, promise, check in _SOLVES:
+        yield Item(name, promise, itself, check, 1)
 
 
 def check_tables(equation: Equation, case: object) -> None:
@@ -290,3 +236,44 @@ def check_noise_bound(equation: Equation, case: object) -> None:
             not (still and dB.any()),
             f"step {n} has noise although the noise clock stands still there",
         )
+
+
+# Names and promises, and what holds an equation to them; drifts with the number of cases.
+
+_TABLES = (("tables", "tables are Python floats that fit each other", check_tables),)
+_STATES = (
+    ("state", "leave(n, enter(x, n)) is x to round-off, in tensors of its own", check_state),
+    ("linear", "enter and leave are linear", check_linear),
+    (
+        "cotangents",
+        "outward and inward map cotangents as enter and leave map states",
+        check_cotangents,
+    ),
+)
+_DRIFTS = (
+    ("kind", "the drift is like the state", drifts.check_kind, 20),
+    (
+        "purity",
+        "the same arguments give the same bits, and nothing is changed",
+        drifts.check_purity,
+        12,
+    ),
+    (
+        "surroundings",
+        "neither gradient modes nor generators are seen",
+        drifts.check_surroundings,
+        6,
+    ),
+    (
+        "tensors",
+        "on(tensors) is the same equation on other tensors",
+        drifts.check_tensors,
+        8,
+    ),
+    ("gradient", "the drift is differentiable", drifts.check_gradient, 8),
+    ("recast", "on other nodes it is the same equation", drifts.check_recast, 6),
+)
+_SOLVES = (
+    ("noise", "noise is bound to the noise clock and the state", check_noise_bound),
+    ("solve", "a solve that is recomputed is the solve", drifts.check_solve),
+)
