@@ -240,8 +240,9 @@ def check_noise_bound(equation: Equation, case: object) -> None:
 
 # Names and promises, and what holds an equation to them; drifts with the number of cases.
 
-_TABLES = (("tables", "tables are Python floats that fit each other", check_tables),)
-_STATES = (
+_Check = Callable[[Equation, Any], None]
+_TABLES: tuple[tuple[str, str, _Check], ...] = (("tables", "tables are Python floats that fit each other", check_tables),)
+_STATES: tuple[tuple[str, str, _Check], ...] = (
     ("state", "leave(n, enter(x, n)) is x to round-off, in tensors of its own", check_state),
     ("linear", "enter and leave are linear", check_linear),
     (
@@ -250,7 +251,7 @@ _STATES = (
         check_cotangents,
     ),
 )
-_DRIFTS = (
+_DRIFTS: tuple[tuple[str, str, _Check, int], ...] = (
     ("kind", "the drift is like the state", drifts.check_kind, 20),
     (
         "purity",
@@ -273,7 +274,7 @@ _DRIFTS = (
     ("gradient", "the drift is differentiable", drifts.check_gradient, 8),
     ("recast", "on other nodes it is the same equation", drifts.check_recast, 6),
 )
-_SOLVES = (
+_SOLVES: tuple[tuple[str, str, _Check], ...] = (
     ("noise", "noise is bound to the noise clock and the state", check_noise_bound),
     ("solve", "a solve that is recomputed is the solve", drifts.check_solve),
 )
