@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -241,7 +241,9 @@ def check_noise_bound(equation: Equation, case: object) -> None:
 # Names and promises, and what holds an equation to them; drifts with the number of cases.
 
 _Check = Callable[[Equation, Any], None]
-_TABLES: tuple[tuple[str, str, _Check], ...] = (("tables", "tables are Python floats that fit each other", check_tables),)
+_TABLES: tuple[tuple[str, str, _Check], ...] = (
+    ("tables", "tables are Python floats that fit each other", check_tables),
+)
 _STATES: tuple[tuple[str, str, _Check], ...] = (
     ("state", "leave(n, enter(x, n)) is x to round-off, in tensors of its own", check_state),
     ("linear", "enter and leave are linear", check_linear),
