@@ -227,7 +227,7 @@ class Counting(Layers):
 
 @case
 def counter_of_a_module() -> Case:
-    return Case.of(Counting(), inverse="built another graph")
+    return Case.of(Counting(), inverse="its forward pass changes 'count'")
 
 
 @case

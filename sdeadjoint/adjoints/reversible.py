@@ -78,6 +78,6 @@ _RANDOM = (
     "other numbers than the step; call network.eval(), or pass adjoint=Checkpoint(), which replays them"
 )
 _STATE = (
-    "network: its forward pass changes {name!r} (a running statistic), and the inverse of a step would see "
+    "network: its forward pass changes {name!r} (a running statistic, a counter), and the inverse of a step would see "
     "another one than the step; call network.eval(), or pass adjoint=Checkpoint(), which restores it"
 )

@@ -21,7 +21,7 @@ from .equation import AdjointEquation, March, SolverMarch
 from .recorded import Recorded
 
 STATE = (
-    "network: its forward pass changes {name!r} (a running statistic), and the adjoint equation of a "
+    "network: its forward pass changes {name!r} (a running statistic, a counter), and the adjoint equation of a "
     "function that changes has no meaning; call network.eval(), or pass adjoint=Checkpoint(), which restores it"
 )
 

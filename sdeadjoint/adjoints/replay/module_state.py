@@ -50,12 +50,8 @@ class ModuleState:
 
     @property
     def unsettled(self) -> str:
-        """The name of a buffer that changes in later steps than the first, too; empty if none does.
-
-        Plain attributes do no harm: where a counter decides what is computed, the recomputed step ends elsewhere.
-        """
-        later = [k for k in self._later if k < self._buffers]
-        return self._places[min(later)].name if later else ""
+        """The name of one that changes in later steps than the first, too; empty if none does."""
+        return self._places[min(self._later)].name if self._later else ""
 
     def changes(self, tensor: Tensor) -> bool:
         """Whether a tensor is one that changes."""
