@@ -207,6 +207,16 @@ def default_of(pipe: Any, name: str) -> Any:
     return None if found is None or found.default is inspect.Parameter.empty else found.default
 
 
+def refuse_options_of_two_calls(guidance: Guidance) -> None:
+    """Refuse what has no meaning for a model that is given its scale, or that is called without guidance."""
+    for name, value in (("rescale", guidance.rescale or None), ("interval", guidance.interval)):
+        if value is not None:
+            raise ValueError(
+                f"guidance: got {name}={value}, which acts on the outputs of a conditional and an unconditional call, "
+                "and here the model is called once; pass a number"
+            )
+
+
 def equal_sigmas(steps: int) -> list[float]:
     """``1, 1 - 1/N, ..., 1/N``, as flow pipelines pass them to their schedulers."""
     return np.linspace(1.0, 1 / steps, steps).tolist()
