@@ -243,6 +243,22 @@ def test_strength_of_flux(strength: float, true_cfg_scale: float | None) -> None
             assert distance(got, want) <= (1e-4 if n else 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (lambda: diffusers.LMSDiscreteScheduler(**STABLE), "LMSDiscreteScheduler, which then uses the weights of"),
+        (lambda: diffusers.PNDMScheduler(skip_prk_steps=True, **STABLE), "PNDMScheduler, which then takes its first"),
+        (lambda: diffusers.UniPCMultistepScheduler(disable_corrector=[0], **STABLE), "count the steps that are left"),
+    ],
+)
+def test_schedulers_that_cannot_begin_late(scheduler: Callable[[], Any], message: str) -> None:
+    """The calls of LMS and PNDM then give other samples than their methods: by 0.1 and more of their size."""
+    pipe = stable_diffusion(scheduler(), name="StableDiffusionImg2ImgPipeline")
+    with pytest.raises(ValueError, match=f"strength: got 0.5 with .*{message}"):
+        sa.adapters.from_pipeline(pipe, strength=0.5).grid(6)
+    assert len(sa.adapters.from_pipeline(pipe, strength=1.0).grid(6)) == 7
+
+
 def test_a_strength_that_leaves_no_step() -> None:
     make, scheduler, *_ = IMAGE_TO_IMAGE["Stable Diffusion"]
     adapter = sa.adapters.from_pipeline(make(scheduler()), strength=0.1)

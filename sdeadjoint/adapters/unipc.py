@@ -31,8 +31,8 @@ class UniPCSteps(Solver):
 
     For p up to 3 it is ``UniPC(p, variant)``, with its order ``min(p + 1, 3)`` (theory/orders.md, O7); for p above 3
     the first step still leaves ``O(h^3)``. A step that is not corrected, or that is lowered to Euler's, leaves
-    ``O(h^2)``, which makes the order 2. Noise enters at a step's end: strong order 1.0. One network call per step; p past drifts,
-    the last start and the last increment as state. Source: Zhao et al. (2023), UniPC, Algorithms 1 and 2.
+    ``O(h^2)``, which makes the order 2. Noise enters at a step's end: strong order 1.0. One network call per step; p
+    past drifts, the last start and the last increment as state. Source: Zhao et al. (2023), UniPC, Algorithms 1 and 2.
     """
 
     order: int
