@@ -410,6 +410,11 @@ NO_GRID: list[tuple[Callable[[], Any], int, str]] = [
     (lambda: diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), 8, "mu: the FlowMatchEulerDiscrete"),
     (lambda: plain_ddim(set_alpha_to_one=False), 1, "DDIMScheduler: at 1 steps it has the noise level 0 twice"),
     (plain_ddim, 0, "steps: got 0; pass an integer >= 1"),
+    (
+        lambda: diffusers.KDPM2AncestralDiscreteScheduler(beta_schedule="squaredcos_cap_v2"),
+        4,
+        "KDPM2AncestralDiscreteScheduler: at 7 calls its timesteps are NaN or infinite, which its own set_timesteps",
+    ),
 ]
 
 

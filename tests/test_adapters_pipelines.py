@@ -362,7 +362,9 @@ def test_guidance_that_stops_half_way_is_the_callback_of_the_call() -> None:
         pipe, latents=x, num_inference_steps=4, guidance_scale=3.0, **case.cond,
         callback_on_step_end=stop, callback_on_step_end_tensor_inputs=["prompt_embeds"],
     )  # fmt: skip
-    pipe.unet.register_forward_pre_hook(lambda model, given: rows.append(len(given[0])))
+    pipe.unet.register_forward_pre_hook(
+        lambda model, given, named: rows.append(len(named["sample"])), with_kwargs=True
+    )
     schedule = sa.Guidance(sa.Scheduled([3.0, 3.0, 1.0, 1.0]), rescale=0.0)
     grid = sa.adapters.from_pipeline(pipe).grid(4)
     interval = sa.Guidance(3.0, interval=(float(grid[1]), 1000.0))

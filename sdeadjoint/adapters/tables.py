@@ -50,6 +50,12 @@ class SchedulerGrid(Times):
         if len(levels) > 2 and levels[-2] - levels[-1] <= 8 * torch.finfo(torch.float32).eps * levels[-1]:
             levels, timesteps = levels[:-1], timesteps[:-1]
         self._check(levels)
+        if not bool(torch.isfinite(timesteps).all()):
+            raise ValueError(
+                f"{self._name}: at {len(timesteps)} calls its timesteps are NaN or infinite, which its own "
+                "set_timesteps makes of noise levels that span too many decades for float32; pass a scheduler with "
+                "another beta_schedule, or another scheduler"
+            )
         inner = settled(levels[:-1], timesteps, self.mapping)
         given = self.mapping.timestep(inner)
         # Whole numbers are met exactly; others to what float32 levels leave of a timestep, a few 1e-5 of one.
