@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -700,18 +701,26 @@ def test_random_sigmas_of_euler(levels: list[float], to_zero: bool) -> None:
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)  # their levels and states are float32
 
 
+TAKEN_AS: dict[str, Callable[[Any], Any]] = {
+    "EDMEulerScheduler": torch.tensor,
+    "UniPCMultistepScheduler": np.array,
+}
+FLOW_LEVELS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+
+
 def test_custom_timesteps_and_sigmas_of_the_others() -> None:
     model = SmallModel()
     for scheduler, custom in (
         (diffusers.DDPMScheduler(clip_sample=False), {"timesteps": [990, 600, 250, 3]}),
         (diffusers.EDMEulerScheduler(), {"sigmas": [0.0, 0.3, 1.0]}),
         (diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), {"timesteps": [1000.0, 512.5, 40.0]}),
+        (diffusers.UniPCMultistepScheduler(**FLOW_LEVELS, flow_shift=3.0), {"sigmas": [1.0, 0.8, 0.5, 0.2]}),
         (diffusers.HeunDiscreteScheduler(), {"timesteps": [990, 600, 250, 3]}),
         (diffusers.LCMScheduler(clip_sample=False), {"timesteps": [999, 499]}),
     ):
         adapter = from_diffusers(model, scheduler)
         grid = adapter.grid(**custom)
-        theirs = {k: torch.tensor(v) if "EDM" in type(scheduler).__name__ else v for k, v in custom.items()}
+        theirs = {name: TAKEN_AS.get(type(scheduler).__name__, list)(values) for name, values in custom.items()}
         scheduler.set_timesteps(**theirs)
         normals = randn(len(grid), *SHAPE, seed=2)
         x_T = float(grid[0]) * randn(*SHAPE) if isinstance(adapter.schedule, sa.VE) else randn(*SHAPE)

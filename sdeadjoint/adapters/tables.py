@@ -122,6 +122,8 @@ class SchedulerGrid(Times):
         # Euler's sigmas end with the last level, a flow's do not.
         if steps is not None and steps not in (len(found), len(found) - 1):
             raise ValueError(f"steps: got {steps} and {len(found)} {name}; leave steps out, or pass as many")
+        if name == "sigmas" and self._name == "UniPCMultistepScheduler":
+            return np.array(found)  # which it multiplies, as its pipelines pass it
         whole = [int(value) if value == int(value) else value for value in found]
         # This one calls methods of a tensor on what it is given.
         return torch.tensor(found, dtype=torch.float64) if self._name == "EDMEulerScheduler" else whole
