@@ -140,11 +140,17 @@ def test_a_schedule_of_scales_calls_once_where_they_are_one() -> None:
         assert all(gradient.count_nonzero() > 0 for gradient in gradients)
 
 
+def test_an_interval_of_other_units_is_refused() -> None:
+    """Timesteps for a grid of times from 1 to 0 would be no guidance at all, in silence."""
+    guidance = sa.Guidance(3.0, {"label": leaves()["null"]}, interval=(200.0, 800.0))
+    with pytest.raises(ValueError, match=r"guidance: interval=\(200.0, 800.0\) holds none of the times .* from 1 to"):
+        sampled(Network(), leaves(), guidance, sa.Checkpoint(), sa.Euler())
+
+
 @pytest.mark.parametrize("adjoint", [sa.Direct(), sa.Checkpoint()], ids=repr)
-def test_an_interval_without_a_step_leaves_no_gradient(adjoint: sa.Adjoint) -> None:
+def test_a_scale_that_is_always_one_leaves_no_gradient(adjoint: sa.Adjoint) -> None:
     given, network = leaves(), Network()
-    guidance = sa.Guidance(3.0, {"label": given["null"]}, interval=(2.0, 3.0))
-    out = sampled(network, given, guidance, adjoint, sa.Euler())
+    out = sampled(network, given, sa.Guidance(1.0, {"label": given["null"]}), adjoint, sa.Euler())
     assert network.rows == [3] * STEPS
     x_T, null = torch.autograd.grad(out.sum(), [given["x_T"], given["null"]], allow_unused=True)
     assert x_T.count_nonzero() > 0

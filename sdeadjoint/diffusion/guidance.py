@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
@@ -30,7 +30,8 @@ class Guidance:
         rescale: phi in [0, 1]: ``out`` becomes ``phi out std(out_cond) / std(out) + (1 - phi) out``, each sample's own
             standard deviation over all but the batch dimension (Lin et al., 2024, eqs. 15 and 16).
         interval: ``(low, high)``, in the schedule's time, which the grid counts in: the scale is 1 at times outside of
-            it. Both ends belong to it; ``None`` is all times. Source: Kynkaanniemi et al. (2024).
+            it. Both ends belong to it; ``None`` is all times. One that holds no step of the grid is refused: it may
+            be in other units. Source: Kynkaanniemi et al. (2024).
 
     Every prediction kind is affine in the others, so guidance acts on the network's raw output. The rescaling is not
     affine: it means what the paper says where the network predicts eps or v, and it has a gradient. Source: Ho and
@@ -71,6 +72,15 @@ class Guidance:
     def tensors(self) -> dict[str, Any]:
         """What may hold tensors, as a nest; ``replace(guidance, **tensors)`` puts it back."""
         return {"scale": self.scale, "unconditional": self.unconditional}
+
+    def check_times(self, times: Sequence[float]) -> None:
+        """Refuse an interval that holds none of the times at which the steps of a grid begin."""
+        if self.interval is None or any(self.interval[0] <= t <= self.interval[1] for t in times):
+            return
+        raise ValueError(
+            f"guidance: interval={self.interval} holds none of the times at which the steps begin, from {times[0]:g} "
+            f"to {times[-1]:g}; pass two times of the schedule, as the grid has them, or no guidance"
+        )
 
     def __call__(
         self,

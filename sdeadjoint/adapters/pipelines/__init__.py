@@ -65,7 +65,8 @@ def from_pipeline(
         pipe: one of the pipelines below. It is read, not changed; another scheduler is put in with ``pipe.scheduler``.
         guidance: ``guidance_scale`` of the call, its default if left out: a number, a tensor (which then has a
             gradient), or ``Guidance(scale, rescale=..., interval=...)`` for ``guidance_rescale`` and for times without
-            guidance. Up to 1 means none. The unconditional side is what ``cond`` holds under ``negative_...``.
+            guidance (in the times of ``adapter.grid``). Up to 1 means none. The unconditional side is what ``cond``
+            holds under ``negative_...``.
         eta: DDIM's, as in the call.
         height, width, num_frames: in pixels and frames, as in the call; they matter to models that are told them.
         strength: of image-to-image pipelines; the grid then begins where their loop does.
