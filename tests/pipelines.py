@@ -145,7 +145,7 @@ def sd3(scheduler: Any, name: str = "StableDiffusion3Pipeline") -> Any:
     )
 
 
-def flux(scheduler: Any) -> Any:
+def flux(scheduler: Any, name: str = "FluxPipeline") -> Any:
     model = diffusers.FluxTransformer2DModel(
         patch_size=1,
         in_channels=16,
@@ -158,7 +158,7 @@ def flux(scheduler: Any) -> Any:
         guidance_embeds=True,
         axes_dims_rope=(2, 2, 4),
     )
-    return diffusers.FluxPipeline(
+    return getattr(diffusers, name)(
         transformer=random_weights(model),
         scheduler=scheduler,
         vae=vae(4, scaling_factor=0.36, shift_factor=0.11),

@@ -130,6 +130,8 @@ MORE: list[tuple[str, dict[str, Any]]] = [
     *(multistep(algorithm, 3, solver_type=kind) for algorithm in ODE for kind in ("midpoint", "heun")),
     *(multistep("dpmsolver++", 3, lower_order_final=lower, **SHORT) for lower in (True, False)),
     multistep("dpmsolver++", 3, use_karras_sigmas=True, prediction_type="v_prediction", **STABLE),
+    *(multistep("sde-dpmsolver++", 3, solver_type=kind) for kind in ("midpoint", "heun")),
+    multistep("sde-dpmsolver++", 3, use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"),
     ("EDMDPMSolverMultistepScheduler", {"solver_order": 3}),
     *(("DEISMultistepScheduler", {"solver_order": order}) for order in (1, 2, 3)),
     ("DEISMultistepScheduler", {"solver_order": 3, "lower_order_final": False, **STABLE}),

@@ -19,7 +19,7 @@ import sdeadjoint as sa
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers", reason="diffusers imports its pipelines only where transformers is installed")
 
-from .pipelines import CASES, POOLED, STABLE, Case, call, randn, sd3, sdxl, stable_diffusion, texts  # noqa: E402
+from .pipelines import CASES, POOLED, STABLE, Case, call, flux, randn, sd3, sdxl, stable_diffusion, texts  # noqa: E402
 
 # diffusers makes arrays of its tables in a way that NumPy will change.
 pytestmark = [
@@ -208,6 +208,57 @@ def test_strength_of_image_to_image(name: str, strength: float) -> None:
     assert len(grid) - 1 == {0.3: {"SD3": 3}.get(name, 2), 0.55: {"SD3": 4}.get(name, 3), 1.0: 7}[strength]
 
 
+@pytest.mark.parametrize("strength", [0.3, 0.6, 1.0])
+@pytest.mark.parametrize("true_cfg_scale", [None, 2.0])
+def test_strength_of_flux(strength: float, true_cfg_scale: float | None) -> None:
+    """Its noise is drawn before the latents are packed; the embeddings and a weight have the call's gradients."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    pipe = flux(scheduler, "FluxImg2ImgPipeline")
+    pipe.set_progress_bar_config(disable=True)
+    names = ("prompt_embeds", "pooled_prompt_embeds") if true_cfg_scale is None else POOLED
+    scale = {} if true_cfg_scale is None else {"true_cfg_scale": true_cfg_scale}
+    size, results = {"height": 8, "width": 12}, []
+    for own in (True, False):
+        image, cond = randn(2, 4, 4, 6, seed=7).requires_grad_(), leaves_of(texts(*names))
+        generator = torch.Generator().manual_seed(5)
+        if own:
+            adapter = sa.adapters.from_pipeline(pipe, guidance=2.0, strength=strength, **size)
+            sigma = float(adapter.grid(5)[0])
+            noise = torch.randn(image.shape, generator=generator, dtype=torch.float64)
+            x = pipe._pack_latents(sigma * noise + (1 - sigma) * image, 2, 4, 4, 6)
+            latents = adapter.sample(x, steps=5, cond={**cond, **scale})
+            assert len(adapter.grid(5)) == {0.3: 3, 0.6: 4, 1.0: 6}[strength]
+        else:
+            latents = call(
+                pipe, image=image, strength=strength, num_inference_steps=5, guidance_scale=2.0, generator=generator,
+                **cond, **scale, **size,
+            )  # fmt: skip
+        leaves = [image, weight_of(pipe), *cond.values()]
+        results.append((latents, *torch.autograd.grad((randn(*latents.shape, seed=4) * latents).sum(), leaves)))
+    for n, (got, want) in enumerate(zip(*results, strict=True)):
+        # At strength 1 the image enters by what float32 leaves of 1 - sigma: nothing, in either.
+        if n == 1 and strength == 1.0:
+            assert got.abs().max() <= 1e-6
+        else:
+            assert distance(got, want) <= (1e-4 if n else 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (lambda: diffusers.LMSDiscreteScheduler(**STABLE), "LMSDiscreteScheduler, which then uses the weights of"),
+        (lambda: diffusers.PNDMScheduler(skip_prk_steps=True, **STABLE), "PNDMScheduler, which then takes its first"),
+        (lambda: diffusers.UniPCMultistepScheduler(disable_corrector=[0], **STABLE), "count the steps that are left"),
+    ],
+)
+def test_schedulers_that_cannot_begin_late(scheduler: Callable[[], Any], message: str) -> None:
+    """The calls of LMS and PNDM then give other samples than their methods: by 0.1 and more of their size."""
+    pipe = stable_diffusion(scheduler(), name="StableDiffusionImg2ImgPipeline")
+    with pytest.raises(ValueError, match=f"strength: got 0.5 with .*{message}"):
+        sa.adapters.from_pipeline(pipe, strength=0.5).grid(6)
+    assert len(sa.adapters.from_pipeline(pipe, strength=1.0).grid(6)) == 7
+
+
 def test_a_strength_that_leaves_no_step() -> None:
     make, scheduler, *_ = IMAGE_TO_IMAGE["Stable Diffusion"]
     adapter = sa.adapters.from_pipeline(make(scheduler()), strength=0.1)
@@ -294,6 +345,44 @@ def test_rescaled_guidance() -> None:
     want = call(pipe, latents=x, num_inference_steps=STEPS, guidance_scale=3.0, guidance_rescale=0.7, **case.cond)
     adapter = sa.adapters.from_pipeline(pipe, guidance=sa.Guidance(3.0, rescale=0.7, batched=False))
     assert distance(adapter.sample(x, steps=STEPS, cond=case.cond), want) <= 1e-5
+
+
+def test_guidance_that_stops_half_way_is_the_callback_of_the_call() -> None:
+    """``callback_on_step_end`` of diffusers' own guide switches guidance off; the model is then called once."""
+    pipe, case = CASES["Stable Diffusion"].pipe(), CASES["Stable Diffusion"]
+    x, rows = randn(*case.shape, seed=9), []
+
+    def stop(pipe: Any, n: int, t: Tensor, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        if n == 1:
+            pipe._guidance_scale = 1.0
+            given["prompt_embeds"] = given["prompt_embeds"].chunk(2)[-1]
+        return given
+
+    want = call(
+        pipe, latents=x, num_inference_steps=4, guidance_scale=3.0, **case.cond,
+        callback_on_step_end=stop, callback_on_step_end_tensor_inputs=["prompt_embeds"],
+    )  # fmt: skip
+    pipe.unet.register_forward_pre_hook(
+        lambda model, given, named: rows.append(len(named["sample"])), with_kwargs=True
+    )
+    schedule = sa.Guidance(sa.Scheduled([3.0, 3.0, 1.0, 1.0]), rescale=0.0)
+    grid = sa.adapters.from_pipeline(pipe).grid(4)
+    interval = sa.Guidance(3.0, interval=(float(grid[1]), 1000.0))
+    for guidance in (schedule, interval):
+        got = sa.adapters.from_pipeline(pipe, guidance=guidance).sample(x, steps=4, cond=case.cond)
+        assert distance(got, want) <= 1e-5
+        assert rows == [4, 4, 2, 2]
+        rows.clear()
+
+
+def test_options_of_two_calls_for_models_that_are_called_once() -> None:
+    for name in ("Flux", "Stable Diffusion, distilled"):
+        case = CASES[name]
+        for options in ({"rescale": 0.5}, {"interval": (0.2, 0.8)}):
+            ours = {**case.ours, "guidance": sa.Guidance(2.0, **options)}
+            adapter = sa.adapters.from_pipeline(pipeline(name), **ours)
+            with pytest.raises(ValueError, match=r"guidance: got .*the model is called once; pass a number"):
+                adapter.sample(randn(*case.shape), steps=2, cond=case.cond)
 
 
 def test_the_defaults_are_those_of_the_call() -> None:

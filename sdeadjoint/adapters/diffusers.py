@@ -60,7 +60,8 @@ def from_diffusers(
             (PLMS), EDM, CogVideoX, cosine DPM-Solver, flow-matching Euler and Heun, and for distilled models LCM, TCD
             and flow LCM; with their beta schedules, sigmas, spacings, shifts, prediction types and lowered orders. It
             is read and copied, not changed.
-        eta: DDIM's own, 0 or 1; TCD's, 0 to 1.
+        eta: DDIM's own, 0 or 1; TCD's, 0 to 1. 0 is the default of the pipelines' calls; that of ``TCDScheduler.step``
+            alone is 0.3.
         mu: the shift of schedulers with ``use_dynamic_shifting``.
         guidance: classifier-free guidance and its rescaling, on the model's output.
         timestep: what the model is given instead of the scheduler's timestep t, for instance ``lambda t: t / 1000`` for

@@ -71,10 +71,16 @@ class ThirdOrder(Solver):
 
     Args:
         heun: at order 2, integrate the line exactly (``AdamsBashforth(2)``) instead of its slope at the middle.
+        flipped: the last term is ``-s1 (1/2 + (e^-H - 1 + H) / H^2) D_2``, as in the ``sde-dpmsolver++`` of diffusers,
+            whose 1/2 has the other sign. It does not vanish with H, so the order is 1.
     """
 
     heun: bool = False
-    claims: ClassVar[Claims] = Claims(ode=2, strong=1.0, evaluations=1)
+    flipped: bool = False
+
+    @property
+    def claims(self) -> Claims:
+        return Claims(ode=1 if self.flipped else 2, strong=1.0, evaluations=1)
 
     def step(self, drift: Drift, interval: Interval, y: Tensor, state: State) -> tuple[Tensor, State]:
         s0, s1 = interval.s0, interval.s1
@@ -91,7 +97,8 @@ class ThirdOrder(Solver):
             else:
                 before, r_before = self._slope(past[0], past[1], H)
                 bend = (slope - before) / (r + r_before)
-                out = out + first * (slope + r * bend) + s1 * (0.5 - (math.expm1(-H) + H) / H**2) * bend
+                half = -0.5 if self.flipped else 0.5
+                out = out + first * (slope + r * bend) + s1 * (half - (math.expm1(-H) + H) / H**2) * bend
         return out, ((s0, F), *state)[:2]
 
     @staticmethod

@@ -117,8 +117,10 @@ def _singlestep(scheduler: Any, eta: float) -> Reading:
     order, algorithm = config.solver_order, config.algorithm_type
     if algorithm.startswith("sde") and order > 1:
         raise ValueError(
-            f"{name}(algorithm_type={algorithm!r}): the noise of its half steps is no part of the noise of the whole "
-            "step, so there is no path; pass solver_order=1, or DPMSolverMultistepScheduler.from_config(...)"
+            f"{name}(algorithm_type={algorithm!r}, solver_order={order}): the noise of its half steps is no part of "
+            "the noise of the whole step, so there is no path; pass solver_order=1, or "
+            "DPMSolverMultistepScheduler.from_config(scheduler.config), which samples the same model with the same "
+            "noise in every step"
         )
     schedule = _level_schedule(scheduler)
     kind = "data" if algorithm.endswith("++") else "noise"
@@ -330,11 +332,12 @@ def _solver(scheduler: Any) -> Solver:
         return Euler()
     if order == 2:
         return AdamsBashforth(2, "log") if heun else DPMSolverPP2M()
-    if order != 3 or str(config.get("algorithm_type", "sde")).startswith("sde"):
-        raise ValueError(
-            f"{name}(solver_order={order}): pass 1 or 2" + (", or 3 without noise" if order == 3 else " or 3")
-        )
-    return ThirdOrder(heun)
+    algorithm = str(config.get("algorithm_type", "sde-dpmsolver++"))
+    noisy = algorithm.startswith("sde")
+    if order != 3 or (noisy and (name != "DPMSolverMultistepScheduler" or algorithm != "sde-dpmsolver++")):
+        orders = "1 or 2" if noisy else "1, 2 or 3"
+        raise ValueError(f"{name}(solver_order={order}): it has no such method for {algorithm}; pass {orders}")
+    return ThirdOrder(heun, flipped=noisy)
 
 
 def _predicted(scheduler: Any) -> str:

@@ -26,7 +26,8 @@ class Singlestep(Solver):
         heun: the second choice of each.
 
     Order of the method: that of whole groups of nodes at its own fractions; on a scheduler's grid, where the fractions
-    are what they are, 2 for ``order`` 2 and 3. One network call per step of the grid; the memory is the group.
+    are what they are, 2 for ``order`` 2 and 3. Each stage has the path's increment since the group's start. One network
+    call per step of the grid; the memory is the group.
     Source: Lu et al. (2022a), Algorithms 1 and 2; Lu et al. (2022b), Algorithm 1.
     """
 
@@ -35,12 +36,12 @@ class Singlestep(Solver):
     claims: ClassVar[Claims] = Claims(ode=1, strong=1.0, evaluations=1)
 
     def step(self, drift: Drift, interval: Interval, y: Tensor, state: State) -> tuple[Tensor, State]:
-        nodes = (*state, (interval.s0, drift(interval.s0, y), y))
+        nodes = (*state, (interval.s0, drift(interval.s0, y), y, interval.dB))
         if len(nodes) > self.order:
             nodes = nodes[-1:]
         out = nodes[0][2]
-        for weight, (_, F, _) in zip(self._weights([s for s, *_ in nodes], interval.s1), nodes, strict=True):
-            out = out + weight * F
+        for weight, (_, F, _, dB) in zip(self._weights([s for s, *_ in nodes], interval.s1), nodes, strict=True):
+            out = out + weight * F + dB
         return out, nodes
 
     def _weights(self, nodes: list[float], s1: float) -> list[float]:

@@ -50,6 +50,12 @@ class SchedulerGrid(Times):
         if len(levels) > 2 and levels[-2] - levels[-1] <= 8 * torch.finfo(torch.float32).eps * levels[-1]:
             levels, timesteps = levels[:-1], timesteps[:-1]
         self._check(levels)
+        if not bool(torch.isfinite(timesteps).all()):
+            raise ValueError(
+                f"{self._name}: at {len(timesteps)} calls its timesteps are NaN or infinite, which its own "
+                "set_timesteps makes of noise levels that span too many decades for float32; pass a scheduler with "
+                "another beta_schedule, or another scheduler"
+            )
         inner = settled(levels[:-1], timesteps, self.mapping)
         given = self.mapping.timestep(inner)
         # Whole numbers are met exactly; others to what float32 levels leave of a timestep, a few 1e-5 of one.
@@ -116,6 +122,8 @@ class SchedulerGrid(Times):
         # Euler's sigmas end with the last level, a flow's do not.
         if steps is not None and steps not in (len(found), len(found) - 1):
             raise ValueError(f"steps: got {steps} and {len(found)} {name}; leave steps out, or pass as many")
+        if name == "sigmas" and self._name == "UniPCMultistepScheduler":
+            return np.array(found)  # which it multiplies, as its pipelines pass it
         whole = [int(value) if value == int(value) else value for value in found]
         # This one calls methods of a tensor on what it is given.
         return torch.tensor(found, dtype=torch.float64) if self._name == "EDMEulerScheduler" else whole

@@ -29,8 +29,10 @@ class UniPCSteps(Solver):
         uncorrected: numbers of the steps, from 0, that are not corrected.
         kept: pairs (clock, number): a step from this clock uses no more than so many past drifts.
 
-    Order min(p, 2) from its Euler start, as any multistep method; one network call per step; p past drifts and the
-    last start as state. Source: Zhao et al. (2023), UniPC, Algorithms 1 and 2.
+    For p up to 3 it is ``UniPC(p, variant)``, with its order ``min(p + 1, 3)`` (theory/orders.md, O7); for p above 3
+    the first step still leaves ``O(h^3)``. A step that is not corrected, or that is lowered to Euler's, leaves
+    ``O(h^2)``, which makes the order 2. Noise enters at a step's end: strong order 1.0. One network call per step; p
+    past drifts, the last start and the last increment as state. Source: Zhao et al. (2023), UniPC, Algorithms 1 and 2.
     """
 
     order: int
@@ -40,17 +42,19 @@ class UniPCSteps(Solver):
 
     @property
     def claims(self) -> Claims:
-        return Claims(ode=min(self.order, 2), strong=1.0, evaluations=1)
+        most = 2 if self.uncorrected or self.kept else 3
+        return Claims(ode=min(self.order + 1, most), strong=1.0, evaluations=1)
 
     def step(self, drift: Drift, interval: Interval, y: Tensor, state: State) -> tuple[Tensor, State]:
         s0, s1 = interval.s0, interval.s1
         F = drift(s0, y)
-        number, last, order, history = state if state else (0, y, 0, ())
+        number, last, order, history, dB = state if state else (0, y, 0, (), 0.0)
         if state and number - 1 not in self.uncorrected:
-            y = self._advance(last, history, order, s0, (s0, F))
+            y = self._advance(last, history, order, s0, (s0, F)) + dB
         history = ((s0, F), *history)[: max(self.order, 1)]
         order = min(self.order, len(history), 1 + self._limit(s0))
-        return self._advance(y, history, order, s1, None), (number + 1, y, order, history)
+        out = self._advance(y, history, order, s1, None) + interval.dB
+        return out, (number + 1, y, order, history, interval.dB)
 
     def _limit(self, s0: float) -> int:
         """How many past drifts a step may use."""

@@ -85,7 +85,7 @@ class Denoiser(nn.Module):
         # The network may change its arguments in place.
         given = x.to(self.network_dtype or x.dtype, copy=True)
         t_given = times.to(x.device, self._time_dtype(given.dtype), copy=True).expand(x.shape[0]).contiguous()
-        out = self._call(given, t_given, cond or {})
+        out = self._call(given, t_given, cond or {}, times if isinstance(t, Tensor) else t)
         found = convert(out, x, alpha, sigma, self.prediction, prediction)
         # It may return the same buffer at its next call.
         return found.clone() if found is out else found
@@ -103,9 +103,10 @@ class Denoiser(nn.Module):
         coarse = self.network_dtype is not None or self.schedule.domain[1] > 256
         return torch.promote_types(given, torch.float32) if coarse else given
 
-    def _call(self, x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
+    def _call(self, x: Tensor, t: Tensor, cond: Mapping[str, Any], time: float | Tensor) -> Tensor:
+        guidance, network = self.guidance, self.network
         try:
-            out = self.network(x, t, **cond) if self.guidance is None else self.guidance(self.network, x, t, cond)
+            out = network(x, t, **cond) if guidance is None else guidance(network, x, t, cond, time)
         except (RuntimeError, IndexError) as error:
             self._explain(error, x, t)
             raise

@@ -85,7 +85,9 @@ class Diffusion(Equation):
                 "pass Frame(..., kind='data'), which loses none, a smaller eta, or a grid that starts later"
             )
         check_schedules(cond, len(times) - 1, "cond")
-        check_schedules(denoiser.guidance and denoiser.guidance.tensors, len(times) - 1, "guidance")
+        if denoiser.guidance is not None:
+            check_schedules(denoiser.guidance.tensors, len(times) - 1, "guidance")
+            denoiser.guidance.check_times(times[:-1].tolist())
         noise_clock = _floats(frame.noise_clock(times)) if frame.eta > 0 else None
         return cls(denoiser, frame, cond, _floats(times), _floats(clocks), _floats(weights), noise_clock)
 

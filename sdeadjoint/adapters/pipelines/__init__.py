@@ -16,7 +16,7 @@ from ..networks import DiffusersNetwork
 from ..two_stage import TwoStage
 from .audio import StableAudio
 from .convention import Convention, Options, PipelineGrid, default_of
-from .flow import Flux, StableDiffusion3
+from .flow import Flux, FluxImageToImage, StableDiffusion3
 from .pixart import PixArt
 from .stable_diffusion import StableDiffusion, StableDiffusionXL
 from .video import LTX, CogVideoX, Wan
@@ -29,6 +29,7 @@ CONVENTIONS: dict[str, Callable[[Any, Options], Convention]] = {
     "StableDiffusion3Pipeline": StableDiffusion3,
     "StableDiffusion3Img2ImgPipeline": StableDiffusion3,
     "FluxPipeline": Flux,
+    "FluxImg2ImgPipeline": FluxImageToImage,
     "PixArtAlphaPipeline": PixArt,
     "PixArtSigmaPipeline": PixArt,
     "LTXPipeline": LTX,
@@ -63,8 +64,9 @@ def from_pipeline(
     Args:
         pipe: one of the pipelines below. It is read, not changed; another scheduler is put in with ``pipe.scheduler``.
         guidance: ``guidance_scale`` of the call, its default if left out: a number, a tensor (which then has a
-            gradient), or ``Guidance(scale, rescale=...)`` for ``guidance_rescale``. Up to 1 means none. The
-            unconditional side is what ``cond`` holds under ``negative_...``.
+            gradient), or ``Guidance(scale, rescale=..., interval=...)`` for ``guidance_rescale`` and for times without
+            guidance (in the times of ``adapter.grid``). Up to 1 means none. The unconditional side is what ``cond``
+            holds under ``negative_...``.
         eta: DDIM's, as in the call.
         height, width, num_frames: in pixels and frames, as in the call; they matter to models that are told them.
         strength: of image-to-image pipelines; the grid then begins where their loop does.
@@ -75,8 +77,8 @@ def from_pipeline(
 
     ``sample(x_T)`` takes the latents as the call's loop has them: after the multiplication with
     ``scheduler.init_noise_sigma`` (as it is after ``set_timesteps``), packed where the pipeline packs them (Flux, LTX);
-    for image-to-image ``scheduler.add_noise(latents, noise, timesteps[:1])``. It returns what
-    ``output_type="latent"`` returns.
+    for image-to-image ``scheduler.add_noise(latents, noise, timesteps[:1])`` (``scale_noise`` of flows, before they are
+    packed). It returns what ``output_type="latent"`` returns.
 
     ``decode(latents)`` is the VAE's decoder with the pipeline's own scaling and shift, before postprocessing:
     ``latents / scaling_factor`` (Stable Diffusion, PixArt, CogVideoX), ``+ shift_factor`` (SD3, Flux), times a

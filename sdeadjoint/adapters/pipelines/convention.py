@@ -18,6 +18,12 @@ from ..base import Asked, Plan, Surroundings, Times
 
 Cond = Mapping[str, Any]
 
+LATE = {
+    "LMSDiscreteScheduler": "uses the weights of a whole history, of which it has nothing",
+    "PNDMScheduler": "takes its first two calls for the halves of one step, which they are not",
+}
+"""What schedulers do, and nobody wants, where a strength below 1 lets them begin late."""
+
 
 class Options(NamedTuple):
     """The arguments of the pipeline's own call that belong to the adapter; ``None`` for the pipeline's default."""
@@ -184,6 +190,8 @@ class PipelineGrid(Times):
             raise ValueError(
                 f"strength: got {self.strength}, which leaves none of {count} steps; pass more steps or more strength"
             )
+        if first > 0:
+            _refuse_late(self.convention.pipe.scheduler, self.strength)
         kept = tuple((n - first, number) for n, number in plan.kept if n >= first)
         return Plan(plan.grid[first:], None if plan.timesteps is None else plan.timesteps[first:], kept)
 
@@ -201,10 +209,35 @@ class PipelineGrid(Times):
         return float(length * slope + (least - slope * low))
 
 
+def _refuse_late(scheduler: Any, strength: float) -> None:
+    """Refuse schedulers whose first steps are wrong if they do not begin at the beginning."""
+    name = type(scheduler).__name__
+    if name in LATE:
+        raise ValueError(
+            f"strength: got {strength} with the {name}, which then {LATE[name]}; this cannot be matched: pass "
+            "strength=1, or put in pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)"
+        )
+    if getattr(scheduler, "disable_corrector", None):
+        raise ValueError(
+            f"strength: got {strength} with {name}(disable_corrector={scheduler.disable_corrector}), whose numbers "
+            "count the steps that are left out; pass strength=1, or disable_corrector=[]"
+        )
+
+
 def default_of(pipe: Any, name: str) -> Any:
     """The default of an argument of a pipeline's call; ``None`` if it has no such argument."""
     found = inspect.signature(type(pipe).__call__).parameters.get(name)
     return None if found is None or found.default is inspect.Parameter.empty else found.default
+
+
+def refuse_options_of_two_calls(guidance: Guidance) -> None:
+    """Refuse what has no meaning for a model that is given its scale, or that is called without guidance."""
+    for name, value in (("rescale", guidance.rescale or None), ("interval", guidance.interval)):
+        if value is not None:
+            raise ValueError(
+                f"guidance: got {name}={value}, which acts on the outputs of a conditional and an unconditional call, "
+                "and here the model is called once; pass a number"
+            )
 
 
 def equal_sigmas(steps: int) -> list[float]:

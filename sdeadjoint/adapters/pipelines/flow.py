@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...diffusion.guidance import Guidance
-from .convention import Cond, Convention, equal_sigmas
+from .convention import Cond, Convention, equal_sigmas, refuse_options_of_two_calls
 
 
 class Shifted(Convention):
@@ -83,7 +83,7 @@ class Flux(Shifted):
         given = all(cond.get(f"negative_{name}") is not None for name in self.negatives)
         if scale is None or not given or not (isinstance(scale, Tensor) or scale > 1):
             return None
-        return Guidance(scale, batched=False)
+        return replace(self.options.guidance, scale=scale, batched=False)
 
     def arguments(self, cond: Cond, like: Tensor) -> dict[str, Any]:
         embeds = cond["prompt_embeds"]
@@ -98,6 +98,11 @@ class Flux(Shifted):
         if cond.get("joint_attention_kwargs") is not None:
             found["joint_attention_kwargs"] = cond["joint_attention_kwargs"]
         return found
+
+    def conditions(self, cond: Cond, like: Tensor) -> tuple[Cond, Guidance | None]:
+        if self.guidance(cond) is None:
+            refuse_options_of_two_calls(self.options.guidance)
+        return super().conditions(cond, like)
 
     def _scale(self, like: Tensor) -> Tensor:
         scale = self.options.guidance.scale
@@ -138,3 +143,10 @@ class Flux(Shifted):
         rows, columns = self._cells()
         cells = latents.reshape(len(latents), rows, columns, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
         return self.run_vae(self.unscaled(cells.reshape(len(latents), -1, 2 * rows, 2 * columns)))
+
+
+class FluxImageToImage(Flux):
+    """``FluxImg2ImgPipeline``, which passes its own sigmas whatever the scheduler."""
+
+    def sigmas(self, steps: int) -> list[float]:
+        return equal_sigmas(steps)

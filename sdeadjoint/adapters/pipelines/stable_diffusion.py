@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...diffusion.guidance import Guidance
-from .convention import Cond, Convention, per_channel
+from .convention import Cond, Convention, per_channel, refuse_options_of_two_calls
 
 
 class StableDiffusion(Convention):
@@ -27,7 +27,10 @@ class StableDiffusion(Convention):
         return self.model.config.time_cond_proj_dim is not None
 
     def guidance(self, cond: Cond) -> Guidance | None:
-        return None if self._embeds_scale else super().guidance(cond)
+        if not self._embeds_scale:
+            return super().guidance(cond)
+        refuse_options_of_two_calls(self.options.guidance)
+        return None
 
     def arguments(self, cond: Cond, like: Tensor) -> dict[str, Any]:
         found = {"encoder_hidden_states": cond["prompt_embeds"]}
