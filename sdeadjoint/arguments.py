@@ -20,12 +20,12 @@ def check_types(*expected: tuple[str, object, type, str]) -> None:
 
 
 def is_integer(value: object, least: int) -> bool:
-    """Whether a value is an integer (True is none) of at least ``least``."""
+    """Whether a value is an integer (True is not one) of at least ``least``."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a real Python number (True is none)."""
+    """Whether a value is a real Python number (True is not one)."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

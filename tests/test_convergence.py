@@ -663,8 +663,8 @@ def solved() -> Setting:
         (lambda: Study(sa.Euler(), quantity=Gradient("cond")), "the setting has none"),
         (lambda: Study(sa.Euler(), quantity=Gradient("weights")), "no parameters"),
         (lambda: Study(sa.Euler(), settings.line(), Gradient("noise")), "eta > 0"),
-        (lambda: Study(sa.Euler(), solved(), Gradient("cond")), "knows nothing"),
-        (lambda: Study(sa.Euler(), solved(), Gradient("weights")), "knows nothing"),
+        (lambda: Study(sa.Euler(), solved(), Gradient("cond")), "does not give"),
+        (lambda: Study(sa.Euler(), solved(), Gradient("weights")), "does not give"),
         (lambda: Gradient("x_0"), "of: got 'x_0'"),
     ],
 )

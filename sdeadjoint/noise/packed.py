@@ -46,7 +46,7 @@ class PackedNoise(Noise):
         for a, b in combinations((part for part in parts if part is not None), 2):
             if shared := _seeds(a) & _seeds(b):
                 raise ValueError(
-                    f"noise: two parts of y0 have the seed {min(shared)[0]}, and so the same path; pass other seeds"
+                    f"noise: two parts of y0 have the seed {min(shared)[0]}, and so the same path; pass different seeds"
                 )
         return cls(parts, packing)
 
