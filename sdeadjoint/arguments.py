@@ -9,6 +9,8 @@ from torch._C import _functorch
 
 def named(value: object) -> str:
     """Return what a message calls a value of the wrong type: its type, or the class that it is."""
+    if value is None:
+        return "None"
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 

@@ -221,6 +221,8 @@ def _clock(clock: Tensor | Sequence[float] | None) -> tuple[float, ...]:
 
 def _numbers(name: str, values: Tensor | Sequence[float] | None) -> tuple[float, ...]:
     """At least two finite numbers."""
+    if values is None:
+        raise TypeError(f"{name}: got None; pass N + 1 numbers for N steps, such as torch.linspace(0, 1, 21)")
     given = [values] if isinstance(values, Tensor) else values
     if isinstance(given, list | tuple) and any(isinstance(v, Tensor) and v.requires_grad for v in given):
         raise ValueError(f"{name}: requires a gradient, but no solve is differentiated in time; pass {name}.detach()")
@@ -231,6 +233,8 @@ def _numbers(name: str, values: Tensor | Sequence[float] | None) -> tuple[float,
         found = torch.as_tensor(values, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name}: got {named(values)}; pass a 1-D tensor or a sequence of numbers ({error})") from None
+    if found.ndim == 0:
+        raise ValueError(f"{name}: got the number {values}; pass N + 1 numbers for N steps, such as a linspace")
     if found.ndim != 1 or len(found) < 2:
         raise ValueError(f"{name}: got shape {tuple(found.shape)}; pass one number per node, at least two")
     if not torch.isfinite(found).all():

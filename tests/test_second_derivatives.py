@@ -352,6 +352,11 @@ def test_arguments_that_do_not_fit(call: Callable[[Tensor], object], sentence: s
         call(x_T)
 
 
+def test_a_matrix_is_no_product() -> None:
+    with pytest.raises(TypeError, match="product: got Tensor; pass a function"):
+        sa.largest_curvature(torch.eye(2), torch.ones(2))
+
+
 # Refusals.
 
 

@@ -54,8 +54,9 @@ def check_equation(
     x = equation.start if x is None else x
     found = list(nests.tensors(x))
     if not found or any(tensor.dtype not in (torch.float64, torch.float32) for tensor in found):
+        got = named(x) if not found else ", ".join(sorted({str(tensor.dtype) for tensor in found}))
         raise TypeError(
-            "x: pass an initial state of float64 or float32, or an equation that has one (starting_at)"
+            f"x: got {got}; pass an initial state of float64 or float32, or an equation that has one (starting_at)"
         )
     hold(
         Subject("check_equation", "equation", equation.starting_at(x)),
