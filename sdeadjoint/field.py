@@ -178,9 +178,9 @@ def noise_clock(g: Callable[[float], float | Tensor], clock: Tensor | Sequence[f
     Returns a float64 tensor (N + 1,), 0 first. Each step is integrated by adaptive Gauss-Kronrod quadrature
     (``scipy.integrate.quad``) to a relative error of 1e-12 of what the clock has gained. It carries no gradient: what
     depends on parameters of g belongs into the drift, or into a factor of ``FixedNoise``.
-    Errors: ``ValueError`` for a g that is no real number, that requires a gradient, or whose square is not integrated
-    to 1e-9: it has no finite integral, jumps between the points of the clock (put a point there), or is computed in
-    float32.
+    Errors: ``ValueError`` for a g that is not a real number, that requires a gradient, or whose square is not
+    integrated to 1e-9: it has no finite integral, jumps between the points of the clock (put a point there), or is
+    computed in float32.
     """
     if not callable(g):
         raise TypeError(f"g: got {named(g)}; pass a function of the clock such as lambda s: 0.3")

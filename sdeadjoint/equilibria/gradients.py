@@ -164,7 +164,7 @@ class OneStep(Gradient):
 
 
 def check_tol(tol: float, least: float = 0.0, dtype: torch.dtype | None = None) -> None:
-    """Refuse what is no tolerance, or one that numbers of ``dtype`` cannot hold."""
+    """Refuse what is not a tolerance, or one that numbers of ``dtype`` cannot hold."""
     if not (is_number(tol) and 0 < tol < 1):
         raise ValueError(f"tol: got {tol!r}; pass a relative residual such as 1e-6")
     if tol < least:

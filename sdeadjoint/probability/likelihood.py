@@ -162,7 +162,7 @@ def pushforward_log_prob(
 
     Args: as for ``sample`` and ``log_likelihood``. Pass ``x_T`` in float64: the determinant is as exact as its dtype.
     Cost: D vector-Jacobian products of the whole sampler, memory of all its activations: for small dimensions D.
-    Errors: ``ValueError`` for eta > 0, where x_0 is no function of x_T, and for a prior of another shape.
+    Errors: ``ValueError`` for eta > 0, where x_0 is not a function of x_T, and for a prior of another shape.
     """
     equation = _equation(denoiser, frame, grid, cond, ends=False)
     check_state("x_T", x_T)

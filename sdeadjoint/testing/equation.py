@@ -45,7 +45,7 @@ def check_equation(
 
     Cost: some hundred calls of the drift and four short solves. The gradient is compared along random directions: in
     float64 an error of 1e-6 shows, in float32 one of 3e-2. Parameters are moved for the differences and put back.
-    Errors: ``TypeError`` for something that is no ``Equation``, and without an initial state; ``ValueError`` for
+    Errors: ``TypeError`` for something that is not an ``Equation``, and without an initial state; ``ValueError`` for
     unknown items. Not checked: that the equation is the one you meant.
     """
     if not isinstance(equation, Equation):
