@@ -35,10 +35,10 @@ test: .venv/installed-dev
 
 # A file to a process, as each runs its example once.
 test-examples: .venv/installed-dev
-	$(PY) -m pytest -n 2 --dist loadfile -m whole_run tests/examples
+	$(PY) -m pytest -n 2 --dist loadfile -m whole_run tests/examples tests/test_distributed.py
 
 test-last-bits: .venv/installed-dev
-	$(PY) -m pytest -n 2 -p tests.last_bits --last-bits=$(RULE) $(NUMERICAL)
+	HYPOTHESIS_PROFILE=few $(PY) -m pytest -n 2 -p tests.last_bits --last-bits=$(RULE) $(NUMERICAL)
 
 # What is installed lies beside the tests, so that those that read the package's files read the wheel's.
 test-wheel: .venv/installed-dev

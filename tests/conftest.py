@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, Phase, settings
 # Half of hypothesis' own number of examples; HYPOTHESIS_PROFILE=thorough takes six times as many.
 settings.register_profile("default", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", parent=settings.get_profile("default"), max_examples=300)
+# For whole files run again under other conditions: changed last bits show at once.
+settings.register_profile("few", parent=settings.get_profile("default"), max_examples=10, derandomize=True)
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True)
 # For planted faults: a failure is enough, its smallest example is not needed.
 settings.register_profile("mutants", parent=settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate])

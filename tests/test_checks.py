@@ -69,10 +69,8 @@ SCHEDULES = [
 ]
 ADJOINTS = [
     sa.Direct(),
-    sa.Checkpoint(),
-    sa.Checkpoint(2),
     sa.Checkpoint(memory="1MiB"),
-    sa.Hooked(sa.Checkpoint(1), seen),
+    sa.Hooked(sa.Checkpoint(2), seen),
     sa.Reversible(),
     sa.Truncated(last=100),
 ]

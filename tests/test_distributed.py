@@ -405,7 +405,11 @@ def printed(text: str) -> tuple[int, float]:
 
 @pytest.mark.parametrize(
     ("name", "command"),
-    [("finetune.py", TORCHRUN), ("finetune.py", ACCELERATE), ("finetune_accelerate.py", ACCELERATE)],
+    [
+        ("finetune.py", TORCHRUN),
+        pytest.param("finetune.py", ACCELERATE, marks=pytest.mark.whole_run),
+        pytest.param("finetune_accelerate.py", ACCELERATE, marks=pytest.mark.whole_run),
+    ],
     ids=["torchrun", "accelerate launch", "accelerate"],
 )
 def test_the_programs_of_the_guide(

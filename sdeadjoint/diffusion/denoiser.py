@@ -27,8 +27,8 @@ class Denoiser(nn.Module):
         schedule: the forward process the network was trained on.
         prediction: ``"epsilon"``, ``"sample"``, ``"v_prediction"``, ``"flow_prediction"`` or ``"score"``.
         guidance: classifier-free guidance, see ``Guidance``.
-        time_dtype: the dtype in which the network gets ``t``. A bfloat16 time has three digits; a half-precision
-            network that embeds time in float32, as diffusers' do, should be given ``torch.float32``.
+        time_dtype: the dtype in which the network gets ``t``. A bfloat16 time has three digits: leave a network in
+            half precision its float32 time, and cast the embedding inside of it, as diffusers' models do.
         network_dtype: the dtype in which the network gets ``x`` (and ``t``, in float32 at least), x's own by default.
             ``torch.float32`` lets a float32 network serve float64 states, whose arithmetic then rounds in float64 only:
             for reversible solvers and long chains. Conditioning is passed as it is.
@@ -107,7 +107,7 @@ class Denoiser(nn.Module):
         try:
             out = self.network(x, t, **cond) if self.guidance is None else self.guidance(self.network, x, t, cond)
         except (RuntimeError, IndexError) as error:
-            self._explain(error, x)
+            self._explain(error, x, t)
             raise
         if not isinstance(out, Tensor):
             raise TypeError(
@@ -124,7 +124,7 @@ class Denoiser(nn.Module):
             raise TypeError(f"network: returned dtype {out.dtype}; it must return a real floating-point tensor")
         return out
 
-    def _explain(self, error: RuntimeError | IndexError, x: Tensor) -> None:
+    def _explain(self, error: RuntimeError | IndexError, x: Tensor, t: Tensor) -> None:
         """Errors of matrix products name the dtypes alone, those of tables not what was looked up."""
         if re.search("argument #1 'indices'|used as indices", str(error)):
             error.add_note(
@@ -138,6 +138,8 @@ class Denoiser(nn.Module):
                 f"(the network's parameters are {own} and it was given {x.dtype}: pass x_T of that dtype, or "
                 f"Denoiser(..., network_dtype={own}))"
             )
+        elif t.dtype != x.dtype and "type" in str(error):
+            error.add_note(f"(t is {t.dtype}, x is {x.dtype}: cast inside of the network what is made of t)")
 
     def _broadcast(self, times: Tensor, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """alpha and sigma at one time, or at one per sample."""

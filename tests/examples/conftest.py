@@ -8,10 +8,12 @@ import pytest
 
 WHOLE_RUNS = {
     "test_adversarial_noise": "audit",
+    "test_diffusers_pipeline": "result",
     "test_embedding_inversion": "result",
     "test_inverse_problem": "rows",
     "test_morphing": "result",
     "test_noise_optimisation": "steering",
+    "test_own_solver": "result",
     "test_purification_audit": "audit",
     "test_style_finetuning": "rows",
 }
