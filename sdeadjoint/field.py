@@ -66,7 +66,7 @@ class Field(Equation):
             raise TypeError(f"cond: got the key {strange[0]!r}; pass the names of the drift's keyword arguments")
         if not (isinstance(time_dtype, torch.dtype) and time_dtype.is_floating_point):
             raise TypeError(f"time_dtype: got {time_dtype!r}; pass a floating dtype such as torch.float32")
-        clocks = _clock(clock)
+        clocks = strict_clock(clock)
         nu = None if noise_clock is None else _numbers("noise_clock", noise_clock)
         if nu is not None and len(nu) != len(clocks):
             raise ValueError(f"noise_clock: got {len(nu)} values, but the clock has {len(clocks)}; pass one for each")
@@ -184,7 +184,7 @@ def noise_clock(g: Callable[[float], float | Tensor], clock: Tensor | Sequence[f
     """
     if not callable(g):
         raise TypeError(f"g: got {named(g)}; pass a function of the clock such as lambda s: 0.3")
-    nodes, total = _clock(clock), [0.0]
+    nodes, total = strict_clock(clock), [0.0]
     for a, b in pairwise(nodes):
         value, error, *_ = quad(partial(_square, g), a, b, epsabs=0.0, epsrel=1e-12, limit=200, full_output=1)
         # What diverges is extrapolated to a finite part, which has the wrong sign.
@@ -207,8 +207,8 @@ def _square(g: Callable[[float], float | Tensor], s: float) -> float:
         raise ValueError(f"g: returned {named(value)} at s={s}; return one real number ({error})") from None
 
 
-def _clock(clock: Tensor | Sequence[float] | None) -> tuple[float, ...]:
-    """Numbers that strictly rise or strictly fall."""
+def strict_clock(clock: Tensor | Sequence[float] | None) -> tuple[float, ...]:
+    """Return the numbers of a clock; others than such as strictly rise or strictly fall are refused."""
     found = _numbers("clock", clock)
     sign = 1.0 if found[-1] > found[0] else -1.0
     for n, (s0, s1) in enumerate(pairwise(found)):

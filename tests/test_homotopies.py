@@ -284,6 +284,10 @@ def test_bad_homotopies_are_refused() -> None:
         eq.Homotopy(torch.cos, [0.0, 1.0], solver=sa.Euler)
     with pytest.raises(TypeError, match="adjoint: got str"):
         eq.Homotopy(torch.cos, [0.0, 1.0], solver=sa.Euler(), adjoint="exact")
+    with pytest.raises(ValueError, match="clock: falls from 1.0 to 0.0; pass numbers that rise"):
+        eq.Homotopy(torch.cos, [1.0, 0.5, 0.0], solver=sa.Euler())
+    with pytest.raises(ValueError, match="clock: got the number 10"):
+        eq.Homotopy(torch.cos, 10, solver=sa.Euler())
 
 
 # --------------------------------------------------------------------------------------- shared start
