@@ -659,7 +659,7 @@ def solved() -> Setting:
         (lambda: Study(sa.Euler(), paths=5), "paths: got 5"),
         (lambda: Study(sa.Euler(), finer=1), "finer: got 1"),
         (lambda: Study(sa.Euler(), batch=0), "batch: got 0"),
-        (lambda: Study(sa.Euler(), settings.steered(), Gradient("weights"), paths=200), "200 make 8 blocks of 25"),
+        (lambda: Study(sa.Euler(), settings.steered(), Gradient("weights"), paths=200), "200 make only 8 blocks of 25"),
         (lambda: Study(sa.Euler(), quantity=Gradient("cond")), "the setting has none"),
         (lambda: Study(sa.Euler(), quantity=Gradient("weights")), "no parameters"),
         (lambda: Study(sa.Euler(), settings.line(), Gradient("noise")), "eta > 0"),
