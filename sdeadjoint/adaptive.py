@@ -264,11 +264,17 @@ class _Search:
                 f"drift: at s = {interval.s0} even a step of {h:.3g} meets values that are not "
                 "finite (NaN or infinite); pass a drift that is finite on the way, or another s1"
             )
+        if self.controller.smallest >= least:
+            bound = "is the smallest that was asked for; pass a smaller one, or larger tolerances"
+        else:
+            bound = (
+                "is as short as float64 resolves: the drift may jump, or the state run away; pass "
+                "larger tolerances, or another s1"
+            )
         raise ValueError(
             f"rtol, atol: at s = {interval.s0} even a step of {h:.3g} has {size:.3g} times the "
-            f"error that rtol={self.controller.rtol} and atol={self.controller.atol} allow, and "
-            f"with smallest={self.controller.smallest} steps are no shorter; pass larger "
-            "tolerances, or a smaller smallest"
+            f"error that rtol={self.controller.rtol} and atol={self.controller.atol} allow, and it "
+            f"{bound}"
         )
 
     def _given(self, first_step: float) -> float:

@@ -9,6 +9,8 @@ from torch._C import _functorch
 
 def named(value: object) -> str:
     """Return what a message calls a value of the wrong type: its type, or the class that it is."""
+    if value is None:
+        return "None"
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
@@ -20,12 +22,12 @@ def check_types(*expected: tuple[str, object, type, str]) -> None:
 
 
 def is_integer(value: object, least: int) -> bool:
-    """Whether a value is an integer (True is none) of at least ``least``."""
+    """Whether a value is an integer (True is not one) of at least ``least``."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a real Python number (True is none)."""
+    """Whether a value is a real Python number (True is not one)."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .adaptive import Increments, choose_clock
-from .arguments import check_state, check_types
+from .arguments import check_state, check_types, is_number
 from .conditioning import scheduled
 from .diffusion.denoiser import Denoiser
 from .diffusion.equation import Diffusion
@@ -65,6 +65,8 @@ def adaptive_clock(
     ``smallest``, and for noise that is another path on another clock.
     Not for stiff drifts, nor where every training step must have one cost: take a fixed clock there.
     """
+    if is_number(s0) and s0 == s1:
+        raise ValueError(f"s0, s1: got {s0} for both; pass two different ends")
     equation = Field.create(
         drift, y0, [s0, s1], cond={} if cond is None else cond, noise_clock=None, time_dtype=time_dtype
     )

@@ -68,7 +68,7 @@ def seed(text: str) -> int:
 def count(text: str) -> int:
     """A positive integer."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of anything; pass an integer >= 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a count; pass an integer >= 1")
     return int(text)
 
 

@@ -87,6 +87,8 @@ def largest_curvature(
     Errors: ``TypeError`` and ``ValueError`` for arguments that do not fit.
     Source: von Mises and Pollaczek-Geiringer (1929); the bound: Parlett, "The Symmetric Eigenvalue Problem", 4.5.1.
     """
+    if not callable(product):
+        raise TypeError(f"product: got {named(product)}; pass a function, such as lambda v: P @ v")
     v = _listed("start", start)
     if not is_integer(products, 1):
         raise ValueError(f"products: got {products!r}; pass an integer >= 1")

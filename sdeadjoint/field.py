@@ -66,7 +66,7 @@ class Field(Equation):
             raise TypeError(f"cond: got the key {strange[0]!r}; pass the names of the drift's keyword arguments")
         if not (isinstance(time_dtype, torch.dtype) and time_dtype.is_floating_point):
             raise TypeError(f"time_dtype: got {time_dtype!r}; pass a floating dtype such as torch.float32")
-        clocks = _clock(clock)
+        clocks = strict_clock(clock)
         nu = None if noise_clock is None else _numbers("noise_clock", noise_clock)
         if nu is not None and len(nu) != len(clocks):
             raise ValueError(f"noise_clock: got {len(nu)} values, but the clock has {len(clocks)}; pass one for each")
@@ -178,13 +178,13 @@ def noise_clock(g: Callable[[float], float | Tensor], clock: Tensor | Sequence[f
     Returns a float64 tensor (N + 1,), 0 first. Each step is integrated by adaptive Gauss-Kronrod quadrature
     (``scipy.integrate.quad``) to a relative error of 1e-12 of what the clock has gained. It carries no gradient: what
     depends on parameters of g belongs into the drift, or into a factor of ``FixedNoise``.
-    Errors: ``ValueError`` for a g that is no real number, that requires a gradient, or whose square is not integrated
-    to 1e-9: it has no finite integral, jumps between the points of the clock (put a point there), or is computed in
-    float32.
+    Errors: ``ValueError`` for a g that is not a real number, that requires a gradient, or whose square is not
+    integrated to 1e-9: it has no finite integral, jumps between the points of the clock (put a point there), or is
+    computed in float32.
     """
     if not callable(g):
         raise TypeError(f"g: got {named(g)}; pass a function of the clock such as lambda s: 0.3")
-    nodes, total = _clock(clock), [0.0]
+    nodes, total = strict_clock(clock), [0.0]
     for a, b in pairwise(nodes):
         value, error, *_ = quad(partial(_square, g), a, b, epsabs=0.0, epsrel=1e-12, limit=200, full_output=1)
         # What diverges is extrapolated to a finite part, which has the wrong sign.
@@ -207,8 +207,8 @@ def _square(g: Callable[[float], float | Tensor], s: float) -> float:
         raise ValueError(f"g: returned {named(value)} at s={s}; return one real number ({error})") from None
 
 
-def _clock(clock: Tensor | Sequence[float] | None) -> tuple[float, ...]:
-    """Numbers that strictly rise or strictly fall."""
+def strict_clock(clock: Tensor | Sequence[float] | None) -> tuple[float, ...]:
+    """Return the numbers of a clock; others than such as strictly rise or strictly fall are refused."""
     found = _numbers("clock", clock)
     sign = 1.0 if found[-1] > found[0] else -1.0
     for n, (s0, s1) in enumerate(pairwise(found)):
@@ -221,6 +221,8 @@ def _clock(clock: Tensor | Sequence[float] | None) -> tuple[float, ...]:
 
 def _numbers(name: str, values: Tensor | Sequence[float] | None) -> tuple[float, ...]:
     """At least two finite numbers."""
+    if values is None:
+        raise TypeError(f"{name}: got None; pass N + 1 numbers for N steps, such as torch.linspace(0, 1, 21)")
     given = [values] if isinstance(values, Tensor) else values
     if isinstance(given, list | tuple) and any(isinstance(v, Tensor) and v.requires_grad for v in given):
         raise ValueError(f"{name}: requires a gradient, but no solve is differentiated in time; pass {name}.detach()")
@@ -231,6 +233,8 @@ def _numbers(name: str, values: Tensor | Sequence[float] | None) -> tuple[float,
         found = torch.as_tensor(values, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name}: got {named(values)}; pass a 1-D tensor or a sequence of numbers ({error})") from None
+    if found.ndim == 0:
+        raise ValueError(f"{name}: got the number {values}; pass N + 1 numbers for N steps, such as a linspace")
     if found.ndim != 1 or len(found) < 2:
         raise ValueError(f"{name}: got shape {tuple(found.shape)}; pass one number per node, at least two")
     if not torch.isfinite(found).all():

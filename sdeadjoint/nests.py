@@ -86,7 +86,7 @@ def rebuilt(nest: Any, items: Any) -> Any:
             like = make(items)
     if type(like) is not type(nest):
         raise TypeError(
-            f"cond: a {type(nest).__name__} cannot be made anew with other tensors in it; pass a dict, list or tuple"
+            f"cond: a {type(nest).__name__} cannot be rebuilt with other tensors in it; pass a dict, list or tuple"
         )
     return like
 

@@ -43,12 +43,14 @@ class Packing:
         strange = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
         if is_nest(nest) and strange:
             raise TypeError(f"{name}: holds {named(strange[0])}; pass tensors only, and everything else in cond")
+        if is_nest(nest) and not leaves:
+            raise TypeError(f"{name}: got a {named(nest)} without tensors; pass at least one")
         if strange or not leaves:
             raise TypeError(f"{name}: got {named(nest)}; pass a tensor, or a dict, list or tuple of tensors")
-        for what, values in (("dtypes", {t.dtype for t in leaves}), ("devices", {t.device for t in leaves})):
+        for what, values in (("dtype", {t.dtype for t in leaves}), ("device", {t.device for t in leaves})):
             if len(values) > 1:
                 found = ", ".join(sorted(map(str, values)))
-                raise TypeError(f"{name}: its tensors have the {what} {found}; pass tensors of one")
+                raise TypeError(f"{name}: its tensors have the {what}s {found}; pass tensors of one {what}")
         shapes = tuple(tuple(tensor.shape) for tensor in leaves)
         sizes = {shape[0] if shape else None for shape in shapes}
         batch = sizes.pop() if len(sizes) == 1 else None

@@ -168,7 +168,7 @@ def _parts(
     if sampler is not None:
         check_types(("sampler", sampler, NamedSampler, "one such as samplers.ddim(schedule)"))
         if frame is not None or solver is not None:
-            raise ValueError("sampler: it has a frame and a solver already; pass either it or both of them")
+            raise ValueError("sampler: it has a frame and a solver; leave these out, or leave the sampler out")
         frame, solver = sampler
     if frame is None or solver is None:
         missing = "frame" if frame is None else "solver"
@@ -176,9 +176,9 @@ def _parts(
             f"{missing}: missing; pass frame=Frame(schedule, ...) and solver=Heun(), or sampler=samplers.ddim(schedule)"
         )
     if grid is None and steps is None:
-        raise ValueError("grid: got NoneType; pass a grid such as uniform_logsnr(schedule, 20), or steps=20")
+        raise ValueError("grid: got None; pass a grid such as uniform_logsnr(schedule, 20), or steps=20")
     if grid is not None and steps is not None:
-        raise ValueError("grid, steps: got both; pass a grid such as uniform_logsnr(schedule, 20), or steps=20")
+        raise ValueError("grid, steps: got both, and the grid has its steps; leave one of them out")
     if grid is None:
         assert steps is not None
         grid = (sampler or NamedSampler(frame, solver)).grid(steps)

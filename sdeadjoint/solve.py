@@ -55,8 +55,8 @@ def solve(
     Args:
         drift: ``drift(s, y, **cond)`` returns a tensor (or nest) like y; a module or any callable. ``s`` is a tensor of
             no dimension on y's device. It must be a function of its arguments, of which y and s are copies that it may
-            change in place. Or an ``Equation`` of your own, which has its clocks and its tensors: then clock,
-            noise_clock, cond and time_dtype are left out.
+            change in place. What it returns is converted to y's dtype. Or an ``Equation`` of your own, which has its
+            clocks and its tensors: then clock, noise_clock, cond and time_dtype are left out.
         y0: the state at ``clock[0]``, float64, float32 or bfloat16: a tensor, or a dict, list or tuple of tensors of
             one dtype (then the drift gets and returns the nest; names count, and not their order).
         clock: N + 1 numbers that strictly rise or fall.
@@ -73,7 +73,7 @@ def solve(
             differentiable, replayed in the backward pass.
         callback: ``callback(n, s, y)`` after each forward step, y detached; not called during recomputation.
         progress: show a progress bar (needs tqdm).
-        time_dtype: the dtype of ``s``.
+        time_dtype: the dtype of ``s``. A float32 network that takes s beside y needs ``torch.float32``.
 
     Returns the state at ``clock[-1]``, like y0; or the trajectory.
 
@@ -119,8 +119,9 @@ class Call:
         for name, function in (("callback", self.callback), ("after_step", self.after_step)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name}: got {named(function)}; pass a function {name}(n, t, x)")
-        if not isinstance(self.trajectory, bool):
-            raise TypeError(f"trajectory: got {self.trajectory!r}; pass True or False")
+        for name, switch in (("trajectory", self.trajectory), ("progress", self.progress)):
+            if not isinstance(switch, bool):
+                raise TypeError(f"{name}: got {switch!r}; pass True or False")
 
     def run(self, equation: Equation, x: Any, name: str, doing: str) -> Any:
         """Solve the equation from the user's initial state, called ``name`` in messages."""
@@ -200,7 +201,8 @@ def noise_of(noise: Any, equation: Field) -> Noise | None:
     if noise is None or (isinstance(noise, Noise) and equation.packing.is_trivial):
         return noise
     if not isinstance(noise, Noise):
-        return PackedNoise.of(noise, equation.packing)
+        packed = PackedNoise.of(noise, equation.packing)
+        return packed if any(part is not None for part in packed.parts) else None
     if noise.tensors:
         raise ValueError(
             f"noise: y0 is a nest of tensors, and {named(noise)} is made of tensors itself; pass a nest like y0, "

@@ -36,7 +36,7 @@ class Surroundings(NamedTuple):
 
 
 def check_executor(executor: object) -> None:
-    """Refuse what is no executor."""
+    """Refuse what is not an executor."""
     if not isinstance(executor, Executor | None):
         raise TypeError(f"executor: got {type(executor).__name__}; pass a concurrent.futures.Executor, or None")
 

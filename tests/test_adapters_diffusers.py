@@ -733,7 +733,7 @@ def test_custom_timesteps_and_sigmas_of_the_others() -> None:
 
 
 WRONG_GRIDS: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
-    (plain_ddim, {"sigmas": [3.0, 1.0]}, "sigmas: the set_timesteps of DDIMScheduler takes none; pass steps"),
+    (plain_ddim, {"sigmas": [3.0, 1.0]}, "sigmas: DDIMScheduler.set_timesteps does not take them; pass steps"),
     (plain_ddim, {"sigmas": [3.0], "timesteps": [3]}, "sigmas and timesteps: got both; pass at most one"),
     (diffusers.EulerDiscreteScheduler, {"sigmas": [3.0, 1.0, 0.0], "steps": 7}, "steps: got 7 and 3 sigmas"),
     (diffusers.EulerDiscreteScheduler, {"sigmas": [1.0, 3.0, 0.0]}, "it has the noise level 1 and then 3"),

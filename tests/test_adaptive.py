@@ -439,9 +439,9 @@ REFUSED: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (ValueError, "drift: it is not finite .* at s = 0.0, the start", {"drift": lambda s, y: y / 0}),
     (ValueError, "drift: at s = 1.9.* even a step of .* meets values that are not finite",
      {"drift": lambda s, y: y if s < 2 else y / 0}),
-    (ValueError, r"rtol, atol: at s = 0.0 even a step of 0.5 has .* times the error that rtol=1e-06 and atol=0.0 allow",
-     {"smallest": 0.5}),
-    (ValueError, r"rtol, atol: at s = 1.9.* even a step of .* has .* times the error",
+    (ValueError, r"rtol, atol: at s = 0.0 even a step of 0.5 has .* times the error that rtol=1e-06 and atol=0.0 "
+     "allow, and it is the smallest that was asked for", {"smallest": 0.5}),
+    (ValueError, r"rtol, atol: at s = 1.9.* even a step of .* has .* times the error.* as float64 resolves",
      {"drift": lambda s, y: 1 / (2 - s) ** 2 * torch.ones_like(y), "atol": 1e-6}),
     (ValueError, r"noise: returned H of shape \(1,\) from 0.0 to .*; return the state's, \(2,\)",
      {"noise": lambda a, b: (torch.zeros(2), torch.zeros(1))}),

@@ -233,7 +233,7 @@ def test_containers_that_cannot_be_made_anew_are_refused(x_T: Tensor) -> None:
     def network(x: Tensor, t: Tensor, c: Any) -> Tensor:
         return torch.tanh(x * c["z"])
 
-    with pytest.raises(TypeError, match="a Stubborn cannot be made anew with other tensors in it; pass a dict"):
+    with pytest.raises(TypeError, match="a Stubborn cannot be rebuilt with other tensors in it; pass a dict"):
         sampled(network, x_T, sa.Checkpoint(), c=Stubborn(z=weight(3, 4)))
     # Without tensors that require gradients nothing has to be made anew.
     fixed = Stubborn(z=weight(3, 4).detach())

@@ -166,8 +166,8 @@ def test_what_a_failure_says_can_be_run() -> None:
     [
         (lambda s, y: y, X, "equation: got function; pass an object of a subclass of sdeadjoint.Equation"),
         (sa.Equation, X, "equation: got the class Equation"),
-        (pull(), X.long(), "x: pass an initial state of float64 or float32"),
-        (field(X, lambda s, y, z: y), None, "x: pass an initial state"),
+        (pull(), X.long(), "x: got torch.int64; pass an initial state of float64 or float32"),
+        (field(X, lambda s, y, z: y), None, "x: got None; pass an initial state"),
     ],
     ids=["function", "class", "integers", "no start"],
 )  # fmt: skip

@@ -461,9 +461,9 @@ def test_equal_seeds_give_equal_gradients(tmp_path: Path) -> None:
     [
         ([], "the following arguments are required: --out"),
         (["--out", __file__], "is a file; pass a directory"),
-        (["--out", ".", "--steps", "0"], "'0' is not a number of anything; pass an integer >= 1"),
+        (["--out", ".", "--steps", "0"], "'0' is not a count; pass an integer >= 1"),
         (["--out", ".", "--eta", "0.5"], "invalid choice"),
-        (["--out", ".", "--samples", "-1"], "'-1' is not a number of anything"),
+        (["--out", ".", "--samples", "-1"], "'-1' is not a count"),
         (["--out", ".", "--solver", "AdamsBashforth7"], "there is no 'AdamsBashforth7'; did you mean AdamsBashforth?"),
         (["--out", ".", "--methods", "magic"], "'magic' is in no method's name; pass a part of one of: Direct(), "),
     ],

@@ -235,6 +235,8 @@ def test_what_does_not_fit_is_refused() -> None:
     for bad in ([4], [-1], [True], ["a"]):
         with pytest.raises(ValueError, match=r"steps: got .*pass integers from 0 to 3"):
             loss(base, base, states, states, steps=bad, **how)
+    with pytest.raises(TypeError, match="steps: got 3; pass a list of steps"):
+        loss(base, base, states, states, steps=3, **how)
     for bad in ([], [1, 1]):
         with pytest.raises(ValueError, match="at least one step, and each once"):
             loss(base, base, states, states, steps=bad, **how)

@@ -1,4 +1,4 @@
-"""Studies of equations that are no diffusions: closed forms, orders, an equation of one's own, and what is refused."""
+"""Studies of equations other than diffusions: closed forms, orders, an equation of one's own, and what is refused."""
 
 from __future__ import annotations
 

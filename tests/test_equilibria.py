@@ -713,7 +713,7 @@ Z = torch.zeros(2, 3)
         (lambda: eq.solve(torch.cos, Z, tol=1e-3, gradient="ift"), TypeError, "gradient: got str"),
         (lambda: eq.solve(lambda z: z[:1], Z, tol=1e-3), ValueError, "f: returned Tensor with shapes"),
         (lambda: eq.solve(lambda z: (z,), Z, tol=1e-3), ValueError, "f: returned tuple with shapes"),
-        (lambda: eq.solve(lambda z: None, Z, tol=1e-3), ValueError, "f: returned NoneType with shapes"),
+        (lambda: eq.solve(lambda z: None, Z, tol=1e-3), ValueError, "f: returned None with shapes"),
         (lambda: eq.solve(torch.Tensor.double, Z, tol=1e-3), TypeError, "f: returned torch.float64"),
         (lambda: eq.Implicit(method=eq.Newton), TypeError, "method: got the class Newton"),
         (lambda: eq.Implicit(tol=2), ValueError, "tol: got 2; pass"),

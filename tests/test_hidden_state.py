@@ -297,7 +297,7 @@ def test_statistics_that_nobody_can_restore(x_T: Tensor) -> None:
     def network(x: Tensor, t: Tensor) -> Tensor:
         return nn.functional.batch_norm(x, mean[0], variance[0], training=True)
 
-    with pytest.raises(RuntimeError, match=r"running statistics that are no buffers.*network\.eval\(\)"):
+    with pytest.raises(RuntimeError, match=r"running statistics that are not buffers.*network\.eval\(\)"):
         sampled(network, x_T, sa.Checkpoint())
 
 

@@ -177,6 +177,11 @@ def test_a_turning_point_is_warned_of() -> None:
     z = torch.zeros(2, 1, dtype=DOUBLE)
     with pytest.warns(eq.EquilibriumWarning, match=r"derivative of the path was not reached.*turns back"):
         drift(torch.tensor(0.5, dtype=DOUBLE), z, z0=z + 1)
+    # Steps may jump over the turn at 1/2; there is no root to be found from where they end.
+    clock = torch.linspace(0, 1, 9, dtype=DOUBLE)
+    beyond = sa.solve(drift, z + 1, clock=clock, solver=sa.Euler(), cond={"z0": z + 1})
+    with pytest.warns(eq.EquilibriumWarning, match="was not reached by 2 of 2 samples"):
+        drift.correct(1.0, beyond, z0=z + 1, tol=1e-6)
 
 
 def test_nests_and_narrow_dtypes_of_paths() -> None:
@@ -284,6 +289,10 @@ def test_bad_homotopies_are_refused() -> None:
         eq.Homotopy(torch.cos, [0.0, 1.0], solver=sa.Euler)
     with pytest.raises(TypeError, match="adjoint: got str"):
         eq.Homotopy(torch.cos, [0.0, 1.0], solver=sa.Euler(), adjoint="exact")
+    with pytest.raises(ValueError, match=r"clock: falls from 1\.0 to 0\.0; pass numbers that rise"):
+        eq.Homotopy(torch.cos, [1.0, 0.5, 0.0], solver=sa.Euler())
+    with pytest.raises(ValueError, match="clock: got the number 10"):
+        eq.Homotopy(torch.cos, 10, solver=sa.Euler())
 
 
 # --------------------------------------------------------------------------------------- shared start

@@ -459,8 +459,17 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"x_0": torch.full((3, 2), math.inf)}, ValueError, "x_0: it holds NaN"),
     ({"denoiser": Mlp(2)}, TypeError, "denoiser: got Mlp"),
     ({"solver": sa.Heun}, TypeError, "solver: got the class Heun"),
+    ({"prior": lambda x: -(x**2)}, ValueError, r"prior: returned shape \(3, 2\); .* a tensor of shape \(3,\)"),
+    ({"prior": lambda x: -(x**2).sum()}, ValueError, r"prior: returned shape \(\)"),
+    ({"prior": lambda x: 0.0}, ValueError, "prior: returned float"),
     ({"cond": {"c": sa.Scheduled([1.0])}}, ValueError, "Scheduled holds 1 values"),
 ]
+
+
+def test_the_pushforward_refuses_a_prior_of_another_shape() -> None:
+    denoiser, how = sa.Denoiser(Mlp(2), VP), {"frame": sa.Frame(VP), "grid": grid(3), "solver": sa.Heun()}
+    with pytest.raises(ValueError, match=r"prior: returned shape \(3, 2\)"):
+        sa.pushforward_log_prob(denoiser, drawn(3, 2), prior=lambda x: -(x**2), **how)
 
 
 @pytest.mark.parametrize(("changes", "error", "message"), BAD, ids=[m[:30] for _, _, m in BAD])

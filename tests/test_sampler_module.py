@@ -133,7 +133,7 @@ def test_every_named_sampler_has_a_grid_of_its_own(name: str, schedule: sa.Sched
     [
         ({}, "frame: missing"),
         ({"frame": sa.Frame(SCHEDULE), "steps": 3}, "solver: missing"),
-        ({"sampler": sa.samplers.ddim(SCHEDULE)}, "grid: got NoneType"),
+        ({"sampler": sa.samplers.ddim(SCHEDULE)}, "grid: got None"),
         ({"sampler": sa.samplers.ddim(SCHEDULE), "steps": 3, "grid": [1.0, 0.5]}, "grid, steps: got both"),
         ({"sampler": sa.samplers.ddim(SCHEDULE), "solver": sa.Euler(), "steps": 3}, "sampler: it has a frame"),
         ({"sampler": sa.Euler(), "steps": 3}, "sampler: got Euler"),

@@ -352,6 +352,11 @@ def test_arguments_that_do_not_fit(call: Callable[[Tensor], object], sentence: s
         call(x_T)
 
 
+def test_a_matrix_is_no_product() -> None:
+    with pytest.raises(TypeError, match="product: got Tensor; pass a function"):
+        sa.largest_curvature(torch.eye(2), torch.ones(2))
+
+
 # Refusals.
 
 
@@ -376,7 +381,7 @@ def test_what_is_refused(x_T: Tensor) -> None:
     with pytest.raises(RuntimeError, match=r"adjoint=Direct\(\) for third derivatives"):
         torch.autograd.grad(bend.sum(), x_T)
     out = sampled(network, x_T, sa.Hooked(sa.Checkpoint(), sa.clip_norm(1.0)))
-    with pytest.raises(RuntimeError, match="Hooked: what a hook makes of an adjoint is no gradient"):
+    with pytest.raises(RuntimeError, match="Hooked: what a hook makes of an adjoint is not a gradient"):
         torch.autograd.grad(out.sum(), x_T, create_graph=True)
     out, seeds = sampled(network, x_T, sa.Checkpoint()), torch.ones(2, 3, 4, dtype=DOUBLE)
     with pytest.raises(RuntimeError, match="no second derivatives of batches of gradients"):

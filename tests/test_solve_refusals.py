@@ -31,7 +31,7 @@ def of_nests(**changes: Any) -> Any:
 
 
 DOOR: dict[str, Refused] = {
-    "no clock": ({"clock": None}, TypeError, "clock: got NoneType; pass a 1-D tensor or a sequence of numbers"),
+    "no clock": ({"clock": None}, TypeError, "clock: got None; pass N \\+ 1 numbers for N steps"),
     "clock of one": ({"clock": [0.0]}, ValueError, r"clock: got shape \(1,\); pass one number per node, at least two"),
     "clock a matrix": ({"clock": CLOCK[None]}, ValueError, r"clock: got shape \(1, 6\)"),
     "clock repeats": ({"clock": [0, 0.5, 0.5, 1]}, ValueError, "clock: .* but step 1 of 3 goes from 0.5 to 0.5"),
@@ -44,12 +44,12 @@ DOOR: dict[str, Refused] = {
     "clock a mapping": ({"clock": {0: 1}}, TypeError, "clock: got dict; pass a 1-D tensor"),
     "clock with gradient": ({"clock": LEAF[0, 0]}, ValueError, r"clock: requires a gradient.*pass clock\.detach\(\)"),
     "clock of gradients": ({"clock": [LEAF[0, 0, 0], 1.0]}, ValueError, "clock: requires a gradient"),
-    "no drift": ({"drift": None}, TypeError, r"drift: got NoneType; pass a function drift\(s, y, \*\*cond\)"),
+    "no drift": ({"drift": None}, TypeError, r"drift: got None; pass a function drift\(s, y, \*\*cond\)"),
     "drift a class": ({"drift": nn.Linear}, TypeError, "drift: got the class Linear"),
     "y0 a number": ({"y0": 1.0}, TypeError, "y0: got float; pass a tensor, or a dict, list or tuple of tensors"),
-    "y0 empty": ({"y0": {}}, TypeError, "y0: got dict; pass a tensor, or"),
+    "y0 empty": ({"y0": {}}, TypeError, "y0: got a dict without tensors; pass at least one"),
     "y0 holds a number": ({"y0": NEST | {"n": 3}}, TypeError, "y0: holds int; pass tensors only, and everything else"),
-    "y0 holds None": ({"y0": [Y, None]}, TypeError, "y0: holds NoneType; pass tensors only"),
+    "y0 holds None": ({"y0": [Y, None]}, TypeError, "y0: holds None; pass tensors only"),
     "y0 of integers": ({"y0": torch.ones(2, dtype=torch.int64)}, TypeError, "y0: got dtype torch.int64; pass float64"),
     "y0 complex": ({"y0": Y + 0j}, TypeError, "y0: got dtype torch.complex128"),
     "y0 half": ({"y0": Y.half()}, TypeError, "y0: got dtype torch.float16"),
@@ -68,10 +68,12 @@ DOOR: dict[str, Refused] = {
     "adjoint class": ({"adjoint": sa.Direct}, TypeError, "adjoint: got the class Direct; pass an adjoint"),
     "callback": ({"callback": 3}, TypeError, r"callback: got int; pass a function callback\(n, t, x\)"),
     "after_step": ({"after_step": 3}, TypeError, r"after_step: got int; pass a function after_step\(n, t, x\)"),
+    "clock a number": ({"clock": 10}, ValueError, "clock: got the number 10; pass N \\+ 1 numbers for N steps"),
+    "progress": ({"progress": "yes"}, TypeError, "progress: got 'yes'; pass True or False"),
     "trajectory": ({"trajectory": 1}, TypeError, "trajectory: got 1; pass True or False"),
     "noise missing": ({"noise_clock": CLOCK}, ValueError, r"noise: got None, but noise_clock is given; pass noise=Brow"),
-    "noise a number": ({"noise": 3}, TypeError, r"noise: got int; pass a Noise such as BrownianPath\(seed=0\), or None"),
-    "noise a generator": ({"noise": torch.Generator()}, TypeError, "noise: got Generator; pass a Noise"),
+    "noise a number": ({"noise": 3}, TypeError, r"noise: got int; pass BrownianPath\(seed=0\), FixedNoise"),
+    "noise a generator": ({"noise": torch.Generator()}, TypeError, r"noise: got Generator; pass BrownianPath\(seed=0\), "),
     "noise a list": ({"noise": [sa.BrownianPath(0)]}, ValueError, r"noise: got \[BrownianPath\] for a state \(2, 3\)"),
     "noise of other steps": ({"noise": sa.FixedNoise(STILL[1:])}, ValueError, r"increments has shape \(4, 2, 3\)"),
     "noise of other shape": ({"noise": sa.FixedNoise(STILL[..., 1:])}, ValueError, r"ask for \(5, 2, 3\)"),
@@ -97,8 +99,11 @@ DOOR: dict[str, Refused] = {
 }  # fmt: skip
 
 NESTS: dict[str, Refused] = {
-    "noise of another nest": ({"noise": {"x": None}}, ValueError, r"noise: got \{'x': NoneType\} for a state \{'x': \(2"),
-    "a part that is no noise": ({"noise": {"x": None, "v": 3}}, TypeError, "noise: got int; pass a Noise"),
+    "noise of another nest": ({"noise": {"x": None}}, ValueError, r"noise: got \{'x': None\} for a state \{'x': \(2"),
+    "a part that is no noise": ({"noise": {"x": None, "v": 3}}, TypeError, r"noise: got int; pass BrownianPath\(seed=0\), "),
+    "noise in no part": (
+        {"noise": {"x": None, "v": None}, "noise_clock": CLOCK}, ValueError, "noise: got None, but noise_clock is given",
+    ),
     "fixed noise for all": ({"noise": sa.FixedNoise(STILL)}, ValueError, "FixedNoise is made of tensors itself; pass a nest"),
     "shifts for all": (
         {"noise": sa.ShiftedNoise(sa.BrownianPath(0), torch.zeros(5, 2, 6, dtype=DOUBLE))}, ValueError, "ShiftedNoise is made",
@@ -118,7 +123,7 @@ NESTS: dict[str, Refused] = {
     "a name missing": ({"drift": lambda s, y: {"x": y["x"]}}, ValueError, r"returned \{'x': \(2, 3\)\} in the place of"),
     "a name too many": ({"drift": lambda s, y: y | {"z": Y}}, ValueError, r"'z': \(2, 3\)\} in the place of \{'x': \(2, 3"),
     "a part of another shape": ({"drift": lambda s, y: y | {"v": Y[0]}}, ValueError, r"'v': \(3,\)\} in the place of"),
-    "a part that is no tensor": ({"drift": lambda s, y: y | {"v": None}}, ValueError, r"'v': NoneType\} in the place of"),
+    "a part that is no tensor": ({"drift": lambda s, y: y | {"v": None}}, ValueError, r"'v': None\} in the place of"),
     "a part of integers": ({"drift": lambda s, y: y | {"v": Y.long()}}, TypeError, "drift: returned dtype torch.int64"),
     "after_step in other names": (
         {"after_step": lambda n, s, y: {"x": y["x"], "z": y["v"]}}, ValueError, r"\{'x': \(2, 3\), 'z': \(2, 3\)\} in the place of",
@@ -126,7 +131,7 @@ NESTS: dict[str, Refused] = {
 }  # fmt: skip
 
 DRIFTS: dict[str, tuple[Callable[..., Any], type[Exception], str]] = {
-    "nothing": (lambda s, y: None, ValueError, r"drift: returned NoneType in the place of \(2, 3\); return a derivative"),
+    "nothing": (lambda s, y: None, ValueError, r"drift: returned None in the place of \(2, 3\); return a derivative"),
     "a tuple": (lambda s, y: (y,), ValueError, r"drift: returned \[\(2, 3\)\] in the place of \(2, 3\)"),
     "a number": (lambda s, y: 1.0, ValueError, r"drift: returned float in the place of \(2, 3\)"),
     "a row": (lambda s, y: y[:1], ValueError, r"drift: returned \(1, 3\) in the place of \(2, 3\)"),
@@ -182,7 +187,7 @@ def test_gradients_that_are_asked_for_but_globally_off(mode: Any) -> None:
 
 G: dict[str, tuple[Any, Any, type[Exception], str]] = {
     "a number": (0.3, [0, 1], TypeError, "g: got float; pass a function of the clock such as lambda s: 0.3"),
-    "no clock": (lambda s: 1.0, 3, ValueError, r"clock: got shape \(\)"),
+    "no clock": (lambda s: 1.0, 3, ValueError, r"clock: got the number 3; pass N \+ 1"),
     "a clock that turns": (lambda s: 1.0, [0, 1, 0.5], ValueError, "clock: must strictly rise or strictly fall"),
     "a gradient": (lambda s: LEAF[0, 0, 0] + 1, [0, 1], ValueError, "g: returned a tensor that requires a gradient"),
     "a vector": (lambda s: torch.ones(2), [0, 1], ValueError, r"g: returned Tensor at s=0\.5; return one real number"),

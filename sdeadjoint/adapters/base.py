@@ -152,7 +152,7 @@ class Adapter:
                 one of the first two; ``steps`` may be left out. Without a scheduler ``sigmas`` are the levels
                 themselves, the last one included, and nothing is 50 steps.
 
-        Where the scheduler's timesteps are no function of its noise levels (custom ones, or rounded), ``sample`` and
+        Where the scheduler's timesteps are not a function of its noise levels (custom ones, or rounded), ``sample`` and
         ``parts`` give the model the scheduler's own; ``adapter.denoiser`` by itself gives it the function's value.
         In the same way theirs is the solver that lowers its order at the end of a short run.
         """

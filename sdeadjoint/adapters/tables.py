@@ -117,7 +117,7 @@ class SchedulerGrid(Times):
 
     def _custom(self, name: str, values: Tensor | Sequence[float], steps: int | None) -> Any:
         if name not in inspect.signature(self.scheduler.set_timesteps).parameters:
-            raise ValueError(f"{name}: the set_timesteps of {self._name} takes none; pass steps")
+            raise ValueError(f"{name}: {self._name}.set_timesteps does not take them; pass steps")
         found = numbers(name, values)
         # Euler's sigmas end with the last level, a flow's do not.
         if steps is not None and steps not in (len(found), len(found) - 1):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -98,6 +98,8 @@ def _chosen(equation: Diffusion, steps: Sequence[int] | None) -> list[int]:
     controlled = equation.steps - equation.projects
     if steps is None:
         return list(range(controlled))
+    if not isinstance(steps, Iterable):
+        raise TypeError(f"steps: got {steps!r}; pass a list of steps, such as [0, 3]")
     chosen = steps.tolist() if isinstance(steps, Tensor) else list(steps)
     for n in chosen:
         if not is_integer(n, 0) or n >= controlled:

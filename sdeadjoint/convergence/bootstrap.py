@@ -33,7 +33,7 @@ def studentized(z: Array, power: float, a: Array, confidence: float) -> float:
     Errors of strong convergence have heavy tails (a path in ten carries half of the sum of squares), for which the
     percentile bootstrap is too narrow: with 100 paths and lognormal errors it covers 91 %, this one 94 to 95 %. The
     symmetric form has error O(n^-2) in coverage; Hall (1988), "Theoretical comparison of bootstrap confidence
-    intervals". Below some 30 paths no bootstrap keeps its promise on such tails.
+    intervals". Below some 30 paths no bootstrap interval is reliable on such tails.
     """
     n = z.shape[1]
     mean = z.mean(axis=1)

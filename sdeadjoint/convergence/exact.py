@@ -72,7 +72,7 @@ class LinearSolution:
     """The solution of a ``Driven`` with a ``Linear`` drift and a constant diffusion, by variation of constants.
 
     With ``P(s) = exp((s_N - s) matrix)`` it is ``P(s_0) y_0 + int P cos(frequency s) push ds + int P dB``. The last
-    integral is no function of the increments W and the space-time Levy areas H of the steps. As in
+    integral is not a function of the increments W and the space-time Levy areas H of the steps. As in
     ``Gaussian.pathwise``, what is returned is its conditional expectation given these: over a step of length h and
     midpoint c of the noise clock ``(1/h) int P dnu W - (12/h^2) int P (nu - c) dnu H``. What is left has an rms of
     ``O(h^2)``, half an order beyond the strong order 1.5 that it serves to measure.

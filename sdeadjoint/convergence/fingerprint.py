@@ -117,7 +117,7 @@ class _Walk:
             self.add(*code_of(part))
 
     def _object(self, value: Any) -> None:
-        """Add an object's class and state as ``pickle`` takes them apart; what it has cached is no part of it."""
+        """Add an object's class and state as ``pickle`` takes them apart; what it has cached is left out."""
         kind = type(value)
         try:
             parts = value.__reduce_ex__(4)
@@ -171,7 +171,7 @@ def _sources(module: str) -> dict[str, str]:
         path = None if name in found or _version(name) else _path(name)
         if path is not None:
             if path.suffix != ".py":
-                raise NoDigestError(f"code of {path}, which is no Python source")
+                raise NoDigestError(f"code of {path}, which is not Python source")
             found[name] = path.read_text()
             waiting += _imports(found[name], name)
     if module not in found:

@@ -160,7 +160,7 @@ class Gradient(Quantity):
         if self.of == "weights" and not any(True for _ in setting.equation.weights):
             raise ValueError("of: got 'weights', but the drift has no parameters; pass settings.steered(), for one")
         if self.of in ("weights", "cond") and setting.exact is not None:
-            raise ValueError(f"of: got {self.of!r}, of which an exact solution knows nothing; pass exact=None")
+            raise ValueError(f"of: got {self.of!r}, which a closed form does not give; pass exact=None")
         if self.of == "noise" and (not setting.is_noisy or setting.clock is not None):
             raise ValueError(
                 "of: got 'noise'; pass a setting with noise (eta > 0), whose paths live on the equation's own clock"

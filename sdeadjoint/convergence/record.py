@@ -86,7 +86,7 @@ def _piece(row: dict[str, object]) -> Piece:
     batch, name, seconds = row["batch"], row["name"], row["seconds"]
     values = np.array(row["values"], dtype=np.float64)
     if not isinstance(batch, int) or not isinstance(name, str) or not isinstance(seconds, float | None):
-        raise TypeError("a line is no solve of a study")
+        raise TypeError("a line does not hold a solve of a study")
     if values.ndim != 2:
-        raise TypeError("a line's values are no table")
+        raise TypeError("a line's values are not a table")
     return Piece(batch, name, values, seconds)

@@ -1,4 +1,4 @@
-"""The equations that are studied: a denoiser, a frame, the two ends of the grid, and where it starts."""
+"""The equations that are studied: diffusions and others, each with where it starts and what is known of it."""
 
 from __future__ import annotations
 

@@ -68,14 +68,14 @@ class Study:
         if self.finer < 2:
             raise ValueError(f"finer: got {self.finer}; the reference needs a grid at least 2 times finer")
         if self.paths < 30:
-            raise ValueError(f"paths: got {self.paths}; pass at least 30, or no interval keeps its promise")
+            raise ValueError(f"paths: got {self.paths}; pass at least 30: with fewer the interval is not reliable")
         if self.batch is not None and (type(self.batch) is not int or self.batch < 1):
             raise ValueError(f"batch: got {self.batch!r}; pass the most paths that are to be solved together, or None")
         units = sum(-(-paths // self.quantity.unit) for paths in self.batches)
         if units < 10:
             raise ValueError(
-                f"paths: {self.paths} make {units} blocks of {self.quantity.unit}, of which the interval is; pass at "
-                f"least {10 * self.quantity.unit} paths, or a quantity with smaller blocks"
+                f"paths: {self.paths} make only {units} blocks of {self.quantity.unit}, too few for an interval; pass "
+                f"at least {10 * self.quantity.unit} paths, or a quantity with smaller blocks"
             )
         self.quantity.check(self.setting, self.steps)
 

@@ -25,7 +25,7 @@ CERTAIN = 0.99  # confidence in a fall of the order from level to level
 class Verdict:
     """``outcome`` is ``"holds"``, ``"violated"`` or ``"inconclusive"``; ``reason`` a sentence, with what would decide.
 
-    The claim is a lower bound: more is no violation. With the interval [a, b] of the slope it is violated if
+    The claim is a lower bound: more does not violate it. With the interval [a, b] of the slope it is violated if
     ``b < claimed - MARGIN``, and holds if ``a >= claimed - MARGIN`` and the order between neighbouring levels does not
     fall below ``claimed - MARGIN`` towards the fine end. The margin, 0.15, is an allowance for higher-order terms at
     finite steps; proved orders differ by a half at least. A strong or weak order above 1 in additive noise is also

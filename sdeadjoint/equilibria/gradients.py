@@ -164,11 +164,12 @@ class OneStep(Gradient):
 
 
 def check_tol(tol: float, least: float = 0.0, dtype: torch.dtype | None = None) -> None:
-    """Refuse what is no tolerance, or one that numbers of ``dtype`` cannot hold."""
+    """Refuse what is not a tolerance, or one that numbers of ``dtype`` cannot hold."""
     if not (is_number(tol) and 0 < tol < 1):
         raise ValueError(f"tol: got {tol!r}; pass a relative residual such as 1e-6")
     if tol < least:
+        wider = "" if dtype == torch.float64 else ", or z0.double()"
         raise ValueError(
             f"tol: got {tol}, but {dtype} states cannot be told apart below {least:.1e}; pass a "
-            "larger tol, or z0.double()"
+            f"larger tol{wider}"
         )

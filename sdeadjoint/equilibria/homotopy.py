@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import nests
 from ..adjoints import Adjoint, Checkpoint
 from ..arguments import check_types, named
+from ..field import strict_clock
 from ..solve import Callback, solve
 from ..solvers import Solver
 
@@ -64,6 +65,13 @@ class Homotopy(nn.Module):
             ("solver", solver, Solver, "a solver such as Heun()"),
             ("adjoint", adjoint, Adjoint, "an adjoint such as Checkpoint()"),
         )
+        if not callable(clock):
+            nodes = strict_clock(clock)
+            if nodes[-1] < nodes[0]:
+                raise ValueError(
+                    f"clock: falls from {nodes[0]} to {nodes[-1]}; pass numbers that rise, such as "
+                    "torch.linspace(0, 1, 9)"
+                )
         self.f, self.clock, self.solver, self.adjoint = f, clock, solver, adjoint
 
     def extra_repr(self) -> str:

@@ -160,7 +160,7 @@ def refuse_transforms(tensors: Iterator[Tensor]) -> None:
 
 
 def check_start(z0: Any) -> None:
-    """Refuse what is no state to start from."""
+    """Refuse what cannot be a state to start from."""
     packing = Packing.of(z0, "z0")
     if not packing.batch or any(torch.Size(shape).numel() == 0 for shape in packing.shapes):
         raise ValueError(

@@ -48,7 +48,8 @@ class Path(nn.Module):
 
     Cost of an evaluation: one of dH/dl, and one product (about two evaluations of r) per GMRES
     iteration. Not where the path has turning points, where ``dH/dz`` is singular: an
-    ``EquilibriumWarning`` says so.
+    ``EquilibriumWarning`` says so where an evaluation comes near one. A step may jump over it, to a
+    state off any path, from which ``correct`` warns that it finds no root, or finds another one.
 
     Sources: Davidenko (1953); Allgower and Georg, Introduction to Numerical Continuation Methods
     (2003), chapter 2.

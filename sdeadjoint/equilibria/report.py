@@ -1,4 +1,4 @@
-"""What a solve came to."""
+"""The outcome of a solve."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class EquilibriumWarning(UserWarning):
 
 
 class Report(NamedTuple):
-    """What one solve came to; ``watch`` is called with it.
+    """The outcome of one solve; ``watch`` is called with it.
 
     Args:
         phase: ``"forward"``, or ``"backward"`` for the linear system of an implicit gradient.

@@ -18,7 +18,7 @@ from .report import Report, Watch, warn_unless_reached
 
 REMEDY = (
     "a method with a larger max_iterations, another method such as Newton(), a better z0 or a "
-    "larger tol. An f with dropout is no function: call eval()"
+    "larger tol. If f has dropout, call eval() first"
 )
 
 

@@ -17,7 +17,7 @@ class SharedStart(nn.Module):
         z = homotopy(z0, {"x": x})
         start.fit(z)                               # every 20th call moves the values towards z
 
-    The values are no part of the main loss. They minimise ``smooth_l1(value, z)``, averaged over
+    The values have no part in the main loss. They minimise ``smooth_l1(value, z)``, averaged over
     everything but the channels, to the end points z, which are constants here: every ``every``-th
     call of ``fit`` takes one step of gradient descent. They are a buffer and not a parameter, so
     that no optimiser or gradient clipping sees them, that distributed training has no parameter

@@ -103,14 +103,14 @@ def wide(x: Tensor) -> torch.dtype:
 
 
 def check_counts(**counts: int) -> None:
-    """Refuse what is no integer >= 1."""
+    """Refuse what is not an integer >= 1."""
     for name, value in counts.items():
         if not is_integer(value, 1):
             raise ValueError(f"{name}: got {value!r}; pass an integer >= 1")
 
 
 def check_damping(damping: float) -> None:
-    """Refuse what is no damping."""
+    """Refuse what is not a damping."""
     if not (is_number(damping) and 0 < damping <= 1):
         raise ValueError(f"damping: got {damping!r}; pass a number in (0, 1], 1 for none")
 

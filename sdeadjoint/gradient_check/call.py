@@ -162,7 +162,7 @@ class Call:
         """Make one step with its graph; to be asked of a copy."""
         known = [tensor for _, tensor in self._named()]
         recursion = self.recursion
-        increment = recursion.increment(0)  # a path's own memory is no activation
+        increment = recursion.increment(0)  # a path's own memory is not an activation
         with generators_kept(self.x_T.device), torch.enable_grad(), PeakMemory() as memory:
             y = recursion.equation.enter(self.x_T)
             out = recursion.step(0, recursion.start(y), increment)

@@ -42,11 +42,14 @@ class PackedNoise(Noise):
             ) from None
         for part in parts:
             if part is not None and not isinstance(part, Noise):
-                raise TypeError(f"noise: got {named(part)}; pass a Noise such as BrownianPath(seed=0), or None")
+                raise TypeError(
+                    f"noise: got {named(part)}; pass BrownianPath(seed=0), FixedNoise(increments) or another Noise, "
+                    "or None for no noise"
+                )
         for a, b in combinations((part for part in parts if part is not None), 2):
             if shared := _seeds(a) & _seeds(b):
                 raise ValueError(
-                    f"noise: two parts of y0 have the seed {min(shared)[0]}, and so the same path; pass other seeds"
+                    f"noise: two parts of y0 have the seed {min(shared)[0]}, and so the same path; pass different seeds"
                 )
         return cls(parts, packing)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..adjoints import Adjoint, Checkpoint, Direct
-from ..arguments import check_state, check_types, is_number
+from ..arguments import check_state, check_types, is_number, named
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.equation import Diffusion
 from ..diffusion.frames import Frame
@@ -111,7 +111,8 @@ def log_likelihood(
     products.
     Needs second derivatives of the network for gradients. Attention kernels that have none raise PyTorch's error: run
     within ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``, there and in the backward pass.
-    Errors: ``ValueError`` for eta > 0, for a frame that is singular on the grid, and those of ``sample``;
+    Errors: ``ValueError`` for eta > 0, for a frame that is singular on the grid, for a prior that does not return
+    one number per sample, and those of ``sample``;
     ``RuntimeError`` for a network that hides its graph, and in ``torch.inference_mode`` (use ``no_grad``).
     Not for judging images by: likelihoods of pixels are mostly about noise. They are for reweighting, for science, and
     for comparing models of one kind on one set of data.
@@ -131,7 +132,7 @@ def log_likelihood(
     call = Call(solver, None, adjoint, False, None, None, progress)
     end = call.run(augmented(equation, state, flow, probes), state, "x_0", "solving")
     x_T = equation.weights[0] * end["y"]
-    base = _normal(x_T, float(equation.frame.schedule.sigma(equation.times[0]))) if prior is None else prior(x_T)
+    base = _base(prior, x_T, equation)
     weights = x_0[0].numel() * (math.log(equation.weights[0]) - math.log(equation.weights[-1]))
     return LogLikelihood(base + weights + end["volume"].mean(1), x_T.to(x_0.dtype), divergence.error(end["volume"]))
 
@@ -159,9 +160,9 @@ def pushforward_log_prob(
     discretisation of a divergence, so it is what ``log_likelihood`` tends to with more steps, for the same solver. It
     may have any solver, and ends at sigma > 0 or 0. Differentiable, once more.
 
-    Args: as for ``sample`` and ``log_likelihood``; ``x_T`` in float64.
+    Args: as for ``sample`` and ``log_likelihood``. Pass ``x_T`` in float64: the determinant is as exact as its dtype.
     Cost: D vector-Jacobian products of the whole sampler, memory of all its activations: for small dimensions D.
-    Errors: ``ValueError`` for eta > 0, where x_0 is no function of x_T.
+    Errors: ``ValueError`` for eta > 0, where x_0 is not a function of x_T, and for a prior of another shape.
     """
     equation = _equation(denoiser, frame, grid, cond, ends=False)
     check_state("x_T", x_T)
@@ -175,9 +176,7 @@ def pushforward_log_prob(
             for i in range(flat.shape[1])
         ]
         J = torch.stack([row.reshape(len(x_0), -1) for row in rows], 1).double()
-        wide = start.double()
-        base = _normal(wide, float(frame.schedule.sigma(equation.times[0]))) if prior is None else prior(wide)
-        log_prob = base - torch.linalg.slogdet(J)[1]
+        log_prob = _base(prior, start.double(), equation) - torch.linalg.slogdet(J)[1]
     return Pushforward(x_0, log_prob) if wanted else Pushforward(x_0.detach(), log_prob.detach())
 
 
@@ -204,6 +203,20 @@ def _equation(
             "frame=Frame(schedule, kind='flow')"
         )
     return equation
+
+
+def _base(prior: Prior | None, x_T: Tensor, equation: Diffusion) -> Tensor:
+    """The log-density of the latent, one number per sample."""
+    if prior is None:
+        return _normal(x_T, float(equation.frame.schedule.sigma(equation.times[0])))
+    base = prior(x_T)
+    if not isinstance(base, Tensor) or base.shape != x_T.shape[:1]:
+        got = f"shape {tuple(base.shape)}" if isinstance(base, Tensor) else named(base)
+        raise ValueError(
+            f"prior: returned {got}; return the log-density of each sample, a tensor of shape {tuple(x_T.shape[:1])}, "
+            "summed over the sample's numbers"
+        )
+    return base
 
 
 def _normal(x: Tensor, sigma: float) -> Tensor:

@@ -170,7 +170,7 @@ def called_nodes(solver: Solver, clocks: Sequence[float], wanted: Sequence[int])
             end, state = solver.step(probe, Interval(clocks[n], clocks[n + 1], dB), y, state)
             if solver.claims.levy != "none" or not (probe.once and _adds(end, state, dB)):
                 raise ValueError(
-                    f"solver: a step of {solver!r} sees its noise before its last network call, so it is no Gaussian "
+                    f"solver: a step of {solver!r} sees its noise before its last network call, so it is not Gaussian "
                     "and has no density in closed form; pass Euler(), DPMSolverPP2M() or AdamsBashforth(order)"
                 )
             leaves.append(probe.leaf)

@@ -50,7 +50,7 @@ class Quadratic:
 
 
 def coefficients(reward: Reward, event: torch.Size) -> tuple[Tensor, Tensor]:
-    """Slope and curvature of a reward, by its derivatives at 0 if it is no ``Quadratic``.
+    """Slope and curvature of a reward, by its derivatives at 0 if it is not a ``Quadratic``.
 
     Refuses a function that is not such a quadratic, which is compared with it at random points.
     """

@@ -45,7 +45,7 @@ def check_equation(
 
     Cost: some hundred calls of the drift and four short solves. The gradient is compared along random directions: in
     float64 an error of 1e-6 shows, in float32 one of 3e-2. Parameters are moved for the differences and put back.
-    Errors: ``TypeError`` for something that is no ``Equation``, and without an initial state; ``ValueError`` for
+    Errors: ``TypeError`` for something that is not an ``Equation``, and without an initial state; ``ValueError`` for
     unknown items. Not checked: that the equation is the one you meant.
     """
     if not isinstance(equation, Equation):
@@ -54,8 +54,9 @@ def check_equation(
     x = equation.start if x is None else x
     found = list(nests.tensors(x))
     if not found or any(tensor.dtype not in (torch.float64, torch.float32) for tensor in found):
+        got = named(x) if not found else ", ".join(sorted({str(tensor.dtype) for tensor in found}))
         raise TypeError(
-            "x: pass an initial state of float64 or float32, or an equation that has one (starting_at)"
+            f"x: got {got}; pass an initial state of float64 or float32, or an equation that has one (starting_at)"
         )
     hold(
         Subject("check_equation", "equation", equation.starting_at(x)),

@@ -95,7 +95,7 @@ def check_reversible(solver: ReversibleSolver, *, only: str | None = None, skip:
     ``"adjoint"``: ``Reversible()`` with this solver has the gradients of ``Direct()``, to 1e-7 (round-off grows on the
     way back; the steps are few). ``check_solver`` checks everything else: run both.
 
-    Errors: ``TypeError`` for something that is no ``ReversibleSolver``, ``ValueError`` for unknown items.
+    Errors: ``TypeError`` for something that is not a ``ReversibleSolver``, ``ValueError`` for unknown items.
     """
     if not isinstance(solver, ReversibleSolver):
         got = named(solver)

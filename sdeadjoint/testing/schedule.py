@@ -70,7 +70,7 @@ def _check_types(schedule: Schedule, case: Times) -> None:
 def _check_numbers(schedule: Schedule, case: Times) -> None:
     log_alpha, log_sigma, lam = (f(case.tensor) for f in (schedule.log_alpha, schedule.log_sigma, schedule.lam))
     for name, value in (("log_alpha", log_alpha), ("log_sigma", log_sigma), ("lam", lam)):
-        require(not value.isnan().any(), f"{name}({list(case.t)}) is {value.tolist()}, which is no number")
+        require(not value.isnan().any(), f"{name}({list(case.t)}) is {value.tolist()}, which is not a number")
     for name, value, log in (
         ("alpha", schedule.alpha(case.tensor), log_alpha),
         ("sigma", schedule.sigma(case.tensor), log_sigma),
@@ -176,7 +176,7 @@ def _check_pure(schedule: Schedule, case: Times) -> None:
 
 
 def _check_value(schedule: Schedule, case: Itself) -> None:
-    require(isinstance(hash(schedule), int), "hash(schedule) is no integer")
+    require(isinstance(hash(schedule), int), "hash(schedule) is not an integer")
     require(copy.deepcopy(schedule) == schedule, "a deep copy is not equal to the schedule")
     text = repr(schedule)
     require(" object at 0x" not in text, f"repr is {text}; it is the call that makes the schedule")
@@ -199,7 +199,7 @@ def check_schedule(schedule: Schedule, *, only: str | None = None, skip: Collect
         only: check this item alone.
         skip: items left out.
 
-    Errors: ``TypeError`` for something that is no ``Schedule``, ``ValueError`` for unknown items.
+    Errors: ``TypeError`` for something that is not a ``Schedule``, ``ValueError`` for unknown items.
     """
     if not isinstance(schedule, Schedule):
         got = named(schedule)

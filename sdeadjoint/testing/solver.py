@@ -153,7 +153,7 @@ def check_solver(solver: Solver, *, only: str | None = None, skip: Collection[st
 
     A wrong coefficient of 1 % shows in some item. Deterministic, no global generator is read or left changed. A second
     or two for a method of one call per step. Not checked: stability, and orders in frames where they need more than
-    smoothness. Errors: ``TypeError`` for something that is no ``Solver``, ``ValueError`` for unknown items.
+    smoothness. Errors: ``TypeError`` for something that is not a ``Solver``, ``ValueError`` for unknown items.
     """
     if not isinstance(solver, Solver):
         got = named(solver)

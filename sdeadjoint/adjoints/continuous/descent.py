@@ -96,7 +96,7 @@ class BackwardSolve:
 
     def _march(self, equation: AdjointEquation, grads: Sequence[Tensor | None]) -> March:
         if isinstance(self.solver, Adaptive):
-            # y_0 itself is no unknown: its cotangent is the solution.
+            # y_0 itself is not an unknown: its cotangent is the solution.
             wanted = [tensor for tensor in self.plan.wanting if tensor is not self.plan.start]
             return AdaptiveMarch(equation, self.solver, wanted)
         jumps = {n for n in range(1, self.end) if self._cotangent(n, grads) is not None}

@@ -382,7 +382,7 @@ class Totals:
         self._noise: list[Tensor | None] = [None] * (0 if recursion.noise is None else len(recursion.noise.tensors))
 
     def add(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
-        """Add one step's gradients of inputs; tensors that are no inputs get none."""
+        """Add one step's gradients of inputs; tensors that are not inputs get none."""
         for tensor, grad in zip(tensors, grads, strict=True):
             if grad is None or id(tensor) not in self.slots:
                 continue

@@ -349,7 +349,7 @@ class KeptGraphs:
 
 
 STATISTICS = (
-    "network: a normalisation in training mode updates running statistics that are no buffers of a module that can be "
+    "network: a normalisation in training mode updates running statistics that are not buffers of a module that can be "
     "seen, and a recomputation would update them again; call network.eval(), or pass adjoint=Direct()"
 )
 

@@ -57,7 +57,7 @@ def gradient(
     """The gradients of the inputs, which depend on the inputs and on the outputs' gradients ``grads``."""
     if held.plan.recursion.hook is not None:
         raise RuntimeError(
-            "Hooked: what a hook makes of an adjoint is no gradient, and backward was called with create_graph=True; "
+            "Hooked: what a hook makes of an adjoint is not a gradient, and backward had create_graph=True; "
             "pass adjoint=Checkpoint() without the hook, or adjoint=Direct(), for second derivatives"
         )
     _refuse_batches(grads)

@@ -106,7 +106,7 @@ class Schedule(ABC):
 
 
 def check_schedule(schedule: object) -> None:
-    """Refuse what is no schedule, and one whose parameters want gradients: clocks are numbers and give none."""
+    """Refuse what is not a schedule, and one whose parameters want gradients: clocks are numbers and give none."""
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule: got {type(schedule).__name__}; pass a Schedule such as VPLinear()")
     with torch.enable_grad():
