@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ... import nests
 from ...recursion import Carry, Recursion
-from .graphs import Fingerprint, kinds_of, places_of
+from .graphs import Dependencies, Fingerprint, kinds_of, missing_number, numbers_of, places_of
 from .hooks import MutedHooks
 from .leaves import Evaluation, Isolated, Saving, Stage, Trace, evaluate
 from .module_state import ModuleState
@@ -320,11 +320,17 @@ class BackwardSweep:
         named = [tensor for tensor in others if id(tensor) in expected.leaves]
         leaves = places_of(found, known).union(map(id, named))
         kinds = kinds_of(found, opaque=plan.sources.is_scripted)
-        self._refuse_other_graph(n, expected, Fingerprint(kinds, leaves, len(others) - len(named)))
+        difference = expected.differs(Fingerprint(kinds, leaves, len(others) - len(named)))
+        self._refuse_other_graph(n, difference or (kinds and self._other_number(n, found)) or "")
         return named
 
-    def _refuse_other_graph(self, n: int, expected: Fingerprint, got: Fingerprint) -> None:
-        if difference := expected.differs(got):
+    def _other_number(self, n: int, found: Dependencies) -> str:
+        """How the numbers in a recomputed graph differ from the forward pass', in words: a branch of zeros hides them."""
+        was = missing_number(self.plan.swept.traces[n].numbers, numbers_of(found), _relative(self.plan))
+        return "" if was is None else f"it multiplies by another number in place of {was:.6g}"
+
+    def _refuse_other_graph(self, n: int, difference: str) -> None:
+        if difference:
             raise RuntimeError(
                 f"network: recomputing step {n} of {self.plan.recursion.steps} built another graph than the forward "
                 f"pass ({difference}), so the gradient would be another function's: it counts its calls, keeps tensors "
@@ -339,8 +345,7 @@ def _refuse_mismatch(plan: Plan, n: int, carry: Carry, recomputed: Tensor, reach
     The bound is in the Euclidean norm of each sample, relative to what the step starts from and where it ends: the
     round-off of a recomputation, or the retrieval's.
     """
-    narrow = reached.dtype == torch.bfloat16 or plan.autocast.enabled
-    relative = max(round_off(reached.dtype, reached.device.type, narrow), plan.retrieval.tolerance(plan))
+    relative = _relative(plan)
     wide = torch.promote_types(reached.dtype, torch.float32)
     parts = [*nests.tensors(carry), reached]
     # Steps may join or split samples: then all of them are one.
@@ -354,6 +359,13 @@ def _refuse_mismatch(plan: Plan, n: int, carry: Carry, recomputed: Tensor, reach
             "counter, draws from a generator of its own, or was changed in between; make it a function of "
             "(x, t, cond), or use adjoint=Direct()"
         )
+
+
+def _relative(plan: Plan) -> float:
+    """How far a recomputation may be off, relative to its terms."""
+    y = plan.start
+    narrow = y.dtype == torch.bfloat16 or plan.autocast.enabled
+    return max(round_off(y.dtype, y.device.type, narrow), plan.retrieval.tolerance(plan))
 
 
 def _by_sample(y: Tensor, whole: bool) -> Tensor:

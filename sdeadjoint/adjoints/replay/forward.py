@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,16 @@ from ...recursion import Carry, Observer, Recursion
 from ..direct import Direct
 from ..tangents import has_tangents, push_forward, refuse_hidden_tangents, refuse_transforms
 from .backward import Plan, Reached, Replay, Retrieval, Swept, training_modes
-from .graphs import Dependencies, Fingerprint, kinds_of, places_of, sequence_number, updates_batch_statistics
+from .graphs import (
+    NO_NUMBERS,
+    Dependencies,
+    Fingerprint,
+    kinds_of,
+    numbers_of,
+    places_of,
+    sequence_number,
+    updates_batch_statistics,
+)
 from .leaves import (
     ActivationsNeededError,
     Evaluation,
@@ -174,7 +184,8 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep, autocast: Autocast, sour
             window.add(n, done)
         del done
         fingerprint = None if seen is None else reading.settle(n, seen)
-        traces.append(Trace(entered, fingerprint, generators is not before, held, drawn))
+        numbers = NO_NUMBERS if seen is None else seen.numbers
+        traces.append(Trace(entered, fingerprint, numbers, generators is not before, held, drawn))
         how.observe(n + 1, carry)
         if how.keep or how.states or n == last:
             outputs.append(carry.y)
@@ -223,14 +234,15 @@ class _Runner:
 class _Seen(NamedTuple):
     """What the graph of a step says, without holding the graph.
 
-    ``enters``, ``noise``: whether it depends on the carry before the step, and on its noise; ``known``: the arguments
-    that it depends on, by their place; ``copies``: those of the equation among them; ``others``: its other leaves;
+    ``enters``, ``noise``: whether it depends on the carry before the step, and on its noise; ``kinds``, ``numbers``: of
+    its nodes; ``known``: the arguments that it depends on, by their place; ``copies``: those of the equation among them; ``others``: its other leaves;
     ``is_new``: whether one of these was not seen before, which may be the step's own.
     """
 
     enters: bool
     noise: bool
     kinds: Counter[type] | None
+    numbers: array[float]
     known: frozenset[int]
     copies: list[Tensor]
     others: list[weakref.ref[Tensor]]
@@ -270,10 +282,12 @@ class _Reading:
             )
         self.borrows = self.borrows or found.precede(self._mark)
         met = {id(leaf) for leaf in found.leaves}
+        kinds = kinds_of(found, opaque=self._sources.is_scripted)
         return _Seen(
             any(id(tensor) in met for tensor in done.own),
             any(id(tensor) in met for tensor in done.noise),
-            kinds_of(found, opaque=self._sources.is_scripted),
+            kinds,
+            NO_NUMBERS if kinds is None else numbers_of(found),
             places_of(found, known),
             [copy for copy in self._isolated.copies if id(copy) in met],
             [weakref.ref(tensor) for tensor in others],

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .sources import Place, Sources, is_plain
+from .sources import Place, Same, Sources, is_plain
 
 LARGEST = 2**20  # bytes: counters and running statistics are small; larger buffers are data, which nobody changes
 
@@ -22,7 +22,8 @@ class _Special(Enum):
 
 
 class ModuleState:
-    """Buffers (running statistics, averages) and plain attributes (counters) that modules change in a forward pass.
+    """Buffers (running statistics, averages), other tensors among attributes, and plain attributes (counters) that
+    modules change in a forward pass.
 
     Each recomputation of a step starts from what they were before that step, and leaves them as the forward pass did.
     ``changing``: numbers of the places that were seen to change.
@@ -43,7 +44,8 @@ class ModuleState:
         plain = (module for module in sources.modules if not isinstance(module, torch.jit.ScriptModule))
         named = [(module, name) for module in plain for name in module._buffers]
         attributes = [place for place in sources.places if place.is_plain_setting]
-        state = cls([Place(module._buffers, name) for module, name in named], attributes)
+        tensors = [place for place in sources.places if place.is_constant_tensor]
+        state = cls([*(Place(module._buffers, name) for module, name in named), *tensors], attributes)
         # Kernels of normalisations change running statistics without telling autograd.
         state.changing |= {k for k, (module, name) in enumerate(named) if _is_updated(module, name)}
         return state
@@ -73,7 +75,7 @@ class ModuleState:
 
     def _note(self, found: list[Any], changed: set[int]) -> None:
         self._marks = found
-        changed = {k for k in changed if k < self._buffers or is_plain(found[k])}
+        changed = {k for k in changed if (k < self._buffers and not _has_history(found[k])) or is_plain(found[k])}
         for k in changed - self.changing:
             if self._initial[k] is _Special.LARGE:
                 raise RuntimeError(
@@ -112,7 +114,7 @@ class ModuleState:
                 self._put(k, self._marks[k])
                 continue
             back, value = values.get(k, self._initial[k]), self._value(k)
-            if isinstance(value, Tensor) and isinstance(back, Tensor) and self._marks[k][0] == id(value):
+            if isinstance(value, Tensor) and isinstance(back, Tensor) and self._marks[k][0] == Same(value):
                 with torch.no_grad():
                     value.copy_(back)
             elif back is not _Special.LARGE:
@@ -145,8 +147,14 @@ class ModuleState:
             held[name] = value
 
 
-def _version(buffer: Any) -> tuple[int, int]:
-    return id(buffer), 0 if not isinstance(buffer, Tensor) or buffer.is_inference() else buffer._version
+def _version(buffer: Any) -> tuple[Same, int]:
+    """Two that follow each other may have one ``id``, so the mark holds the buffer."""
+    return Same(buffer), 0 if not isinstance(buffer, Tensor) or buffer.is_inference() else buffer._version
+
+
+def _has_history(mark: tuple[Same, int]) -> bool:
+    """Whether a marked tensor was computed from others: a cache, which cannot be copied."""
+    return isinstance(mark[0].value, Tensor) and mark[0].value.requires_grad
 
 
 def _is_updated(module: nn.Module, name: str) -> bool:

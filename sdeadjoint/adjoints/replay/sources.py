@@ -33,6 +33,12 @@ class Place(NamedTuple):
         """Whether a number, a label or nothing stands there that a module's forward pass may change, as a counter."""
         return self.settings and is_plain(self.holder.get(self.name))
 
+    @property
+    def is_constant_tensor(self) -> bool:
+        """Whether a tensor without gradient stands there that a module's forward pass may change, as an average."""
+        value = self.holder.get(self.name) if self.settings else None
+        return isinstance(value, Tensor) and not value.requires_grad
+
     def read(self) -> Any:
         """What stands there now, to be compared; see ``comparable``."""
         try:
