@@ -99,7 +99,8 @@ class Sweep(NamedTuple):
 
 def sweep_and_plan(recursion: Recursion, y: Tensor, retrieval: Retrieval, how: Sweep) -> tuple[Swept, Plan | None]:
     """The forward sweep, and the plan of the backward pass unless the outputs depend on nothing that has a gradient."""
-    sources = Sources.of(recursion.equation.module, recursion.after_step)
+    held = nests.others(recursion.equation.tensors)
+    sources = Sources.of(recursion.equation.module, recursion.after_step, *held)
     modes, watch, autocast = training_modes(sources), Watch.begin(sources), Autocast.current(y.device)
     isolated, parallel = Isolated.of(recursion), Parallel.of(sources.modules)
     with parallel.sweeping():
@@ -189,6 +190,7 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep, autocast: Autocast, sour
         how.observe(n + 1, carry)
         if how.keep or how.states or n == last:
             outputs.append(carry.y)
+    state.settle()
     found = (reading.reached, tuple(traces), reading.borrows, runner.saving, state)
     return Swept(stages, dict(window.kept), tuple(outputs), *found)
 
@@ -235,8 +237,9 @@ class _Seen(NamedTuple):
     """What the graph of a step says, without holding the graph.
 
     ``enters``, ``noise``: whether it depends on the carry before the step, and on its noise; ``kinds``, ``numbers``: of
-    its nodes; ``known``: the arguments that it depends on, by their place; ``copies``: those of the equation among them; ``others``: its other leaves;
-    ``is_new``: whether one of these was not seen before, which may be the step's own.
+    its nodes; ``known``: the arguments that it depends on, by their place; ``copies``: those of the equation among
+    them; ``others``: its other leaves; ``is_new``: whether one of these was not seen before, which may be the step's
+    own.
     """
 
     enters: bool
@@ -315,6 +318,13 @@ class _Reading:
 
     def _refuse_direct_reads(self, found: Dependencies) -> None:
         noise = () if self._isolated.base.noise is None else self._isolated.base.noise.tensors
+        computed = [tensor for tensor in self._sources.tensors if tensor.requires_grad and not tensor.is_leaf]
+        if any((t._backward_hooks or t.retains_grad) and found.includes(t) for t in computed):
+            raise RuntimeError(
+                "network: it reads a tensor that was computed outside of it and has a hook, or retain_grad(), which "
+                "would see each step's part of the gradient; pass the tensor in cond, where it has the whole, or pass "
+                "adjoint=Direct()"
+            )
         if any(found.includes(tensor) for tensor in (*self._isolated.originals, *noise) if not tensor.is_leaf):
             raise RuntimeError(
                 "network: it reads x_T, the noise or a tensor of cond not only as an argument but also directly "

@@ -191,8 +191,8 @@ def _types_of_factors() -> dict[type, str]:
         one = torch.ones((), device="cpu", requires_grad=True)
         factors = {type((one * 2.0).grad_fn): "_raw_saved_other", type((one / 2.0).grad_fn): "_raw_saved_other"}
         terms = (torch.add(one, one, alpha=2), torch.sub(one, one, alpha=2))
-        weighted = torch.lerp(one, one, 0.5)
-        return factors | {type(made.grad_fn): "_saved_alpha" for made in terms} | {type(weighted.grad_fn): "_saved_weight"}
+        factors |= {type(made.grad_fn): "_saved_alpha" for made in terms}
+        return factors | {type(torch.lerp(one, one, 0.5).grad_fn): "_saved_weight"}
 
 
 _FACTORS = _types_of_factors()

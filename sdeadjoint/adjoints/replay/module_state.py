@@ -37,6 +37,8 @@ class ModuleState:
         self.changing: set[int] = set()
         self._later: set[int] = set()
         self._is_first = True
+        self._weights: list[tuple[Place, tuple[Same, int]]] = []
+        self._changed_weight = ""
 
     @classmethod
     def of(cls, sources: Sources) -> ModuleState:
@@ -48,7 +50,26 @@ class ModuleState:
         state = cls([*(Place(module._buffers, name) for module, name in named), *tensors], attributes)
         # Kernels of normalisations change running statistics without telling autograd.
         state.changing |= {k for k, (module, name) in enumerate(named) if _is_updated(module, name)}
+        weights = (Place(module._parameters, name) for module in sources.modules for name in module._parameters)
+        # Others are sharded, or have no values yet.
+        kept = (place for place in weights if type(place.holder[place.name]) is nn.Parameter)
+        state._weights = [(place, _version(place.holder[place.name])) for place in kept]
         return state
+
+    def settle(self) -> None:
+        """After the forward sweep: find weights that it changed in place."""
+        weights = self._weights
+        changed = (place.name for place, was in weights if _changed_in_place(was, place.holder.get(place.name)))
+        self._changed_weight, self._weights = next(changed, ""), []
+
+    def refuse_changed_weights(self) -> None:
+        """Raise before a recomputation, which would change them once more."""
+        if self._changed_weight:
+            raise RuntimeError(
+                f"network: its forward pass changes its weight {self._changed_weight!r} in place, so a recomputed step "
+                "gave another state than the forward pass, or another factor of a branch of zeros; make it a buffer, "
+                "which is put back, or use adjoint=Direct()"
+            )
 
     @property
     def unsettled(self) -> str:
@@ -150,6 +171,12 @@ class ModuleState:
 def _version(buffer: Any) -> tuple[Same, int]:
     """Two that follow each other may have one ``id``, so the mark holds the buffer."""
     return Same(buffer), 0 if not isinstance(buffer, Tensor) or buffer.is_inference() else buffer._version
+
+
+def _changed_in_place(was: tuple[Same, int], now: Any) -> bool:
+    """Whether the same tensor has another version."""
+    found = _version(now)
+    return found[0] == was[0] and found[1] != was[1]
 
 
 def _has_history(mark: tuple[Same, int]) -> bool:
