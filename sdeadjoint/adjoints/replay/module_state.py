@@ -43,14 +43,14 @@ class ModuleState:
     @classmethod
     def of(cls, sources: Sources) -> ModuleState:
         """That of the modules among the sources, before the first step."""
-        plain = (module for module in sources.modules if not isinstance(module, torch.jit.ScriptModule))
+        plain = [module for module in sources.modules if not isinstance(module, torch.jit.ScriptModule)]
         named = [(module, name) for module in plain for name in module._buffers]
         attributes = [place for place in sources.places if place.is_plain_setting]
         tensors = [place for place in sources.places if place.is_constant_tensor]
         state = cls([*(Place(module._buffers, name) for module, name in named), *tensors], attributes)
         # Kernels of normalisations change running statistics without telling autograd.
         state.changing |= {k for k, (module, name) in enumerate(named) if _is_updated(module, name)}
-        weights = (Place(module._parameters, name) for module in sources.modules for name in module._parameters)
+        weights = (Place(module._parameters, name) for module in plain for name in module._parameters)
         # Others are sharded, or have no values yet.
         kept = (place for place in weights if type(place.holder[place.name]) is nn.Parameter)
         state._weights = [(place, _version(place.holder[place.name])) for place in kept]
