@@ -172,6 +172,14 @@ def sparse_gradients() -> Case:
 
 
 @case
+def a_table_that_is_scaled_at_every_look_up() -> Case:
+    table = nn.Embedding(5, 4, max_norm=1.0).double()
+    with torch.no_grad():
+        table.weight.copy_(weight(5, 4))
+    return Case(lambda x, t: torch.tanh(x * table((t * 4).long())), [table.weight])
+
+
+@case
 def a_leaf_for_each_step() -> Case:
     """Graphs that differ from step to step by their leaves alone."""
     tokens = [weight(4, seed=k) for k in range(4)]

@@ -121,23 +121,27 @@ def numbers_of(found: Dependencies) -> array[float]:
     """
     numbers = array("d")
     for node in found.nodes:
-        name = _FACTORS.get(type(node))
-        if name is None:
+        if (name := _FACTORS.get(type(node))) is None:
             continue
-        value = getattr(node, name)
-        if type(value) is torch._C._autograd.SavedTensor:
-            value = value.data
-            if type(value) is not Tensor or value.ndim or not value.is_cpu:
-                continue
-            if _functorch.is_functorch_wrapped_tensor(value):
-                continue
-            value = value.item()
+        try:
+            value = _number(getattr(node, name))
+        except RuntimeError:
+            continue  # the network has pulled back through this node, and what it saved is freed
         if isinstance(value, complex):
-            numbers.append(value.imag)
-            value = value.real
-        if isinstance(value, int | float):
+            numbers.extend((value.real, value.imag))
+        elif value is not None:
             numbers.append(value)
     return numbers
+
+
+def _number(saved: Any) -> complex | float | None:
+    """A number that a node saves, also in the shape of a tensor; None if it saves another tensor, or none."""
+    if type(saved) is not torch._C._autograd.SavedTensor:
+        return saved if isinstance(saved, int | float | complex) else None
+    value = getattr(saved, "data", None)  # earlier releases do not show it
+    if type(value) is not Tensor or value.ndim or not value.is_cpu or _functorch.is_functorch_wrapped_tensor(value):
+        return None
+    return value.item()
 
 
 def missing_number(expected: array[float], got: array[float], relative: float) -> float | None:

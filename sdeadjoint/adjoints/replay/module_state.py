@@ -50,6 +50,7 @@ class ModuleState:
         state = cls([*(Place(module._buffers, name) for module, name in named), *tensors], attributes)
         # Kernels of normalisations change running statistics without telling autograd.
         state.changing |= {k for k, (module, name) in enumerate(named) if _is_updated(module, name)}
+        plain = [module for module in plain if getattr(module, "max_norm", None) is None]  # scaled at every look-up
         weights = (Place(module._parameters, name) for module in plain for name in module._parameters)
         # Others are sharded, or have no values yet.
         kept = (place for place in weights if type(place.holder[place.name]) is nn.Parameter)
