@@ -23,6 +23,15 @@ def tensors(nest: Any) -> Iterator[Tensor]:
             yield from tensors(value)
 
 
+def others(nest: Any) -> Iterator[Any]:
+    """What a nest holds besides tensors: functions, modules, numbers."""
+    if isinstance(nest, Mapping | list | tuple):
+        for value in nest.values() if isinstance(nest, Mapping) else nest:
+            yield from others(value)
+    elif not isinstance(nest, Tensor):
+        yield nest
+
+
 MANY = 16
 
 

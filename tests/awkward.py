@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -291,6 +292,79 @@ def a_number_that_the_first_call_sets() -> Case:
 @case
 def running_statistics() -> Case:
     return Case.of(Averaging(), inverse="its forward pass changes ")
+
+
+class AveragingAside(Layers):
+    """The average is a plain attribute, another tensor after each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.calls = torch.zeros(4, dtype=DOUBLE), torch.zeros((), dtype=DOUBLE)
+        self.zero = nn.Parameter(torch.zeros(4, dtype=DOUBLE))
+
+    @property
+    def count(self) -> float:
+        return float(self.calls)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.mean = torch.lerp(self.mean, x.detach().mean(0), 0.5)
+        self.calls += 1
+        return super().forward(x - self.mean, t) + self.calls.clone() * self.zero
+
+
+@case
+def an_average_that_is_no_buffer() -> Case:
+    return Case.of(AveragingAside(), inverse="its forward pass changes '(mean|calls)'")
+
+
+@case
+def statistics_of_a_module_in_cond() -> Case:
+    network, norm = Layers(), nn.BatchNorm1d(4).double()
+    return Case(
+        lambda x, t, z: network(z(x), t),
+        list(norm.parameters()),
+        module=norm,
+        cond={"z": norm},
+        inverse="its forward pass changes 'running_mean'",
+    )
+
+
+def scaling(factor: Callable[[], Any], repeated: str = "it multiplies by another number") -> Case:
+    """A branch of zeros that is multiplied by what each call finds."""
+    network, zero = Layers(), weight(4, scale=0.0)
+    return Case(lambda x, t: network(x, t) + factor() * zero, [zero], repeated=repeated)
+
+
+@case
+def a_counter_that_scales_zeros() -> Case:
+    return scaling(itertools.count(1).__next__)
+
+
+@case
+def numbers_that_scale_zeros() -> Case:
+    return scaling(random.Random(0).random)
+
+
+@case
+def a_generator_that_scales_zeros() -> Case:
+    generator = torch.Generator().manual_seed(0)
+    return scaling(lambda: torch.rand((), generator=generator, dtype=DOUBLE), "it draws from a generator of its own")
+
+
+class Changing(Layers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.zero = nn.Parameter(torch.zeros(4, dtype=DOUBLE))
+        self.factor = nn.Parameter(torch.ones(4, dtype=DOUBLE), requires_grad=False)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.factor.add_(1)
+        return super().forward(x, t) + self.factor.clone() * self.zero
+
+
+@case
+def a_frozen_weight_that_is_changed() -> Case:
+    return Case.of(Changing(), repeated="its forward pass changes its weight 'factor'")
 
 
 @case

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -171,6 +172,14 @@ def sparse_gradients() -> Case:
 
 
 @case
+def a_table_that_is_scaled_at_every_look_up() -> Case:
+    table = nn.Embedding(5, 4, max_norm=1.0).double()
+    with torch.no_grad():
+        table.weight.copy_(weight(5, 4))
+    return Case(lambda x, t: torch.tanh(x * table((t * 4).long())), [table.weight])
+
+
+@case
 def a_leaf_for_each_step() -> Case:
     """Graphs that differ from step to step by their leaves alone."""
     tokens = [weight(4, seed=k) for k in range(4)]
@@ -243,6 +252,23 @@ def hooks_of_weights() -> Case:
     return Case.of(network)
 
 
+def watched(watch: Callable[[Tensor], object]) -> Case:
+    network, gain = Layers(), weight(4)
+    made = gain.exp()
+    watch(made)
+    return Case(lambda x, t: network(x, t) * made, [gain], refused="computed outside of it and has a hook")
+
+
+@case
+def hooks_of_what_was_computed_outside() -> Case:
+    return watched(lambda made: made.register_hook(lambda grad: grad / grad.norm()))
+
+
+@case
+def gradients_retained_outside() -> Case:
+    return watched(lambda made: made.retain_grad())
+
+
 # Changed between the passes.
 
 
@@ -272,8 +298,38 @@ def scaled(network: Layers) -> Any:
     return network.layers[2]
 
 
+class Environment:
+    """Variables of the process's environment."""
+
+    def __getitem__(self, name: str) -> str:
+        return os.environ[f"SDEADJOINT_TEST_{name}"]
+
+    def __setitem__(self, name: str, value: object) -> None:
+        os.environ[f"SDEADJOINT_TEST_{name}"] = str(value)
+
+    def update(self, factor: float) -> None:
+        self["factor"] = factor
+
+
+def rescaled(where: Environment) -> Callable[[], Case]:
+    """A factor of a branch of zeros that stands where nobody looks."""
+
+    def make() -> Case:
+        network, zero = Layers(), weight(4, scale=0.0)
+        where["factor"] = 2.0
+
+        def forward(x: Tensor, t: Tensor) -> Tensor:
+            out: Tensor = network(x, t) + float(where["factor"]) * zero
+            return out
+
+        return Case(forward, [zero], lambda: where.update(factor=3.0), repeated="it multiplies by another number")
+
+    return make
+
+
 BETWEEN = "was changed between the forward and the backward pass"
 CASES |= {
+    "another variable of the environment": rescaled(Environment()),
     "eval": changed(lambda n: n.eval(), lambda: nn.Dropout(0.0), refused=r"train\(\) or eval\(\) was called"),
     "frozen": changed(lambda n: n.layers[0].requires_grad_(False), refused="requires_grad of a parameter"),
     "other values": changed(lambda n: n.layers[0].bias.data.mul_(1.01), repeated="gave another state"),

@@ -49,8 +49,8 @@ class Checkpoint(Adjoint):
     changed before the backward pass; a loss on tensors recorded inside; third derivatives and ``torch.func.grad`` or
     ``vmap`` around it (use ``Direct``). Second derivatives (``create_graph=True``) are exact: a Hessian-vector product
     evaluates each step three times more than a gradient, and keeps one tangent per stored state. Hooks on arguments and
-    leaves see their total gradient, once; hooks on a non-leaf tensor that the network reads without having been given
-    it see each step's part.
+    leaves see their total gradient, once; those on another tensor that was computed outside are refused, as they would
+    see each step's part.
     """
 
     snapshots: int | None = None

@@ -79,8 +79,9 @@ def push_forward(recursion: Recursion, y: Tensor, *, keep: bool, observe: Observ
 def _given(recursion: Recursion, y: Tensor) -> list[Tensor]:
     """What a recursion can be seen to depend on."""
     noise = () if recursion.noise is None else recursion.noise.tensors
-    seen = Sources.of(recursion.equation.module, recursion.after_step).parameters
-    return [y, *nests.tensors(recursion.equation.tensors), *noise, *seen]
+    given = recursion.equation.tensors
+    seen = Sources.of(recursion.equation.module, recursion.after_step, *nests.others(given)).parameters
+    return [y, *nests.tensors(given), *noise, *seen]
 
 
 def _any_dual(tensors: Iterable[Tensor]) -> bool:

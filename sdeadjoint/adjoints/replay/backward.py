@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ... import nests
 from ...recursion import Carry, Recursion
-from .graphs import Fingerprint, kinds_of, places_of
+from .graphs import Dependencies, Fingerprint, kinds_of, missing_number, numbers_of, places_of
 from .hooks import MutedHooks
 from .leaves import Evaluation, Isolated, Saving, Stage, Trace, evaluate
 from .module_state import ModuleState
@@ -191,13 +191,27 @@ class Replay(torch.autograd.Function):
         plan: Plan = ctx.plan
         if all(grad is None for grad in grads):
             return (None,) * (2 + len(plan.inputs))
-        tensors = ctx.saved_tensors
+        tensors = _unchanged(ctx)
         inputs, saved = tensors[: len(plan.inputs)], iter(tensors[len(plan.inputs) + len(plan.watched) :])
         end = next(saved)
         stack = nests.refilled(ctx.stages, saved) if ctx.complete else list(ctx.stages)
         if not ctx.complete:
             ctx.stages = plan.retrieval.permanent(ctx.stages)
         return (None, None, *plan.retrieval.gradients(Held(plan, stack, end, ctx.kept), inputs, grads))
+
+
+def _unchanged(ctx: Any) -> tuple[Tensor, ...]:
+    """The saved tensors; PyTorch's own error, which tells neither whose nor what to do, gets a note."""
+    try:
+        return tuple(ctx.saved_tensors)
+    except RuntimeError as error:
+        if "inplace operation" in str(error):
+            error.add_note(
+                "(x_T, cond, the noise, a weight or a result of sample was changed in place, by an optimizer's step "
+                "for instance, between the forward and the backward pass; change it before sample or after backward, "
+                "or change a copy)"
+            )
+        raise
 
 
 class Held(NamedTuple):
@@ -281,6 +295,8 @@ class BackwardSweep:
         """Step n with its graph, as it was in the forward sweep; ``reached`` is where it must lead."""
         plan, trace = self.plan, self.plan.swept.traces[n]
         registered = self.hooks.registered()
+        plan.swept.state.refuse_changed_weights()
+        before = [generator.get_state() for generator in plan.sources.generators]
         with ExitStack() as stack:
             stack.enter_context(plan.swept.state.swapped(stage.held))
             if trace.draws:
@@ -289,6 +305,7 @@ class BackwardSweep:
             done = evaluate(plan.isolated, n, stage.carry, trace.wanted, plan.autocast, Saving.PLAIN)
         self.hooks.forget_others(registered)
         plan.isolated.drop_hooks()
+        _refuse_draws(plan.sources, before)
         _refuse_mismatch(plan, n, stage.carry, done.out.y.detach(), reached)
         return done
 
@@ -320,11 +337,17 @@ class BackwardSweep:
         named = [tensor for tensor in others if id(tensor) in expected.leaves]
         leaves = places_of(found, known).union(map(id, named))
         kinds = kinds_of(found, opaque=plan.sources.is_scripted)
-        self._refuse_other_graph(n, expected, Fingerprint(kinds, leaves, len(others) - len(named)))
+        difference = expected.differs(Fingerprint(kinds, leaves, len(others) - len(named)))
+        self._refuse_other_graph(n, difference or (kinds and self._other_number(n, found)) or "")
         return named
 
-    def _refuse_other_graph(self, n: int, expected: Fingerprint, got: Fingerprint) -> None:
-        if difference := expected.differs(got):
+    def _other_number(self, n: int, found: Dependencies) -> str:
+        """Which number of the forward pass a recomputed graph lacks, in words: a branch of zeros hides it."""
+        was = missing_number(self.plan.swept.traces[n].numbers, numbers_of(found), _relative(self.plan))
+        return "" if was is None else f"it multiplies by another number in place of {was:.6g}"
+
+    def _refuse_other_graph(self, n: int, difference: str) -> None:
+        if difference:
             raise RuntimeError(
                 f"network: recomputing step {n} of {self.plan.recursion.steps} built another graph than the forward "
                 f"pass ({difference}), so the gradient would be another function's: it counts its calls, keeps tensors "
@@ -333,14 +356,24 @@ class BackwardSweep:
             )
 
 
+def _refuse_draws(sources: Sources, before: Sequence[Tensor]) -> None:
+    """Raise if a step drew from a generator of the network's own: a branch of zeros may hide what it drew."""
+    pairs = zip(sources.generators, before, strict=True)
+    if not all(torch.equal(generator.get_state(), state) for generator, state in pairs):
+        raise RuntimeError(
+            "network: it draws from a generator of its own, so a recomputed step gave another state than the forward "
+            "pass, or another factor of a branch of zeros; let it draw from torch's global generators, which are "
+            "replayed, or use adjoint=Direct()"
+        )
+
+
 def _refuse_mismatch(plan: Plan, n: int, carry: Carry, recomputed: Tensor, reached: Tensor) -> None:
     """A recomputation may differ by the round-off of nondeterministic kernels, and by nothing else.
 
     The bound is in the Euclidean norm of each sample, relative to what the step starts from and where it ends: the
     round-off of a recomputation, or the retrieval's.
     """
-    narrow = reached.dtype == torch.bfloat16 or plan.autocast.enabled
-    relative = max(round_off(reached.dtype, reached.device.type, narrow), plan.retrieval.tolerance(plan))
+    relative = _relative(plan)
     wide = torch.promote_types(reached.dtype, torch.float32)
     parts = [*nests.tensors(carry), reached]
     # Steps may join or split samples: then all of them are one.
@@ -354,6 +387,13 @@ def _refuse_mismatch(plan: Plan, n: int, carry: Carry, recomputed: Tensor, reach
             "counter, draws from a generator of its own, or was changed in between; make it a function of "
             "(x, t, cond), or use adjoint=Direct()"
         )
+
+
+def _relative(plan: Plan) -> float:
+    """How far a recomputation may be off, relative to its terms."""
+    y = plan.start
+    narrow = y.dtype == torch.bfloat16 or plan.autocast.enabled
+    return max(round_off(y.dtype, y.device.type, narrow), plan.retrieval.tolerance(plan))
 
 
 def _by_sample(y: Tensor, whole: bool) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,16 @@ from ...recursion import Carry, Observer, Recursion
 from ..direct import Direct
 from ..tangents import has_tangents, push_forward, refuse_hidden_tangents, refuse_transforms
 from .backward import Plan, Reached, Replay, Retrieval, Swept, training_modes
-from .graphs import Dependencies, Fingerprint, kinds_of, places_of, sequence_number, updates_batch_statistics
+from .graphs import (
+    NO_NUMBERS,
+    Dependencies,
+    Fingerprint,
+    kinds_of,
+    numbers_of,
+    places_of,
+    sequence_number,
+    updates_batch_statistics,
+)
 from .leaves import (
     ActivationsNeededError,
     Evaluation,
@@ -89,7 +99,8 @@ class Sweep(NamedTuple):
 
 def sweep_and_plan(recursion: Recursion, y: Tensor, retrieval: Retrieval, how: Sweep) -> tuple[Swept, Plan | None]:
     """The forward sweep, and the plan of the backward pass unless the outputs depend on nothing that has a gradient."""
-    sources = Sources.of(recursion.equation.module, recursion.after_step)
+    held = nests.others(recursion.equation.tensors)
+    sources = Sources.of(recursion.equation.module, recursion.after_step, *held)
     modes, watch, autocast = training_modes(sources), Watch.begin(sources), Autocast.current(y.device)
     isolated, parallel = Isolated.of(recursion), Parallel.of(sources.modules)
     with parallel.sweeping():
@@ -174,10 +185,12 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep, autocast: Autocast, sour
             window.add(n, done)
         del done
         fingerprint = None if seen is None else reading.settle(n, seen)
-        traces.append(Trace(entered, fingerprint, generators is not before, held, drawn))
+        numbers = NO_NUMBERS if seen is None else seen.numbers
+        traces.append(Trace(entered, fingerprint, numbers, generators is not before, held, drawn))
         how.observe(n + 1, carry)
         if how.keep or how.states or n == last:
             outputs.append(carry.y)
+    state.settle()
     found = (reading.reached, tuple(traces), reading.borrows, runner.saving, state)
     return Swept(stages, dict(window.kept), tuple(outputs), *found)
 
@@ -223,14 +236,16 @@ class _Runner:
 class _Seen(NamedTuple):
     """What the graph of a step says, without holding the graph.
 
-    ``enters``, ``noise``: whether it depends on the carry before the step, and on its noise; ``known``: the arguments
-    that it depends on, by their place; ``copies``: those of the equation among them; ``others``: its other leaves;
-    ``is_new``: whether one of these was not seen before, which may be the step's own.
+    ``enters``, ``noise``: whether it depends on the carry before the step, and on its noise; ``kinds``, ``numbers``: of
+    its nodes; ``known``: the arguments that it depends on, by their place; ``copies``: those of the equation among
+    them; ``others``: its other leaves; ``is_new``: whether one of these was not seen before, which may be the step's
+    own.
     """
 
     enters: bool
     noise: bool
     kinds: Counter[type] | None
+    numbers: array[float]
     known: frozenset[int]
     copies: list[Tensor]
     others: list[weakref.ref[Tensor]]
@@ -270,10 +285,12 @@ class _Reading:
             )
         self.borrows = self.borrows or found.precede(self._mark)
         met = {id(leaf) for leaf in found.leaves}
+        kinds = kinds_of(found, opaque=self._sources.is_scripted)
         return _Seen(
             any(id(tensor) in met for tensor in done.own),
             any(id(tensor) in met for tensor in done.noise),
-            kinds_of(found, opaque=self._sources.is_scripted),
+            kinds,
+            NO_NUMBERS if kinds is None else numbers_of(found),
             places_of(found, known),
             [copy for copy in self._isolated.copies if id(copy) in met],
             [weakref.ref(tensor) for tensor in others],
@@ -301,6 +318,13 @@ class _Reading:
 
     def _refuse_direct_reads(self, found: Dependencies) -> None:
         noise = () if self._isolated.base.noise is None else self._isolated.base.noise.tensors
+        computed = [tensor for tensor in self._sources.tensors if tensor.requires_grad and not tensor.is_leaf]
+        if any((t._backward_hooks or t.retains_grad) and found.includes(t) for t in computed):
+            raise RuntimeError(
+                "network: it reads a tensor that was computed outside of it and has a hook, or retain_grad(), which "
+                "would see each step's part of the gradient; pass the tensor in cond, where it has the whole, or pass "
+                "adjoint=Direct()"
+            )
         if any(found.includes(tensor) for tensor in (*self._isolated.originals, *noise) if not tensor.is_leaf):
             raise RuntimeError(
                 "network: it reads x_T, the noise or a tensor of cond not only as an argument but also directly "

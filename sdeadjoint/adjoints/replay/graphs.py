@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from operator import methodcaller
@@ -10,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 from torch.autograd.graph import get_gradient_edge
 
 from .guard import Gate
@@ -107,6 +110,59 @@ def places_of(found: Dependencies, known: Sequence[Tensor]) -> frozenset[int]:
     return frozenset(place for place, tensor in enumerate(known) if id(tensor) in met)
 
 
+NO_NUMBERS = array("d")
+
+
+def numbers_of(found: Dependencies) -> array[float]:
+    """The numbers of Python by which a graph multiplies and divides, in no order.
+
+    They are left where they are when activations are dropped. Where these are kept, tensors of no dimension that stand
+    in the same places count as well.
+    """
+    numbers = array("d")
+    for node in found.nodes:
+        if (name := _FACTORS.get(type(node))) is None:
+            continue
+        try:
+            value = _number(getattr(node, name))
+        except RuntimeError:
+            continue  # the network has pulled back through this node, and what it saved is freed
+        if isinstance(value, complex):
+            numbers.extend((value.real, value.imag))
+        elif value is not None:
+            numbers.append(value)
+    return numbers
+
+
+def _number(saved: Any) -> complex | float | None:
+    """A number that a node saves, also in the shape of a tensor; None if it saves another tensor, or none."""
+    if type(saved) is not torch._C._autograd.SavedTensor:
+        return saved if isinstance(saved, int | float | complex) else None
+    value = getattr(saved, "data", None)  # earlier releases do not show it
+    if type(value) is not Tensor or value.ndim or not value.is_cpu or _functorch.is_functorch_wrapped_tensor(value):
+        return None
+    return value.item()
+
+
+def missing_number(expected: array[float], got: array[float], relative: float) -> float | None:
+    """The first of the ``expected`` numbers that is not among those ``got``, up to round-off of what they come from."""
+    if expected == got:
+        return None
+    left = Counter(expected)
+    left.subtract(Counter(got))
+    others = sorted(number for number, count in left.items() if count < 0)
+    for number, count in left.items():
+        if count > 0 and number == number and not _is_near(number, others, relative):
+            return number
+    return None
+
+
+def _is_near(number: float, others: Sequence[float], relative: float) -> bool:
+    """Whether one of the sorted ``others`` differs by round-off alone."""
+    place = bisect_left(others, number)
+    return any(abs(number - other) <= relative * abs(number) for other in others[max(place - 1, 0) : place + 1])
+
+
 def updates_batch_statistics(node: Any) -> bool:
     """Whether a graph node is a normalisation that changed its running statistics."""
     if not getattr(node, "_saved_training", False):
@@ -133,6 +189,17 @@ def _type_of_leaves() -> type:
         return type(get_gradient_edge(torch.zeros((), device="cpu", requires_grad=True)).node)
 
 
+def _types_of_factors() -> dict[type, str]:
+    """Where each type of node that scales by a number keeps it."""
+    with torch.inference_mode(False), torch.enable_grad():
+        one = torch.ones((), device="cpu", requires_grad=True)
+        factors = {type((one * 2.0).grad_fn): "_raw_saved_other", type((one / 2.0).grad_fn): "_raw_saved_other"}
+        terms = (torch.add(one, one, alpha=2), torch.sub(one, one, alpha=2))
+        factors |= {type(made.grad_fn): "_saved_alpha" for made in terms}
+        return factors | {type(torch.lerp(one, one, 0.5).grad_fn): "_saved_weight"}
+
+
+_FACTORS = _types_of_factors()
 _GATE: type = Gate._backward_cls
 _LEAF = _type_of_leaves()
 _CAST = _type_of_casts()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -138,12 +139,14 @@ class Trace(NamedTuple):
     """What the forward sweep saw of a step.
 
     ``wanted``: which tensors of the carry before it require gradients; ``fingerprint``: of its graph, None before the
-    first step that counts; ``draws``: whether it drew from a global generator; ``held``, ``generators``: what modules
-    hold before it, and the generators' states, where a callback changed them after the step before.
+    first step that counts; ``numbers``: that its graph multiplies by; ``draws``: whether it drew from a global
+    generator; ``held``, ``generators``: what modules hold before it, and the generators' states, where a callback
+    changed them after the step before.
     """
 
     wanted: tuple[bool, ...]
     fingerprint: Fingerprint | None
+    numbers: array[float]
     draws: bool
     held: dict[int, Any]
     generators: GeneratorStates | None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .sources import Place, Sources, is_plain
+from .sources import Place, Same, Sources, is_plain
 
 LARGEST = 2**20  # bytes: counters and running statistics are small; larger buffers are data, which nobody changes
 
@@ -22,7 +22,8 @@ class _Special(Enum):
 
 
 class ModuleState:
-    """Buffers (running statistics, averages) and plain attributes (counters) that modules change in a forward pass.
+    """Buffers (running statistics, averages), other tensors among attributes, and plain attributes (counters) that
+    modules change in a forward pass.
 
     Each recomputation of a step starts from what they were before that step, and leaves them as the forward pass did.
     ``changing``: numbers of the places that were seen to change.
@@ -36,17 +37,40 @@ class ModuleState:
         self.changing: set[int] = set()
         self._later: set[int] = set()
         self._is_first = True
+        self._weights: list[tuple[Place, tuple[Same, int]]] = []
+        self._changed_weight = ""
 
     @classmethod
     def of(cls, sources: Sources) -> ModuleState:
         """That of the modules among the sources, before the first step."""
-        plain = (module for module in sources.modules if not isinstance(module, torch.jit.ScriptModule))
+        plain = [module for module in sources.modules if not isinstance(module, torch.jit.ScriptModule)]
         named = [(module, name) for module in plain for name in module._buffers]
         attributes = [place for place in sources.places if place.is_plain_setting]
-        state = cls([Place(module._buffers, name) for module, name in named], attributes)
+        tensors = [place for place in sources.places if place.is_constant_tensor]
+        state = cls([*(Place(module._buffers, name) for module, name in named), *tensors], attributes)
         # Kernels of normalisations change running statistics without telling autograd.
         state.changing |= {k for k, (module, name) in enumerate(named) if _is_updated(module, name)}
+        plain = [module for module in plain if getattr(module, "max_norm", None) is None]  # scaled at every look-up
+        weights = (Place(module._parameters, name) for module in plain for name in module._parameters)
+        # Others are sharded, or have no values yet.
+        kept = (place for place in weights if type(place.holder[place.name]) is nn.Parameter)
+        state._weights = [(place, _version(place.holder[place.name])) for place in kept]
         return state
+
+    def settle(self) -> None:
+        """After the forward sweep: find weights that it changed in place."""
+        weights = self._weights
+        changed = (place.name for place, was in weights if _changed_in_place(was, place.holder.get(place.name)))
+        self._changed_weight, self._weights = next(changed, ""), []
+
+    def refuse_changed_weights(self) -> None:
+        """Raise before a recomputation, which would change them once more."""
+        if self._changed_weight:
+            raise RuntimeError(
+                f"network: its forward pass changes its weight {self._changed_weight!r} in place, so a recomputed step "
+                "gave another state than the forward pass, or another factor of a branch of zeros; make it a buffer, "
+                "which is put back, or use adjoint=Direct()"
+            )
 
     @property
     def unsettled(self) -> str:
@@ -73,7 +97,7 @@ class ModuleState:
 
     def _note(self, found: list[Any], changed: set[int]) -> None:
         self._marks = found
-        changed = {k for k in changed if k < self._buffers or is_plain(found[k])}
+        changed = {k for k in changed if (k < self._buffers and not _has_history(found[k])) or is_plain(found[k])}
         for k in changed - self.changing:
             if self._initial[k] is _Special.LARGE:
                 raise RuntimeError(
@@ -112,7 +136,7 @@ class ModuleState:
                 self._put(k, self._marks[k])
                 continue
             back, value = values.get(k, self._initial[k]), self._value(k)
-            if isinstance(value, Tensor) and isinstance(back, Tensor) and self._marks[k][0] == id(value):
+            if isinstance(value, Tensor) and isinstance(back, Tensor) and self._marks[k][0] == Same(value):
                 with torch.no_grad():
                     value.copy_(back)
             elif back is not _Special.LARGE:
@@ -145,8 +169,20 @@ class ModuleState:
             held[name] = value
 
 
-def _version(buffer: Any) -> tuple[int, int]:
-    return id(buffer), 0 if not isinstance(buffer, Tensor) or buffer.is_inference() else buffer._version
+def _version(buffer: Any) -> tuple[Same, int]:
+    """Two that follow each other may have one ``id``, so the mark holds the buffer."""
+    return Same(buffer), 0 if not isinstance(buffer, Tensor) or buffer.is_inference() else buffer._version
+
+
+def _changed_in_place(was: tuple[Same, int], now: Any) -> bool:
+    """Whether the same tensor has another version."""
+    found = _version(now)
+    return found[0] == was[0] and found[1] != was[1]
+
+
+def _has_history(mark: tuple[Same, int]) -> bool:
+    """Whether a marked tensor was computed from others: a cache, which cannot be copied."""
+    return isinstance(mark[0].value, Tensor) and mark[0].value.requires_grad
 
 
 def _is_updated(module: nn.Module, name: str) -> bool:

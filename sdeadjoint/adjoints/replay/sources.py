@@ -33,6 +33,12 @@ class Place(NamedTuple):
         """Whether a number, a label or nothing stands there that a module's forward pass may change, as a counter."""
         return self.settings and is_plain(self.holder.get(self.name))
 
+    @property
+    def is_constant_tensor(self) -> bool:
+        """Whether a tensor without gradient stands there that a module's forward pass may change, as an average."""
+        value = self.holder.get(self.name) if self.settings else None
+        return isinstance(value, Tensor) and not value.requires_grad
+
     def read(self) -> Any:
         """What stands there now, to be compared; see ``comparable``."""
         try:
@@ -51,11 +57,13 @@ class Sources:
         is_scripted: whether there is TorchScript, which rewrites itself between its first calls.
         tensors: those that stand in closures and attributes; parameters and buffers are the modules'.
         places: of plain values, parameters and buffers.
+        generators: of random numbers, that are not torch's global ones.
     """
 
     modules: list[nn.Module] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
+    generators: list[torch.Generator] = field(default_factory=list)
     seen: set[int] = field(default_factory=set)
     is_scripted: bool = False
 
@@ -74,6 +82,8 @@ class Sources:
         self.seen.add(id(value))
         if isinstance(value, Tensor):
             self.tensors.append(value)
+        elif isinstance(value, torch.Generator):
+            self.generators.append(value)
         elif isinstance(value, nn.Module):
             for module in value.modules():
                 self._visit_module(module, names, depth)
