@@ -6,6 +6,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -216,8 +217,11 @@ class _Runner:
 
     def _grads(self) -> list[tuple[int, int]]:
         """What tells whether gradients were accumulated, by networks that differentiate by themselves."""
-        grads = (weight.grad for weight in self._weights)
-        return [(id(grad), 0 if grad is None or grad.is_inference() else grad._version) for grad in grads]
+        grads = [grad for grad in map(_GRAD, self._weights) if grad is not None]
+        return [(id(grad), 0 if grad.is_inference() else grad._version) for grad in grads]
+
+
+_GRAD = attrgetter("grad")
 
 
 class _Seen(NamedTuple):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
+from itertools import repeat
+from operator import is_
 from typing import Any
 
 import torch
@@ -30,6 +32,8 @@ class ModuleState:
 
     def __init__(self, buffers: Sequence[Place], attributes: Sequence[Place]) -> None:
         self._places = [*buffers, *attributes]
+        self._holders = [place.holder for place in self._places]
+        self._names = [place.name for place in self._places]
         self._buffers = len(buffers)
         self._initial = [_copied(value) for value in self._values()]
         self._marks = self._found()
@@ -120,8 +124,11 @@ class ModuleState:
 
     def _replaced(self) -> tuple[list[Any], set[int]]:
         """What is found now, and the places where it is something else than at the last mark."""
-        found = self._found()
-        pairs = enumerate(zip(self._marks, found, strict=True))
+        found, marks = self._found(), self._marks
+        count = self._buffers
+        if found[:count] == marks[:count] and all(map(is_, found[count:], marks[count:])):
+            return found, set()
+        pairs = enumerate(zip(marks, found, strict=True))
         return found, {k for k, (was, now) in pairs if was is not now and not _same(was, now)}
 
     def _found(self) -> list[Any]:
@@ -131,7 +138,7 @@ class ModuleState:
         return values
 
     def _values(self) -> list[Any]:
-        return [held.get(name, _Special.NOTHING) for held, name, _ in self._places]
+        return list(map(dict.get, self._holders, self._names, repeat(_Special.NOTHING)))
 
     def _value(self, k: int) -> Any:
         held, name, _ = self._places[k]
