@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, NoReturn, Self
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
 from ... import nests
 from ...recursion import Carry, Recursion
@@ -383,18 +384,32 @@ class Totals:
 
     def add(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         """Add one step's gradients of inputs; tensors that are no inputs get none."""
-        for tensor, grad in zip(tensors, grads, strict=True):
-            if grad is None or id(tensor) not in self.slots:
-                continue
-            k = self.slots[id(tensor)]
+        found = [(self.slots[id(tensor)], grad) for tensor, grad in zip(tensors, grads, strict=True)
+                 if grad is not None and id(tensor) in self.slots]  # fmt: skip
+        if len({k for k, _ in found}) < len(found):  # one tensor in two roles
+            for k, grad in found:
+                self._add_one(k, grad)
+            return
+        totals, parts = list[Tensor](), list[Tensor]()
+        for k, grad in found:
             total = self._grads[k]
-            if total is None:
-                # Autograd may hand out one tensor for two inputs: a copy, before anything is added to it.
-                self._grads[k] = grad.clone()
-            elif total.is_sparse and not grad.is_sparse:
-                self._grads[k] = grad + total
+            if total is not None and _is_plain(total) and _is_plain(grad):
+                totals.append(total)
+                parts.append(grad)
             else:
-                total.add_(grad)
+                self._add_one(k, grad)
+        if totals:
+            torch._foreach_add_(totals, parts)
+
+    def _add_one(self, k: int, grad: Tensor) -> None:
+        total = self._grads[k]
+        if total is None:
+            # Autograd may hand out one tensor for two inputs: a copy, before anything is added to it.
+            self._grads[k] = grad.clone()
+        elif total.is_sparse and not grad.is_sparse:
+            self._grads[k] = grad + total
+        else:
+            total.add_(grad)
 
     def add_noise(self, n: int, grads: Sequence[Tensor | None]) -> None:
         """Add the gradients of step n's noise, given those of its increment and its Levy area."""
@@ -406,3 +421,9 @@ class Totals:
         if self._bound is not None:
             self.add(self._bound.tensors, self._noise)
         return self._grads
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is added to others of its kind by one operation for all: no subclass, sparse or batched one."""
+    batched = _functorch.is_functorch_wrapped_tensor(tensor) or _functorch.is_legacy_batchedtensor(tensor)
+    return type(tensor) is Tensor and tensor.layout is torch.strided and not batched
