@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._C import _functorch
 
 from ... import nests
+from ...ledger import read_at_the_end, require
 from ...recursion import Carry, Recursion
 from .graphs import Fingerprint, kinds_of, places_of
 from .hooks import MutedHooks
@@ -246,10 +247,11 @@ class BackwardSweep:
         parallel = self.plan.parallel.recomputing()
         for context in (torch.inference_mode(False), torch.no_grad(), self.hooks, parallel):
             self._stack.enter_context(context)
+        self.checks = self._stack.enter_context(read_at_the_end())
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def stages(self, stack: list[tuple[int, Stage]], end: Tensor) -> Iterator[tuple[int, Stage, Tensor]]:
         """What ``Retrieval.backwards`` finds, without the hooks that the network registers meanwhile."""
@@ -261,6 +263,8 @@ class BackwardSweep:
             if found is None:
                 return
             yield found
+            if found[0] == self.plan.first:
+                self.checks.settle()  # before the retrieval tells anybody how it went
 
     def differentiate(
         self,
@@ -291,6 +295,8 @@ class BackwardSweep:
         self.hooks.forget_others(registered)
         plan.isolated.drop_hooks()
         _refuse_mismatch(plan, n, stage.carry, done.out.y.detach(), reached)
+        if plan.recursion.hook is not None:
+            self.checks.settle()  # before it sees the adjoint
         return done
 
     def pull_back(self, n: int, done: Evaluation, cotangents: Cotangents, *, kept: bool = False) -> Cotangents:
@@ -348,13 +354,17 @@ def _refuse_mismatch(plan: Plan, n: int, carry: Carry, recomputed: Tensor, reach
     whole = len({tensor.shape[:1] for tensor in parts}) > 1
     error = _by_sample(recomputed.to(wide) - reached.to(wide), whole)
     size = sum(_by_sample(tensor.to(wide), whole) for tensor in parts)
-    if not bool((error <= relative * size).all()):
-        raise RuntimeError(
-            f"network: recomputing step {n} of {plan.recursion.steps} gave another state than the forward pass "
-            f"(difference {float(error.max()):.3g}), so the gradient would be another function's: it keeps a cache or "
-            "counter, draws from a generator of its own, or was changed in between; make it a function of "
-            "(x, t, cond), or use adjoint=Direct()"
+    steps, difference = plan.recursion.steps, error.max()
+
+    def refusal() -> RuntimeError:
+        return RuntimeError(
+            f"network: recomputing step {n} of {steps} gave another state than the forward pass (difference "
+            f"{float(difference):.3g}), so the gradient would be another function's: it keeps a cache or counter, "
+            "draws from a generator of its own, or was changed in between; make it a function of (x, t, cond), or use "
+            "adjoint=Direct()"
         )
+
+    require((error <= relative * size).all(), refusal)
 
 
 def _by_sample(y: Tensor, whole: bool) -> Tensor:

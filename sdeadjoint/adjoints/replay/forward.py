@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ... import nests
+from ...ledger import tentatively
 from ...memory import storages
 from ...recursion import Carry, Observer, Recursion
 from ..direct import Direct
@@ -199,7 +200,8 @@ class _Runner:
             grads = self._grads()
             try:
                 saving = Saving.HELD if keeps else self.saving
-                done = evaluate(self._isolated, n, stage.carry, wanted, self._autocast, saving)
+                with tentatively(ActivationsNeededError):
+                    done = evaluate(self._isolated, n, stage.carry, wanted, self._autocast, saving)
             except ActivationsNeededError as error:
                 self.saving = error.saving
                 # Its frames hold the failed evaluation's graph, whose hooks hold the error, and this frame.
