@@ -29,13 +29,13 @@ class Ledger:
     def settle(self) -> None:
         """Read what is open, and raise the error of the first check that failed."""
         checks, self._open = self._open, []
-        devices = {flag.device for flag, _ in checks}
-        read = {
-            device: iter(torch.stack([flag for flag, _ in checks if flag.device == device]).tolist())
-            for device in devices
+        plain = [flag for flag, _ in checks if type(flag) is Tensor]
+        at_once = {
+            device: iter(torch.stack([flag for flag in plain if flag.device == device]).tolist())
+            for device in {flag.device for flag in plain}
         }
         for flag, refusal in checks:
-            if not next(read[flag.device]):
+            if not (next(at_once[flag.device]) if type(flag) is Tensor else flag):
                 raise refusal()
 
     @property
@@ -58,6 +58,12 @@ def require(flag: Tensor, refusal: Refusal) -> None:
         ledger.note(flag, refusal)
     elif not flag:
         raise refusal()
+
+
+def settle() -> None:
+    """Read what was noted so far, if anything was, and raise the error of the first check that failed."""
+    if (ledger := _CURRENT.get()) is not None:
+        ledger.settle()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ... import nests
-from ...ledger import tentatively
+from ...ledger import settle, tentatively
 from ...memory import storages
 from ...recursion import Carry, Observer, Recursion
 from ..direct import Direct
@@ -96,6 +96,7 @@ def sweep_and_plan(recursion: Recursion, y: Tensor, retrieval: Retrieval, how: S
     isolated, parallel = Isolated.of(recursion), Parallel.of(sources.modules)
     with parallel.sweeping():
         swept = sweep(isolated, recursion.start(y), how, autocast, sources)
+    settle()
     watch.settle()
     noise = () if recursion.noise is None else recursion.noise.tensors
     given = [y, *nests.tensors(recursion.equation.tensors), *sources.parameters, *noise]
