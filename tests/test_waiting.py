@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -79,7 +80,7 @@ def test_what_is_noted_is_read_in_order_once_and_before_other_errors() -> None:
         try:
             with read_at_the_end():
                 for k, flag in enumerate(flags):
-                    require(flag, lambda k=k: ValueError(f"flag {k}"))
+                    require(flag, partial(ValueError, f"flag {k}"))
                 if error is not None:
                     raise error
         except (ValueError, KeyError) as caught:
@@ -112,8 +113,8 @@ def test_a_callback_never_sees_what_is_not_finite() -> None:
 @pytest.mark.parametrize("adjoint", [sa.Checkpoint(), sa.Checkpoint(2), sa.Reversible()], ids=repr)
 def test_hooks_and_watchers_see_nothing_of_a_step_that_is_another(adjoint: sa.Adjoint) -> None:
     """The step is refused before they are called, although checks are otherwise read at the end."""
-    shift, seen, x_T = [0.0], [], torch.ones(2, 4, dtype=DOUBLE, requires_grad=True)
-    grid = sa.uniform_logsnr(SCHEDULE, 6)
+    shift, seen, grid = [0.0], list[float](), sa.uniform_logsnr(SCHEDULE, 6)
+    x_T = torch.ones(2, 4, dtype=DOUBLE, requires_grad=True)
 
     def network(x: Tensor, t: Tensor) -> Tensor:
         return torch.tanh(x) + shift[0] * (t[:, None] < grid[2])

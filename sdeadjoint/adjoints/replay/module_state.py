@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from itertools import repeat
@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from .sources import Place, Sources, is_plain
 
+_GET: Callable[[Any, str, Any], Any] = dict.get
 LARGEST = 2**20  # bytes: counters and running statistics are small; larger buffers are data, which nobody changes
 
 
@@ -138,7 +139,7 @@ class ModuleState:
         return values
 
     def _values(self) -> list[Any]:
-        return list(map(dict.get, self._holders, self._names, repeat(_Special.NOTHING)))
+        return list(map(_GET, self._holders, self._names, repeat(_Special.NOTHING)))
 
     def _value(self, k: int) -> Any:
         held, name, _ = self._places[k]

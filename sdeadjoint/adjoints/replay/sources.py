@@ -104,7 +104,8 @@ class Sources:
         parts: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module._modules)
         self.places += [Place(held, name) for held in parts for name in held]
         self.places += [Place(module.__dict__, name) for name in ("forward", "_forward_hooks", "_forward_pre_hooks")]
-        names, inherited = _names_of_modules(type(module), names)
+        owner: Any = type(module)
+        names, inherited = _names_of_modules(owner, names)
         # The wrappers of several processes keep books of their own, for each forward pass anew.
         settings = not type(module).__module__.startswith(("torch.distributed", "torch.nn.parallel"))
         self._visit_attributes(module.__dict__, names, depth, settings=settings)
@@ -223,7 +224,8 @@ def names_read(owner: type, method: str) -> frozenset[str]:
 @functools.lru_cache(maxsize=4096)
 def _names_of_modules(owner: type, names: frozenset[str]) -> tuple[frozenset[str], list[str]]:
     """The names that a class of modules reads, given those that its caller does; under which it has a plain value."""
-    names = names | names_read(owner, "forward") | {"forward"}
+    read: frozenset[str] = names_read(owner, "forward")  # type: ignore[arg-type]
+    names = names | read | {"forward"}
     return names, sorted(_plain_names(owner, names))
 
 
