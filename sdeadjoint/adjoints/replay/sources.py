@@ -224,7 +224,7 @@ def names_read(owner: type, method: str) -> frozenset[str]:
 @functools.lru_cache(maxsize=4096)
 def _names_of_modules(owner: type, names: frozenset[str]) -> tuple[frozenset[str], list[str]]:
     """The names that a class of modules reads, given those that its caller does; under which it has a plain value."""
-    read: frozenset[str] = names_read(owner, "forward")  # type: ignore[arg-type]
+    read: frozenset[str] = names_read(owner, "forward")
     names = names | read | {"forward"}
     return names, sorted(_plain_names(owner, names))
 
