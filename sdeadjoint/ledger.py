@@ -27,15 +27,15 @@ class Ledger:
         self._open.append((flag, refusal))
 
     def settle(self) -> None:
-        """Read what is open, and raise the error of the first check that failed."""
+        """Read all flags, which waits for the device once, and raise the error of the first check that failed."""
         checks, self._open = self._open, []
-        plain = [flag for flag, _ in checks if type(flag) is Tensor]
-        at_once = {
-            device: iter(torch.stack([flag for flag in plain if flag.device == device]).tolist())
-            for device in {flag.device for flag in plain}
-        }
+        alike = dict[tuple[torch.device, type], list[Tensor]]()
+        for flag, _ in checks:
+            alike.setdefault((flag.device, type(flag)), []).append(flag)
+        if all(bool(torch.stack(flags).all()) for flags in alike.values()):
+            return
         for flag, refusal in checks:
-            if not (next(at_once[flag.device]) if type(flag) is Tensor else flag):
+            if not flag:
                 raise refusal()
 
     @property
