@@ -33,7 +33,12 @@ def is_number(value: object) -> bool:
 
 def all_finite(tensor: Tensor) -> bool:
     """Whether a tensor holds no NaN and no infinity; under ``torch.func.vmap`` in none of its instances."""
-    return bool(torch.isfinite(unwrapped(tensor)).all())
+    return bool(finite_flag(tensor))
+
+
+def finite_flag(tensor: Tensor) -> Tensor:
+    """Whether all of it is finite, as a tensor of no dimension on its device, which nobody has waited for."""
+    return torch.isfinite(unwrapped(tensor).detach()).all()
 
 
 def unwrapped(tensor: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ import torch
 from scipy.integrate import quad
 from torch import Tensor
 
-from .arguments import all_finite, check_types, named
+from .arguments import check_types, finite_flag, named
 from .conditioning import at_step, check_schedules, scheduled
 from .equation import Equation
+from .ledger import require
 from .packing import MismatchError, Packing
 from .solvers import Drift
 
@@ -115,9 +116,13 @@ class Field(Equation):
         def drift(s: float, y: Tensor) -> Tensor:
             at = torch.full((), s, dtype=self.time_dtype, device=y.device)
             F = self._packed(self.function(at, self.packing.unpack(y), **cond)).to(y.dtype)
-            if not all_finite(F):
-                where = "the state" if not all_finite(y) else "what it returned"
-                raise ValueError(f"drift: {where} is not finite (NaN or inf) at step {n} of {self.steps}, s={s}")
+            was_finite = finite_flag(y)
+
+            def refusal() -> ValueError:
+                where = "what it returned" if was_finite else "the state"
+                return ValueError(f"drift: {where} is not finite (NaN or inf) at step {n} of {self.steps}, s={s}")
+
+            require(finite_flag(F), refusal)
             return F
 
         return drift

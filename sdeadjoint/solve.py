@@ -15,6 +15,7 @@ from .adjoints import Adjoint, Checkpoint
 from .arguments import check_types, named
 from .equation import Equation
 from .field import Field
+from .ledger import read_at_the_end
 from .noise import BrownianPath, Noise
 from .noise.packed import PackedNoise
 from .progress import progress_bar
@@ -131,11 +132,13 @@ class Call:
         _check_gradients_on(recursion, name, "sample" if name == "x_T" else "solve")
         with ExitStack() as stack:
             bar = stack.enter_context(progress_bar(recursion.steps, doing)) if self.progress else None
+            checks = stack.enter_context(read_at_the_end())
 
             def observe(n: int, carry: Carry) -> None:
                 if bar is not None:
                     bar.update()
                 if self.callback is not None:
+                    checks.settle()  # before anybody sees the state
                     shown = equation.leave(n, carry.y.detach())
                     _refuse_state(self.callback(n, equation.times[n], shown), shown)
 

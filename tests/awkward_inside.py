@@ -192,6 +192,38 @@ def operations_that_differ_from_step_to_step() -> Case:
     return Case(lambda x, t: gain * (torch.sin(x) if int(10 * float(t[0])) % 2 else torch.cos(x)), [gain])
 
 
+class Experts(Layers):
+    """Takes one of three experts by the time, twice at late times, and leaves early at the earliest one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.experts = nn.ModuleList(nn.Linear(4, 4).double() for _ in range(3))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        time = float(t[0])
+        if time > 0.9:
+            return torch.tanh(self.experts[0](x))
+        out = torch.tanh(self.experts[int(3 * time)](x))
+        for _ in range(2 if time < 0.3 else 1):
+            out = out + super().forward(out, t)
+        return out
+
+
+@case
+def experts_and_early_exits() -> Case:
+    """Steps whose graphs have the same operations and other weights, and some that have more operations."""
+    return Case.of(Experts())
+
+
+@case
+def experts_that_nobody_declares() -> Case:
+    made = Experts()
+    get = {0: made}.__getitem__  # nothing that can be looked into
+    return Case(lambda x, t: get(0)(x, t), list(made.parameters()))
+
+
 @case
 def computed_outside() -> Case:
     gain = weight(4)

@@ -32,7 +32,10 @@ from sdeadjoint.adapters.unipc import UniPCSteps
 from .scheduler_loop import SHAPE, SmallModel, loop, randn
 
 # diffusers makes arrays of its tables in a way that NumPy will change.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
+]
 
 
 def plain_ddim(**options: Any) -> Any:

@@ -696,7 +696,7 @@ Z = torch.zeros(2, 3)
     ("call", "kind", "words"),
     [
         (lambda: eq.solve(3, Z, tol=1e-3), TypeError, "f: got int; pass a function"),
-        (lambda: eq.solve(torch.cos, [], tol=1e-3), TypeError, "z0: got list; pass"),
+        (lambda: eq.solve(torch.cos, [], tol=1e-3), TypeError, "z0: got a list without tensors; pass"),
         (lambda: eq.solve(torch.cos, Z.half(), tol=1e-3), TypeError, "z0: got dtype torch.float16"),
         (lambda: eq.solve(torch.cos, Z[0, 0], tol=1e-3), ValueError, "z0: got shapes"),
         (lambda: eq.solve(torch.cos, Z[:0], tol=1e-3), ValueError, "z0: got shapes"),

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import all_finite, check_types
+from ..arguments import check_types, finite_flag
 from ..conditioning import at_step, check_schedules, scheduled
 from ..equation import Equation
+from ..ledger import require
 from ..noise import BoundNoise, Noise
 from ..solvers import Drift
 from .denoiser import Denoiser
@@ -89,7 +90,10 @@ class Diffusion(Equation):
             check_schedules(denoiser.guidance.tensors, len(times) - 1, "guidance")
             denoiser.guidance.check_times(times[:-1].tolist())
         noise_clock = _floats(frame.noise_clock(times)) if frame.eta > 0 else None
-        return cls(denoiser, frame, cond, _floats(times), _floats(clocks), _floats(weights), noise_clock)
+        found = cls(denoiser, frame, cond, _floats(times), _floats(clocks), _floats(weights), noise_clock)
+        levels = zip(_floats(frame.schedule.alpha(times)), _floats(frame.schedule.sigma(times)), strict=True)
+        found.levels.update(zip(found.times, levels, strict=True))
+        return found
 
     def starting_at(self, x: Tensor) -> Diffusion:
         return replace(self, start=x)
@@ -149,9 +153,13 @@ class Diffusion(Equation):
         """Return the network's prediction of a kind at ``(x, t)``, with the conditioning of step n."""
         denoiser, cond = self.conditioned(n)
         out: Tensor = denoiser(x, t, cond, prediction=prediction, level=self._level(t))
-        if not all_finite(out):
-            where = "the state" if not all_finite(x) else "the network's prediction"
-            raise ValueError(f"network: {where} is not finite (NaN or inf) at step {n} of {self.steps}, t={t}")
+        was_finite = finite_flag(x)
+
+        def refusal() -> ValueError:
+            where = "the network's prediction" if was_finite else "the state"
+            return ValueError(f"network: {where} is not finite (NaN or inf) at step {n} of {self.steps}, t={t}")
+
+        require(finite_flag(out), refusal)
         return out
 
     def _level(self, t: float) -> tuple[float, float]:

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple, NoReturn, Self
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
 from ... import nests
+from ...ledger import read_at_the_end, require
 from ...recursion import Carry, Recursion
 from .graphs import Dependencies, Fingerprint, kinds_of, missing_number, numbers_of, places_of
 from .hooks import MutedHooks
@@ -259,10 +261,11 @@ class BackwardSweep:
         parallel = self.plan.parallel.recomputing()
         for context in (torch.inference_mode(False), torch.no_grad(), self.hooks, parallel):
             self._stack.enter_context(context)
+        self.checks = self._stack.enter_context(read_at_the_end())
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def stages(self, stack: list[tuple[int, Stage]], end: Tensor) -> Iterator[tuple[int, Stage, Tensor]]:
         """What ``Retrieval.backwards`` finds, without the hooks that the network registers meanwhile."""
@@ -274,6 +277,8 @@ class BackwardSweep:
             if found is None:
                 return
             yield found
+            if found[0] == self.plan.first:
+                self.checks.settle()  # before the retrieval tells anybody how it went
 
     def differentiate(
         self,
@@ -307,6 +312,8 @@ class BackwardSweep:
         plan.isolated.drop_hooks()
         _refuse_draws(plan.sources, before)
         _refuse_mismatch(plan, n, stage.carry, done.out.y.detach(), reached)
+        if plan.recursion.hook is not None:
+            self.checks.settle()  # before it sees the adjoint
         return done
 
     def pull_back(self, n: int, done: Evaluation, cotangents: Cotangents, *, kept: bool = False) -> Cotangents:
@@ -380,13 +387,17 @@ def _refuse_mismatch(plan: Plan, n: int, carry: Carry, recomputed: Tensor, reach
     whole = len({tensor.shape[:1] for tensor in parts}) > 1
     error = _by_sample(recomputed.to(wide) - reached.to(wide), whole)
     size = sum(_by_sample(tensor.to(wide), whole) for tensor in parts)
-    if not bool((error <= relative * size).all()):
-        raise RuntimeError(
-            f"network: recomputing step {n} of {plan.recursion.steps} gave another state than the forward pass "
-            f"(difference {float(error.max()):.3g}), so the gradient would be another function's: it keeps a cache or "
-            "counter, draws from a generator of its own, or was changed in between; make it a function of "
-            "(x, t, cond), or use adjoint=Direct()"
+    steps, difference = plan.recursion.steps, error.max()
+
+    def refusal() -> RuntimeError:
+        return RuntimeError(
+            f"network: recomputing step {n} of {steps} gave another state than the forward pass (difference "
+            f"{float(difference):.3g}), so the gradient would be another function's: it keeps a cache or counter, "
+            "draws from a generator of its own, or was changed in between; make it a function of (x, t, cond), or use "
+            "adjoint=Direct()"
         )
+
+    require((error <= relative * size).all(), refusal)
 
 
 def _relative(plan: Plan) -> float:
@@ -423,18 +434,32 @@ class Totals:
 
     def add(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         """Add one step's gradients of inputs; tensors that are not inputs get none."""
-        for tensor, grad in zip(tensors, grads, strict=True):
-            if grad is None or id(tensor) not in self.slots:
-                continue
-            k = self.slots[id(tensor)]
+        found = [(self.slots[id(tensor)], grad) for tensor, grad in zip(tensors, grads, strict=True)
+                 if grad is not None and id(tensor) in self.slots]  # fmt: skip
+        if len({k for k, _ in found}) < len(found):  # one tensor in two roles
+            for k, grad in found:
+                self._add_one(k, grad)
+            return
+        totals, parts = list[Tensor](), list[Tensor]()
+        for k, grad in found:
             total = self._grads[k]
-            if total is None:
-                # Autograd may hand out one tensor for two inputs: a copy, before anything is added to it.
-                self._grads[k] = grad.clone()
-            elif total.is_sparse and not grad.is_sparse:
-                self._grads[k] = grad + total
+            if total is not None and _is_plain(total) and _is_plain(grad):
+                totals.append(total)
+                parts.append(grad)
             else:
-                total.add_(grad)
+                self._add_one(k, grad)
+        if totals:
+            torch._foreach_add_(totals, parts)
+
+    def _add_one(self, k: int, grad: Tensor) -> None:
+        total = self._grads[k]
+        if total is None:
+            # Autograd may hand out one tensor for two inputs: a copy, before anything is added to it.
+            self._grads[k] = grad.clone()
+        elif total.is_sparse and not grad.is_sparse:
+            self._grads[k] = grad + total
+        else:
+            total.add_(grad)
 
     def add_noise(self, n: int, grads: Sequence[Tensor | None]) -> None:
         """Add the gradients of step n's noise, given those of its increment and its Levy area."""
@@ -446,3 +471,9 @@ class Totals:
         if self._bound is not None:
             self.add(self._bound.tensors, self._noise)
         return self._grads
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is added to others of its kind by one operation for all: no subclass, sparse or batched one."""
+    batched = _functorch.is_functorch_wrapped_tensor(tensor) or _functorch.is_legacy_batchedtensor(tensor)
+    return type(tensor) is Tensor and tensor.layout is torch.strided and not batched

@@ -7,12 +7,14 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ... import nests
+from ...ledger import settle, tentatively
 from ...memory import storages
 from ...recursion import Carry, Observer, Recursion
 from ..direct import Direct
@@ -105,6 +107,7 @@ def sweep_and_plan(recursion: Recursion, y: Tensor, retrieval: Retrieval, how: S
     isolated, parallel = Isolated.of(recursion), Parallel.of(sources.modules)
     with parallel.sweeping():
         swept = sweep(isolated, recursion.start(y), how, autocast, sources)
+    settle()
     watch.settle()
     noise = () if recursion.noise is None else recursion.noise.tensors
     given = [y, *nests.tensors(recursion.equation.tensors), *sources.parameters, *noise]
@@ -211,7 +214,8 @@ class _Runner:
             grads = self._grads()
             try:
                 saving = Saving.HELD if keeps else self.saving
-                done = evaluate(self._isolated, n, stage.carry, wanted, self._autocast, saving)
+                with tentatively(ActivationsNeededError):
+                    done = evaluate(self._isolated, n, stage.carry, wanted, self._autocast, saving)
             except ActivationsNeededError as error:
                 self.saving = error.saving
                 # Its frames hold the failed evaluation's graph, whose hooks hold the error, and this frame.
@@ -229,8 +233,11 @@ class _Runner:
 
     def _grads(self) -> list[tuple[int, int]]:
         """What tells whether gradients were accumulated, by networks that differentiate by themselves."""
-        grads = (weight.grad for weight in self._weights)
-        return [(id(grad), 0 if grad is None or grad.is_inference() else grad._version) for grad in grads]
+        grads = [grad for grad in map(_GRAD, self._weights) if grad is not None]
+        return [(id(grad), 0 if grad.is_inference() else grad._version) for grad in grads]
+
+
+_GRAD = attrgetter("grad")
 
 
 class _Seen(NamedTuple):

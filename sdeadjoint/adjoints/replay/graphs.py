@@ -7,7 +7,8 @@ from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from operator import methodcaller
+from itertools import chain, islice
+from operator import attrgetter, itemgetter, methodcaller
 from typing import Any, NamedTuple
 
 import torch
@@ -47,30 +48,27 @@ class Dependencies(NamedTuple):
 
 
 def dependencies(outputs: Iterable[Tensor]) -> Dependencies:
-    """Walk the graphs of ``outputs`` back to their leaves. Linear in the number of nodes, and half a microsecond each.
+    """Walk the graphs of ``outputs`` back to their leaves, in layers and without a loop over nodes in Python.
 
     An entry of a step (see ``Guard``) counts as its leaf.
     """
-    found = dict.fromkeys(get_gradient_edge(tensor).node for tensor in outputs if tensor.requires_grad)
-    stack = [node for node in found if type(node) is not _GATE]
-    while stack:
-        for source, _ in stack.pop().next_functions:
-            if source is not None and source not in found:
-                found[source] = None
-                if type(source) is not _GATE:
-                    stack.append(source)
-    leaves: list[Tensor] = []
-    nodes = []
-    node: Any
-    for node in found:
-        kind = type(node)
-        if kind is _LEAF:
-            leaves.append(node.variable)
-        elif kind is _GATE:
-            leaves.append(node.own)
-        else:
-            nodes.append(node)
+    found: dict[Any, None] = dict.fromkeys((None, *(_node_of(tensor) for tensor in outputs if tensor.requires_grad)))
+    front = list(found)[1:]
+    while front:
+        before = len(found)
+        edges = map(_EDGES, [node for node in front if type(node) is not _GATE])
+        found.update(dict.fromkeys(map(_SOURCE, chain.from_iterable(edges))))
+        front = list(islice(reversed(found), len(found) - before))
+    del found[None]  # stands for what needs no gradient
+    kinds = list(map(type, found))
+    leaves = [node.variable for node, kind in zip(found, kinds, strict=True) if kind is _LEAF]
+    leaves += [node.own for node, kind in zip(found, kinds, strict=True) if kind is _GATE]
+    nodes = [node for node, kind in zip(found, kinds, strict=True) if kind is not _LEAF and kind is not _GATE]
     return Dependencies(tuple(leaves), tuple(nodes))
+
+
+def _node_of(tensor: Tensor) -> Any:
+    return get_gradient_edge(tensor).node
 
 
 class Fingerprint(NamedTuple):
@@ -203,3 +201,4 @@ _FACTORS = _types_of_factors()
 _GATE: type = Gate._backward_cls
 _LEAF = _type_of_leaves()
 _CAST = _type_of_casts()
+_EDGES, _SOURCE = attrgetter("next_functions"), itemgetter(0)

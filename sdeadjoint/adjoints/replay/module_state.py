@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
+from itertools import repeat
+from operator import is_
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from .sources import Place, Same, Sources, is_plain
 
+_GET: Callable[[Any, str, Any], Any] = dict.get
 LARGEST = 2**20  # bytes: counters and running statistics are small; larger buffers are data, which nobody changes
 
 
@@ -31,6 +34,8 @@ class ModuleState:
 
     def __init__(self, buffers: Sequence[Place], attributes: Sequence[Place]) -> None:
         self._places = [*buffers, *attributes]
+        self._holders = [place.holder for place in self._places]
+        self._names = [place.name for place in self._places]
         self._buffers = len(buffers)
         self._initial = [_copied(value) for value in self._values()]
         self._marks = self._found()
@@ -144,8 +149,11 @@ class ModuleState:
 
     def _replaced(self) -> tuple[list[Any], set[int]]:
         """What is found now, and the places where it is something else than at the last mark."""
-        found = self._found()
-        pairs = enumerate(zip(self._marks, found, strict=True))
+        found, marks = self._found(), self._marks
+        count = self._buffers
+        if found[:count] == marks[:count] and all(map(is_, found[count:], marks[count:])):
+            return found, set()
+        pairs = enumerate(zip(marks, found, strict=True))
         return found, {k for k, (was, now) in pairs if was is not now and not _same(was, now)}
 
     def _found(self) -> list[Any]:
@@ -155,7 +163,7 @@ class ModuleState:
         return values
 
     def _values(self) -> list[Any]:
-        return [held.get(name, _Special.NOTHING) for held, name, _ in self._places]
+        return list(map(_GET, self._holders, self._names, repeat(_Special.NOTHING)))
 
     def _value(self, k: int) -> Any:
         held, name, _ = self._places[k]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 DEPTH = 8  # how many objects deep a closure is followed
 ITEMS = 64  # longer lists and dictionaries are data, not settings
+_CONTAINERS = (dict, list, tuple, set, frozenset)
 
 
 class Place(NamedTuple):
@@ -40,12 +41,11 @@ class Place(NamedTuple):
         return isinstance(value, Tensor) and not value.requires_grad
 
     def read(self) -> Any:
-        """What stands there now, to be compared; see ``comparable``."""
+        """What stands there now."""
         try:
-            value = self.holder.cell_contents if isinstance(self.holder, CellType) else self.holder[self.name]
+            return self.holder.cell_contents if isinstance(self.holder, CellType) else self.holder[self.name]
         except (ValueError, KeyError):
             return "(nothing)"
-        return comparable(value, self.settings)
 
 
 @dataclass
@@ -114,14 +114,13 @@ class Sources:
         parts: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module._modules)
         self.places += [Place(held, name) for held in parts for name in held]
         self.places += [Place(module.__dict__, name) for name in ("forward", "_forward_hooks", "_forward_pre_hooks")]
-        names = names | _names_read(module, "forward") | {"forward"}
+        owner: Any = type(module)
+        names, inherited = _names_of_modules(owner, names)
         # The wrappers of several processes keep books of their own, for each forward pass anew.
         settings = not type(module).__module__.startswith(("torch.distributed", "torch.nn.parallel"))
         self._visit_attributes(module.__dict__, names, depth, settings=settings)
         # What the class has, and the module may get.
-        owner: Any = type(module)
-        inherited = _plain_names(owner, names) - module.__dict__.keys()
-        self.places += [Place(module.__dict__, name, settings) for name in sorted(inherited)]
+        self.places += [Place(module.__dict__, name, settings) for name in inherited if name not in module.__dict__]
 
     def _visit_attributes(
         self, held: Mapping[str, Any], names: frozenset[str], depth: int, *, settings: bool = False
@@ -174,19 +173,43 @@ class Watch:
     recomputation tell whether it matters.
     """
 
-    values: list[tuple[Place, Any]]
+    values: list[Watched]
 
     @classmethod
     def begin(cls, sources: Sources) -> Watch:
-        return cls([(place, place.read()) for place in sources.places])
+        return cls([Watched.at(place) for place in sources.places])
 
     def settle(self) -> None:
         """Forget what changed since the beginning."""
-        self.values = [(place, value) for place, value in self.values if place.read() == value]
+        self.values = [each for each in self.values if not each.is_another]
 
     def changed(self) -> str | None:
         """The name of the first value that is another now."""
-        return next((place.name for place, value in self.values if place.read() != value), None)
+        return next((each.place.name for each in self.values if each.is_another), None)
+
+
+class Watched(NamedTuple):
+    """A value that stood in a place; ``content``: what could be compared of a container, whose items may change."""
+
+    place: Place
+    value: Any
+    content: Any
+
+    @classmethod
+    def at(cls, place: Place) -> Watched:
+        value = place.read()
+        return cls(place, value, comparable(value, place.settings) if isinstance(value, _CONTAINERS) else None)
+
+    @property
+    def is_another(self) -> bool:
+        """Whether something else stands there now."""
+        place, value, content = self
+        now = place.read()
+        if not isinstance(value, _CONTAINERS):
+            if now is value:
+                return False
+            content = comparable(value, place.settings)
+        return bool(comparable(now, place.settings) != content)
 
 
 def _names_read(owner: object, method: str) -> frozenset[str]:
@@ -209,6 +232,13 @@ def names_read(owner: type, method: str) -> frozenset[str]:
 
 
 @functools.lru_cache(maxsize=4096)
+def _names_of_modules(owner: type, names: frozenset[str]) -> tuple[frozenset[str], list[str]]:
+    """The names that a class of modules reads, given those that its caller does; under which it has a plain value."""
+    read: frozenset[str] = names_read(owner, "forward")
+    names = names | read | {"forward"}
+    return names, sorted(_plain_names(owner, names))
+
+
 def _plain_names(owner: type, names: frozenset[str]) -> frozenset[str]:
     """Those of the names under which a class has a plain value."""
     missing = object()
@@ -268,7 +298,7 @@ def comparable(value: Any, settings: bool, depth: int = 3) -> Any:
         return value
     if isinstance(value, Tensor) or callable(value):
         return Same(value)
-    if depth == 0 or not isinstance(value, dict | list | tuple | set | frozenset) or len(value) > ITEMS:
+    if depth == 0 or not isinstance(value, _CONTAINERS) or len(value) > ITEMS:
         return None
     if isinstance(value, dict):
         return {name: comparable(item, settings, depth - 1) for name, item in value.items()}
