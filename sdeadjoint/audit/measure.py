@@ -14,7 +14,7 @@ from ..convergence import Gradient, Quantity, Setting, State, Study, TooFewLevel
 from ..diffusion.frames import Frame
 from ..diffusion.grids import uniform_logsnr
 from ..solvers import Solver
-from .courses import errors, spread
+from .courses import Errors, errors, spread
 from .result import Audit, Own, Row, Slope
 from .subjects import Course, Subject, subjects
 
@@ -71,7 +71,7 @@ def _row(subject: Subject, plan: Plan) -> Row:
         orders["gradient"] = _order(method, setting, Gradient(adjoint=Direct()), plan)
         orders["weak"] = _of_variances(method, frame.eta, frame.kind, plan.steps) if frame.eta else None
     strong, weak = (claims.strong, claims.weak) if frame.eta and subject.order is not None else (None, None)
-    own = tuple(_own(subject, calls, plan) for calls in CALLS)
+    found = {n: errors(subject.course(subject.steps(n)), plan.starts, plan.seed) for n in (*CALLS, MORE)}
     claimed = subject.order if not frame.eta else strong
     return Row(
         subject.title,
@@ -80,8 +80,8 @@ def _row(subject: Subject, plan: Plan) -> Row:
         frame.kind,
         {"ode": subject.order, "strong": strong, "gradient": claimed, "weak": weak},
         orders,
-        None if subject.order is None else _own_order(subject, plan),
-        own,
+        None if subject.order is None else _own_order(subject, found),
+        tuple(_own(subject, calls, found[calls]) for calls in CALLS),
     )
 
 
@@ -106,19 +106,16 @@ def _of_variances(solver: Solver, eta: float, kind: str, steps: tuple[int, ...])
     return Slope(math.log(sizes[-2] / sizes[-1]) / math.log(steps[-1] / steps[-2]), None)
 
 
-def _own(subject: Subject, calls: int, plan: Plan) -> Own:
-    course = subject.course(subject.steps(calls))
-    found = errors(course, plan.starts, plan.seed)
+def _own(subject: Subject, calls: int, found: Errors) -> Own:
+    steps = subject.steps(calls)
     size = float(found.state.square().mean().sqrt())
-    return Own(calls, subject.steps(calls), size, found.relative, spread(course).excess)
+    return Own(calls, steps, size, found.relative, spread(subject.course(steps)).excess)
 
 
-def _own_order(subject: Subject, plan: Plan) -> Slope | None:
+def _own_order(subject: Subject, found: dict[int, Errors]) -> Slope | None:
     """The slope of states on the sampler's own grids, as it is run."""
-    counts = [subject.steps(calls) for calls in (*CALLS, MORE)]
-    found = [errors(subject.course(n), plan.starts, plan.seed).state.numpy() for n in counts]
     try:
-        law = fit(counts, np.stack(found))
+        law = fit([subject.steps(calls) for calls in found], np.stack([each.state.numpy() for each in found.values()]))
     except TooFewLevelsError:
         return None
     return Slope(law.slope, law.interval)
