@@ -99,7 +99,7 @@ class _Noises:
         factor = max(4, -(-FINE // (len(grid) - 1)))
         cut = refined(grid, frame.schedule, factor)
         clock = frame.noise_clock(cut)
-        clean = not bool(torch.isfinite(clock[-1]))
+        clean = bool(torch.isneginf(frame.schedule.log_sigma(grid[-1])))
         if clean:  # a last step to clean data is x_0, without noise, in any number of pieces
             cut = torch.cat([cut[:-factor], cut[-1:]])
             clock = torch.cat([clock[:-factor], clock[-factor - 1] + torch.arange(1, factor + 1).to(clock)])

@@ -10,9 +10,10 @@ from functools import cache
 import numpy as np
 
 from ..adjoints import Direct
-from ..convergence import Gradient, Quantity, Setting, State, Study, TooFewLevelsError, fit, measure, settings
+from ..convergence import Gradient, Quantity, State, Study, TooFewLevelsError, fit, measure, settings
 from ..diffusion.frames import Frame
 from ..diffusion.grids import uniform_logsnr
+from ..diffusion.schedules import VE
 from ..solvers import Solver
 from .courses import Errors, errors, spread
 from .result import Audit, Own, Row, Slope
@@ -20,6 +21,9 @@ from .subjects import Course, Subject, subjects
 
 CALLS = (10, 20, 50)
 MORE = 100  # network calls, for the order on a sampler's own grid only
+STATE, GRADIENT = State(), Gradient(adjoint=Direct())
+REGULAR = VE(math.exp(-2.5), math.exp(3.0))  # that of ``settings.mild``
+ROUNDING = 1e-13  # of variances of size 1
 
 
 @dataclass(frozen=True)
@@ -61,33 +65,30 @@ def audit(
 
 
 def _row(subject: Subject, plan: Plan) -> Row:
-    frame, _, solver = subject.course(subject.steps(MORE))
-    method, claims = subject.method, solver.claims
-    orders: dict[str, Slope | None] = dict.fromkeys(("ode", "strong", "gradient", "weak"))
+    frame, _, solver = subject.course(subject.steps(CALLS[0]))
+    method, eta, kind = subject.method, frame.eta, frame.kind
+    measured: dict[str, Slope | None] = dict.fromkeys(("ode", "strong", "gradient", "weak"))
     if method is not None:
-        orders["ode"] = _order(method, settings.line(0.0, frame.kind), State(), plan)
-        setting = settings.mild(frame.eta, frame.kind) if frame.eta else settings.line(0.0, frame.kind)
-        orders["strong"] = _order(method, setting, State(), plan) if frame.eta else None
-        orders["gradient"] = _order(method, setting, Gradient(adjoint=Direct()), plan)
-        orders["weak"] = _of_variances(method, frame.eta, frame.kind, plan.steps) if frame.eta else None
-    strong, weak = (claims.strong, claims.weak) if frame.eta and subject.order is not None else (None, None)
-    found = {n: errors(subject.course(subject.steps(n)), plan.starts, plan.seed) for n in (*CALLS, MORE)}
-    claimed = subject.order if not frame.eta else strong
-    return Row(
-        subject.title,
-        subject.family,
-        frame.eta,
-        frame.kind,
-        {"ode": subject.order, "strong": strong, "gradient": claimed, "weak": weak},
-        orders,
-        None if subject.order is None else _own_order(subject, found),
-        tuple(_own(subject, calls, found[calls]) for calls in CALLS),
-    )
+        measured["ode"] = _order(method, 0.0, kind, STATE, plan)
+        measured["gradient"] = _order(method, eta, kind, GRADIENT, plan)
+        if eta > 0:
+            measured["strong"] = _order(method, eta, kind, STATE, plan)
+            measured["weak"] = _of_variances(method, eta, kind, plan.steps)
+    noisy = eta > 0 and subject.order is not None
+    strong, weak = (solver.claims.strong, solver.claims.weak) if noisy else (None, None)
+    claimed = {"ode": subject.order, "strong": strong, "gradient": strong if noisy else subject.order, "weak": weak}
+    found: dict[int, Errors] = {}
+    if subject.order is not None:
+        found = {n: errors(subject.course(subject.steps(n)), plan.starts, plan.seed) for n in (*CALLS, MORE)}
+    on_grid = _on_grid(subject, found) if found else None
+    own = tuple(_own(subject, calls, found.get(calls)) for calls in CALLS)
+    return Row(subject.title, subject.family, eta, kind, claimed, measured, on_grid, own)
 
 
 @cache
-def _order(solver: Solver, setting: Setting, quantity: Quantity, plan: Plan) -> Slope | None:
+def _order(solver: Solver, eta: float, kind: str, quantity: Quantity, plan: Plan) -> Slope | None:
     """The slope on nested grids, uniform in lambda, with regular ends."""
+    setting = settings.mild(eta, kind) if eta > 0 else settings.line(0.0, kind)
     found = measure(Study(solver, setting, quantity, plan.steps, plan.paths, plan.seed))
     return None if found.fit is None else Slope(found.slope, found.interval)
 
@@ -95,24 +96,23 @@ def _order(solver: Solver, setting: Setting, quantity: Quantity, plan: Plan) -> 
 @cache
 def _of_variances(solver: Solver, eta: float, kind: str, steps: tuple[int, ...]) -> Slope | None:
     """The order of the variance for Gaussian data, without sampling: a weak order's on linear equations."""
-    equation = settings.mild(eta, kind).equation
-    frame = Frame(equation.schedule, eta, kind)  # type: ignore[attr-defined]
-    sizes = []
-    for n in steps:
-        law = spread(Course(frame, uniform_logsnr(frame.schedule, n), solver))
+    frame, sizes = Frame(REGULAR, eta, kind), []
+    for n in steps[-2:]:
+        law = spread(Course(frame, uniform_logsnr(REGULAR, n), solver))
         sizes.append(abs(law.sampled**2 - law.exact**2))
-    if min(sizes) <= 1e-13:
+    if min(sizes) <= ROUNDING:
         return None
-    return Slope(math.log(sizes[-2] / sizes[-1]) / math.log(steps[-1] / steps[-2]), None)
+    return Slope(math.log(sizes[0] / sizes[1]) / math.log(steps[-1] / steps[-2]), None)
 
 
-def _own(subject: Subject, calls: int, found: Errors) -> Own:
+def _own(subject: Subject, calls: int, found: Errors | None) -> Own:
     steps = subject.steps(calls)
-    size = float(found.state.square().mean().sqrt())
-    return Own(calls, steps, size, found.relative, spread(subject.course(steps)).excess)
+    state = None if found is None else float(found.state.square().mean().sqrt())
+    gradient = None if found is None else found.relative
+    return Own(calls, steps, state, gradient, spread(subject.course(steps)).excess)
 
 
-def _own_order(subject: Subject, found: dict[int, Errors]) -> Slope | None:
+def _on_grid(subject: Subject, found: dict[int, Errors]) -> Slope | None:
     """The slope of states on the sampler's own grids, as it is run."""
     try:
         law = fit([subject.steps(calls) for calls in found], np.stack([each.state.numpy() for each in found.values()]))

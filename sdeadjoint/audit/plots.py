@@ -82,7 +82,8 @@ def _draw_gradients(axis: Any, rows: tuple[Row, ...]) -> None:
 def _draw_calls(axis: Any, rows: tuple[Row, ...], what: str, scale: float) -> None:
     """A marker for each number of calls, joined by a line, from few to many."""
     for k, row in enumerate(rows):
-        values = [scale * getattr(own, what) for own in row.own]
+        found = [getattr(own, what) for own in row.own]
+        values = [scale * value for value in found if value is not None]
         axis.plot(values, [k] * len(values), color="0.75", linewidth=1.2, zorder=2)
         for place, value in enumerate(values):
             axis.plot(value, k, MARKERS[place], color=COLOURS[place], markersize=4.5, zorder=3)

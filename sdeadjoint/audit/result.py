@@ -28,13 +28,13 @@ class Own(NamedTuple):
     """A sampler on its own grid at a number of network calls.
 
     ``state`` is the rms error of the sample, ``gradient`` the relative error of the gradient against the equation's
-    true one, ``excess`` the standard deviation of its samples over the exact one, less 1.
+    true one (``None`` of samplers that state no order), ``excess`` the standard deviation of its samples over the exact one, less 1.
     """
 
     calls: int
     steps: int
-    state: float
-    gradient: float
+    state: float | None
+    gradient: float | None
     excess: float
 
 
@@ -79,16 +79,17 @@ class Row:
         if abs(worst.excess) > WIDE:
             text = f"its samples' standard deviation is {worst.excess:+.1%} off the exact one at {worst.calls} calls"
             yield Finding(self.name, self.family, text)
-        if worst.gradient > FAR:
+        if worst.gradient is not None and worst.gradient > FAR:
             text = f"its gradient is {worst.gradient:.1%} off the equation's at {worst.calls} calls"
             yield Finding(self.name, self.family, text)
 
     def cells(self) -> tuple[str, ...]:
         """The row of the table."""
         orders = [_order(self.claimed[kind], self.measured[kind], kind in self.short) for kind in KINDS]
-        own = "-" if self.on_grid is None else f"{self.on_grid.order:.1f}"
+        on_grid = "-" if self.on_grid is None else f"{self.on_grid.order:.1f}"
         excess = [f"{own.excess:+.2%}" for own in self.own]
-        return (self.name, f"{self.eta:g}", *orders, own, *excess, *(f"{own.gradient:.2g}" for own in self.own))
+        far = ["-" if own.gradient is None else f"{own.gradient:.2g}" for own in self.own]
+        return (self.name, f"{self.eta:g}", *orders, on_grid, *excess, *far)
 
 
 @dataclass(frozen=True)
