@@ -28,7 +28,8 @@ class Own(NamedTuple):
     """A sampler on its own grid at a number of network calls.
 
     ``state`` is the rms error of the sample, ``gradient`` the relative error of the gradient against the equation's
-    true one (``None`` of samplers that state no order), ``excess`` the standard deviation of its samples over the exact one, less 1.
+    true one; both are ``None`` of samplers that state no order. ``excess`` is the standard deviation of the samples
+    over the exact one, less 1.
     """
 
     calls: int
