@@ -47,7 +47,7 @@ def audit(
 ) -> Audit:
     """Measure every subject (unless given: all of ``subjects()``) and return the table.
 
-        print(sa_audit.audit(subjects(quick=True), plan=QUICK))
+        print(audit(subjects(quick=True)))
 
     Args:
         chosen: what is measured.
