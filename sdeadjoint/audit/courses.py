@@ -24,7 +24,7 @@ MIXTURE = Mixture([0.4, 0.6], [-1.0, 1.0], [0.5, 0.3])
 
 SPREAD = 0.5
 GAUSSIAN = Gaussian(0.0, SPREAD**2)
-FINE = 400  # steps of the reference with noise, at least
+FINE = 200  # steps of the reference with noise, at least
 
 
 class Errors(NamedTuple):
