@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import pytest
-from flint import arb
 
 import sdeadjoint as sa
 from sdeadjoint.solvers import RungeKutta, Tableau
@@ -22,8 +21,8 @@ def test_exact_gradients_lie_within_their_bound_of_the_ball(title: str) -> None:
         assert found.holds, f"{adjoint!r}: {found}"
 
 
-def test_balls_are_narrow_and_hold_the_derivative_of_balls() -> None:
-    """A difference quotient with a step of 2^-80 in 256 bits is off by that times the second derivative."""
+def test_balls_are_narrow_and_nested() -> None:
+    """Some 70 digits are certain, more bits agree with them, and fewer bits only widen the ball."""
     case = Case.create("Heun", "line", 0.0, "flow", 6)
     (ball,) = case.enclosure(BITS)
     assert float(ball.rad()) < 1e-60
@@ -55,7 +54,3 @@ def test_a_coefficient_that_is_off_by_a_trillionth_is_seen(name: str, problem: s
     assert isinstance(solver, RungeKutta)
     assert not compare(case, sa.Direct(), Shifted(solver)).holds
     assert compare(case, sa.Direct(), solver).holds
-
-
-def test_balls_do_not_share_the_package_s_arithmetic() -> None:
-    assert arb(1) / 3 != arb(1 / 3)
