@@ -47,9 +47,9 @@ class Shifted(RungeKutta):
 
 
 @pytest.mark.parametrize("name", ["Euler", "Heun", "SRA1"])
-@pytest.mark.parametrize("problem", ["line", "plane"])
-def test_a_coefficient_that_is_off_by_a_trillionth_is_seen(name: str, problem: str) -> None:
-    case = Case.create(name, problem, 0.5, "data", 6)
+def test_a_coefficient_that_is_off_by_a_trillionth_is_seen(name: str) -> None:
+    """In cases whose bound is narrow enough: it is 1e-13 to 5e-13 there, and wider in the plane and without noise."""
+    case = Case.create(name, "line", 0.5, "data", 6)
     solver = SOLVERS[name]
     assert isinstance(solver, RungeKutta)
     assert not compare(case, sa.Direct(), Shifted(solver)).holds
