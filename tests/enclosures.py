@@ -6,12 +6,13 @@ the mixture's posterior mean are written out here, and derivatives run forwards,
 package but these numbers. The ball proves what the discrete gradient is, to some 70 digits.
 
 How far may float64 be from it? The same recursion in balls of 53 bits widens each result by half a unit in the last
-place and carries all earlier widths along. Its radius ``r`` is thus ``eps`` times a condition number of this recursion
-with these numbers, worst case. An operation of PyTorch may be off by up to ``ULPS`` = 4 units, which exp, log and
-softmax need, so that a gradient must lie within ``2 ULPS r`` of the ball. Backward accumulation has the same products
-as forward accumulation, in another order. The bound is a worst case: balls do not know that errors cancel, and the
-distances that are seen are some 1e-16 where bounds are 1e-13 to 1e-10. ``Reversible()`` finds its states by the inverse steps, whose round-off is
-that of the forward steps again: it gets twice the bound and the inversion's own factor ``zeta^-N``.
+place and carries all earlier widths along. Its radius ``r`` is thus ``eps`` times a condition number of this
+recursion with these numbers, worst case. An operation of PyTorch may be off by up to ``ULPS`` = 4 units, which exp,
+log and softmax need, so that a gradient must lie within ``2 ULPS r`` of the ball. Backward accumulation has the same
+products as forward accumulation, in another order. The bound is a worst case: balls do not know that errors cancel,
+and the distances that are seen are some 1e-16 where bounds are 1e-13 to 1e-10. ``Reversible()`` finds its states by
+the inverse steps, whose round-off is that of the forward steps again: it gets twice the bound and the inversion's own
+factor ``zeta^-N``.
 """
 
 from __future__ import annotations

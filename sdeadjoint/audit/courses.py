@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -69,8 +70,7 @@ def _solved(course: Course, x_T: Tensor, noise: FixedNoise | None) -> tuple[Tens
     return _differentiated(x_T, lambda x: run(course, MIXTURE, x, noise))
 
 
-def _differentiated(x_T: Tensor, solution: object) -> tuple[Tensor, Tensor]:
-    assert callable(solution)
+def _differentiated(x_T: Tensor, solution: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     leaf = x_T.clone().requires_grad_()
     with torch.enable_grad():
         x = solution(leaf)

@@ -54,7 +54,7 @@ def audit(
         plan: numbers of steps, paths and starts, and the seed.
         watch: called with each subject's title before it is measured.
 
-    Methods that several subjects share are measured once. All of it takes some two minutes on one free core.
+    Methods that several subjects share are measured once.
     """
     rows = []
     for subject in subjects() if chosen is None else chosen:
