@@ -11,12 +11,13 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from .audit.command import COMMAND as AUDIT
 from .command_line import FAILED, STATUSES, STOPPED, Command, UsageError
 from .comparison.command import COMMAND as COMPARE
 from .convergence.command import COMMAND as STUDY
 from .demo.command import COMMAND as DEMO
 
-COMMANDS: tuple[Command, ...] = (DEMO, COMPARE, STUDY)
+COMMANDS: tuple[Command, ...] = (DEMO, COMPARE, STUDY, AUDIT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

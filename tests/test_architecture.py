@@ -22,7 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"sample", "encode", "equilibria", "clocks", "control", "probability"}),
     frozenset({"adapters", "gradient_check", "command_line"}),
     frozenset({"comparison", "convergence", "accuracy"}),
-    frozenset({"testing", "demo"}),
+    frozenset({"testing", "demo", "audit"}),
     frozenset({"cli"}),
     frozenset({"__init__", "__main__"}),
 )
