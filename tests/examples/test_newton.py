@@ -32,6 +32,19 @@ def test_no_step_of_gauss_newton_raises_a_loss(result: example.Result) -> None:
     assert bool((losses.diff(dim=0) <= 0).all())
 
 
+def test_adam_s_losses_rise_at_times(result: example.Result) -> None:
+    assert bool((result.courses[result.best].losses.diff(dim=0) > 0).any())
+
+
+def test_both_end_at_about_the_same_loss_and_adam_is_ahead_before(result: example.Result) -> None:
+    newton, adam = result.courses[example.NEWTON], result.courses[result.best]
+    ends = [float(course.losses[-1].median()) for course in (newton, adam)]
+    assert max(ends) < 1.5 * min(ends)
+    assert max(ends) < 0.25 * float(newton.losses[0].median())
+    early = [float(course.losses[course.calls <= 300].median(1).values[-1]) for course in (newton, adam)]
+    assert early[1] < early[0]
+
+
 def test_passes_are_counted() -> None:
     """A gradient takes three for each step of the sampler, a product five."""
     task, truth = example.task_of(2)
