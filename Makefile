@@ -61,6 +61,7 @@ bench: .venv/installed-dev
 	$(PY) -m tests.benchmarks.noise_queries
 	$(PY) -m tests.benchmarks.strong_order_study
 	$(PY) -m tests.benchmarks.likelihood_cost
+	$(PY) -m tests.benchmarks.second_derivatives
 	$(PY) -m tests.benchmarks.flow_grpo_detail
 	$(PY) -m tests.benchmarks.goal_grids
 

@@ -273,13 +273,29 @@ def test_the_loss_is_the_sum_of_its_steps_and_its_gradient_that_of_the_sum() -> 
     torch.testing.assert_close(loss, want, rtol=1e-12, atol=0)
     got, exact = (torch.autograd.grad(each.sum(), shift, retain_graph=True)[0] for each in (loss, want))
     torch.testing.assert_close(got, exact, rtol=1e-12, atol=0)
-    with pytest.raises(RuntimeError, match="not have been used"):
-        torch.autograd.grad(loss.sum(), states)
+    for constant in (states, a):
+        with pytest.raises(RuntimeError, match="not have been used"):
+            torch.autograd.grad(loss.sum(), constant, retain_graph=True)
     parts = [
         sa.adjoint_matching_loss(Shifted(base, shift), base, states, a, steps=steps, **how)
         for steps in ([0], torch.tensor([3, 1]), range(2, 3))
     ]
     torch.testing.assert_close(sum(parts), loss, rtol=1e-12, atol=0)
+
+
+def test_the_base_is_a_constant_also_where_it_shares_weights() -> None:
+    """A gain of both: its gradient is that of the tuned one's prediction alone."""
+    gain = torch.tensor(0.8, dtype=DOUBLE, requires_grad=True)
+    tuned, base = (sa.Denoiser(lambda x, t, c=c: gain * x + c, VP, "sample") for c in (0.3, 0.0))
+    frozen = sa.Denoiser(lambda x, t: gain.detach() * x, VP, "sample")
+    how: dict[str, Any] = {"frame": sa.Frame(VP, eta=1.0), "grid": sa.uniform_logsnr(VP, 4)}
+    states, a = draw(5, 3, 2, seed=1), draw(5, 3, 2, seed=2)
+    got, want = (
+        torch.autograd.grad(sa.adjoint_matching_loss(tuned, other, states, a, **how).sum(), gain)[0]
+        for other in (base, frozen)
+    )
+    assert abs(float(want)) > 0.1
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
 
 
 def test_the_loss_is_of_the_controls_size_where_no_reward_is() -> None:
@@ -402,6 +418,22 @@ def test_levy_areas_count_as_noise() -> None:
     assert sa.memoryless_deficit(frame, grid, sa.SRA1()) == pytest.approx(
         kept / (kept + spread), rel=5 * math.sqrt(2 / paths)
     )
+
+
+@pytest.mark.parametrize("solver", [sa.SRA1(), sa.ShARK()], ids=repr)
+def test_a_levy_area_has_a_twelfth_of_the_increments_variance(solver: sa.Solver) -> None:
+    """As above, by derivatives: H is independent of dB and has the variance dnu / 12 (Foster, Lyons and Oberhauser)."""
+    frame, grid = sa.Frame(VP, eta=0.3), sa.uniform_logsnr(VP, 3)
+    base, dnu = sa.problems.Gaussian(0.0, 1.0).denoiser(VP), frame.noise_clock(grid).diff()
+    x_T = torch.zeros(1, 1, dtype=DOUBLE, requires_grad=True)
+    dB, H = (torch.zeros(3, 1, 1, dtype=DOUBLE, requires_grad=True) for _ in range(2))
+    x = sa.sample(base, x_T, frame=frame, grid=grid, solver=solver, noise=sa.FixedNoise(dB, H))
+    A, by_dB, by_H = torch.autograd.grad(x, [x_T, dB, H])
+    areas = float((by_H.flatten() ** 2 * dnu).sum()) / 12
+    spread = float((by_dB.flatten() ** 2 * dnu).sum()) + areas
+    kept = float(A) ** 2  # of variance 1 at every time
+    assert areas > 1e-6 * spread
+    assert sa.memoryless_deficit(frame, grid, solver) == pytest.approx(kept / (kept + spread), rel=1e-11)
 
 
 @pytest.mark.parametrize(("eta", "share"), [(0.0, 1.0), (0.1, 0.37), (0.25, 0.08), (0.5, 0.007)])

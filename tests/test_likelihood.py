@@ -348,13 +348,14 @@ def test_estimates_are_unbiased_with_the_stated_variance(kind: str, diagonal: fl
 
 
 def test_several_probes_tell_their_standard_error() -> None:
-    A, size = drawn(3, 3, seed=3), 500
+    """Five standard errors: some 1.6 % of the deviation of 2000 means, 0.9 % of that which is reported."""
+    A, size = drawn(3, 3, seed=3), 2000
     call: dict[str, Any] = {"grid": grid(1), "solver": sa.Euler(), "frame": sa.Frame(VP)}
     x = torch.zeros(size, 3, dtype=DOUBLE)
     four = sa.log_likelihood(linear(A), x, divergence=sa.Hutchinson(4, [*range(size)]), **call)
     assert four.standard_error is not None
     spread = float(four.log_prob.detach().std())
-    assert abs(float(four.standard_error.detach().square().mean().sqrt()) / spread - 1) < 0.15
+    assert abs(float(four.standard_error.detach().square().mean().sqrt()) / spread - 1) < 0.1
 
 
 def test_a_samples_probes_do_not_depend_on_its_batch_mates() -> None:
@@ -370,6 +371,8 @@ def test_a_samples_probes_do_not_depend_on_its_batch_mates() -> None:
     assert torch.allclose(found(x[:3], 7), found(x, 7)[:3], **close)
     assert torch.allclose(found(x.flip(0), [5, 4, 3, 2, 1]).flip(0), found(x, [1, 2, 3, 4, 5]), **close)
     assert not torch.allclose(found(x, 7), found(x, 8), **close)
+    twins = found(x[:1].expand(2, 3), 7)  # of one seed's probes each sample has its own
+    assert abs(float((twins[0] - twins[1]).detach())) > 1e-3
     before = torch.get_rng_state()
     found(x, 7)
     assert torch.equal(torch.get_rng_state(), before)

@@ -106,6 +106,27 @@ def test_the_functions_of_pytorch(x_T: Tensor) -> None:
     assert torch.autograd.gradgradcheck(lambda x: sampled(network, x, sa.Checkpoint(), "heun"), (x_T,))
 
 
+def test_products_of_a_loss_on_all_states(x_T: Tensor) -> None:
+    """PyTorch's ``hvp`` differentiates a product in its directions: each state has a cotangent of its own there."""
+    network, v = Mlp(4), torch.linspace(0, 1, 12, dtype=DOUBLE).reshape(3, 4)
+    weights = torch.linspace(0.5, 2, 5, dtype=DOUBLE)
+
+    def loss(adjoint: sa.Adjoint) -> Callable[[Tensor], Tensor]:
+        def call(x: Tensor) -> Tensor:
+            path = sa.sample(
+                sa.Denoiser(network, SCHEDULE, "sample"), x, frame=sa.Frame(SCHEDULE),
+                grid=sa.uniform_logsnr(SCHEDULE, 4), solver=sa.Heun(), adjoint=adjoint, trajectory=True,
+            )  # fmt: skip
+            return (weights * path.sin().flatten(1).sum(1)).sum()
+
+        return call
+
+    for call in (torch.autograd.functional.hvp, torch.autograd.functional.vhp, torch.autograd.functional.jvp):
+        want = call(loss(sa.Direct()), x_T, v)[1]
+        for adjoint in CHECKPOINTS:
+            assert worst((call(loss(adjoint), x_T, v)[1],), (want,)) <= ALLOWED
+
+
 def test_a_gradient_penalty_fills_grad(x_T: Tensor) -> None:
     found = []
     for adjoint in (sa.Direct(), sa.Checkpoint()):
@@ -327,6 +348,10 @@ def test_the_largest_curvature_of_a_matrix() -> None:
     top = sa.largest_curvature(lambda v: A @ v, torch.ones(3, dtype=DOUBLE), tolerance=1e-9, products=200)
     assert abs(top.value + 3) <= top.residual + 1e-15
     assert top.residual <= 3e-9
+    assert top.products < 200  # also where the value is negative
+    small = sa.largest_curvature(lambda v: 1e-3 * (A @ v), torch.ones(3, dtype=DOUBLE), tolerance=1e-9, products=200)
+    assert abs(small.value + 3e-3) <= small.residual + 1e-18 <= 4e-12
+    assert float(small.direction.norm()) == pytest.approx(1, rel=1e-14)
     assert sa.largest_curvature(lambda v: 0 * v, torch.ones(2))[::2] == (0.0, 0.0)
     several = sa.largest_curvature(lambda v: (A @ v[0], v[1]), (torch.ones(3, dtype=DOUBLE), torch.ones(1)), products=9)
     assert several.products == 9

@@ -411,6 +411,16 @@ def test_narrow_states_are_judged_in_float64(dtype: torch.dtype, digits: float) 
     assert path.grad.dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_the_network_works_in_the_dtype_of_the_path(dtype: torch.dtype) -> None:
+    """One that predicts 0 has no roundings: its laws are those of the same states in float64."""
+    denoiser, frame = sa.Denoiser(lambda x, t: 0 * x, VP, "sample"), sa.Frame(VP, eta=0.5)
+    path = drawn(8, 3, 4).to(dtype)
+    laws = [sa.transitions(denoiser, p, frame=frame, grid=GRID, solver=sa.Euler()) for p in (path, path.double())]
+    assert float(laws[1].mean.abs().min()) > 0
+    assert torch.allclose(laws[0].mean, laws[1].mean, rtol=1e-13, atol=0)
+
+
 def test_samples_of_one_number_need_no_dimension_of_their_own() -> None:
     denoiser, frame = GAUSSIAN.denoiser(VP), sa.Frame(VP, eta=1.0)
     call: dict[str, Any] = {"frame": frame, "grid": GRID, "solver": sa.Euler()}
@@ -479,12 +489,22 @@ class Doubling(sa.Solver):
         return y + interval.ds * drift(interval.s0, y) + 2 * interval.dB, state
 
 
+class Later(sa.Solver):
+    """Euler's method with the drift at the step's other end."""
+
+    claims = sa.Claims(ode=1, strong=0.0, evaluations=1)
+
+    def step(self, drift: Any, interval: sa.Interval, y: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return y + interval.ds * drift(interval.s1, y) + interval.dB, state
+
+
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"frame": sa.Frame(VP)}, ValueError, "frame: eta = 0, whose steps have no noise"),
     ({"frame": None}, TypeError, "frame: missing"),
     ({"grid": None}, TypeError, "grid: missing"),
     ({"solver": Remembering()}, ValueError, "sees its noise before"),
     ({"solver": Doubling()}, ValueError, "sees its noise before"),
+    ({"solver": Later()}, ValueError, "sees its noise before"),
     ({"solver": sa.Euler}, TypeError, "solver: got the class Euler"),
     ({"trajectory": torch.zeros(7, 3, 4)}, ValueError, r"trajectory: got shape \(7, 3, 4\), but the grid has 7 steps"),
     ({"trajectory": torch.zeros(8)}, ValueError, r"trajectory: got shape \(8,\)"),

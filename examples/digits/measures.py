@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,39 @@ class Counted:
     def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         self.calls += 1
         return self.network(x, t, **cond)
+
+
+class Tallied:
+    """A network that counts the passes through it, forward and backward: ``sa.Denoiser(tallied, ...)``.
+
+    A tangent that is made by differentiating a backward pass counts as one more of these: it costs as much.
+    """
+
+    def __init__(self, network: Callable[..., Tensor]) -> None:
+        self.network, self.forward, self.backward = network, 0, 0
+
+    @property
+    def calls(self) -> int:
+        return self.forward + self.backward
+
+    def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        self.forward += 1
+        out: Tensor = _Passed.apply(self.network(x, t, **cond), self)
+        return out
+
+
+class _Passed(torch.autograd.Function):
+    """The identity, which tells of every pass back through it, that through its own backward pass included."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tally: Tallied) -> Tensor:
+        ctx.tally = tally
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        ctx.tally.backward += 1
+        return _Passed.apply(grad, ctx.tally), None
 
 
 class Agreement(NamedTuple):

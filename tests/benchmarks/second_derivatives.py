@@ -1,13 +1,15 @@
 """Time and memory of Hessian-vector products: ``python -m tests.benchmarks.second_derivatives``.
 
-A gradient and a product by ``Checkpoint()``, and a product by ``Direct()``, are timed in turn in one process. It prints
-the median of the ratios to the gradient, and the peak of tensor memory of each.
+A gradient and a product by ``Checkpoint()``, and a product by ``Direct()``, are timed in turn in one process, by its
+CPU time: other processes do not count. It prints the median of the ratios to the gradient, and the peak of tensor
+memory of each.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable
 
 import torch
@@ -16,12 +18,18 @@ from torch import Tensor
 import sdeadjoint as sa
 from sdeadjoint.memory import PeakMemory
 
-from .checkpoint_cost import SCHEDULE, Network, seconds
+from .checkpoint_cost import SCHEDULE, Network
+
+
+def seconds(function: Callable[[], None]) -> float:
+    start = time.process_time()
+    function()
+    return time.process_time() - start
 
 
 def cost(steps: int, rounds: int, *, weights: bool) -> None:
     torch.manual_seed(0)
-    network, x = Network(), torch.randn(2, 3, 32, 32).requires_grad_()
+    network, x = Network(), torch.randn(2, 3, 16, 16).requires_grad_()
     leaves = [x, *network.parameters()] if weights else [x]
     directions = [torch.randn_like(leaf) for leaf in leaves]
 
@@ -57,16 +65,17 @@ def cost(steps: int, rounds: int, *, weights: bool) -> None:
         with PeakMemory() as memory:
             call()
         ratio = statistics.median(a / b for a, b in zip(times[name], base, strict=True))
-        print(f"  {name:<24} {ratio:5.2f} gradients, {memory.peak / 2**20:7.2f} MiB")
+        print(f"  {name:<24} {ratio:5.2f} gradients, {memory.peak / 2**20:7.2f} MiB", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, nargs="+", default=[10, 50])
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
-    for weights in (False, True):
-        cost(given.steps, given.rounds, weights=weights)
+    for steps in given.steps:
+        for weights in (False, True):
+            cost(steps, given.rounds, weights=weights)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ WHOLE_RUNS = {
     "test_embedding_inversion": "result",
     "test_inverse_problem": "rows",
     "test_morphing": "result",
+    "test_newton": "result",
     "test_noise_optimisation": "steering",
     "test_own_solver": "result",
     "test_purification_audit": "audit",

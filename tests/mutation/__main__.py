@@ -47,7 +47,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "sdeadjoint/adjoints/continuous/*.py": ("test_defaults", "test_continuous", "test_sample"),
     "sdeadjoint/adjoints/replay/*.py": (
         "test_checkpoint", "test_checkpoint_memory", "test_truncated", "test_conditioning", "test_reversible",
-        "test_leaks",
+        "test_leaks", "test_second_derivatives",
     ),
     "sdeadjoint/adjoints/checkpoint.py": ("test_checkpoint_memory", "test_checkpoint"),
     "sdeadjoint/adjoints/reversible.py": ("test_reversible", "test_defaults"),
@@ -56,6 +56,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "sdeadjoint/adjoints/hooked.py": ("test_hooked", "test_defaults"),
     "sdeadjoint/encode.py": ("test_encode", "test_defaults"),
     "sdeadjoint/probability/*.py": ("test_transitions", "test_likelihood", "test_defaults"),
+    "sdeadjoint/control/*.py": ("test_control", "test_defaults"),
+    "sdeadjoint/curvature.py": ("test_second_derivatives", "test_defaults"),
 }  # fmt: skip
 
 
