@@ -147,7 +147,8 @@ def test_the_quick_audit_writes_page_numbers_and_picture(tmp_path: Path, capsys:
     rows = {entry["name"]: entry for entry in json.loads((tmp_path / "audit.json").read_text())["rows"]}
     assert rows["ddim"]["measured"]["ode"]["order"] == pytest.approx(1.0, abs=0.15)
     assert rows["sra1_sde"]["measured"]["strong"]["order"] > 1.35
-    assert [line["name"] for line in csv.DictReader((tmp_path / "audit.csv").open())] == list(rows)
+    with (tmp_path / "audit.csv").open() as table:
+        assert [line["name"] for line in csv.DictReader(table)] == list(rows)
     page = (tmp_path / "audit.md").read_text()
     assert "| `ddim` |" in page
     assert (tmp_path / "audit.png").stat().st_size > 10_000
