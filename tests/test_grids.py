@@ -242,7 +242,7 @@ def test_narrow_dtypes_are_promoted_exactly(dtype: torch.dtype) -> None:
         ([[0.9, 0.5], [0.4, 0.1]], r"shape \(2, 2\)"),
         (torch.tensor([True, False]), r"dtype torch\.bool; pass real times"),
         (torch.tensor([0.9 + 0j, 0.1]), r"dtype torch\.complex64; pass real times"),
-        (None, "got NoneType; pass"),
+        (None, "got None; pass"),
         ("0.9, 0.1", "got str; pass"),
         (["0.9", "0.1"], "got list; pass"),
         ([0.9, None], "got list; pass"),

@@ -10,7 +10,7 @@ from .result import KINDS, Audit, Row
 
 MARKERS = ("o", "s", "D", "^")
 SUFFIXES = (".png", ".svg")
-HEAD, FOOT, LINE = 0.75, 0.95, 0.2  # inches
+HEAD, FOOT, LINE = 0.45, 1.1, 0.2  # inches
 
 
 def draw(audit: Audit, path: str | Path) -> None:
@@ -18,7 +18,7 @@ def draw(audit: Audit, path: str | Path) -> None:
     rows = audit.rows
     height = HEAD + FOOT + LINE * len(rows)
     with _figure(path, 11.0, height) as figure:
-        axes = figure.subplots(1, 3, sharey=True, gridspec_kw={"width_ratios": (1.0, 1.0, 1.15), "wspace": 0.06})
+        axes = figure.subplots(1, 3, sharey=True, gridspec_kw={"width_ratios": (1.0, 1.0, 1.15), "wspace": 0.08})
         figure.subplots_adjust(left=0.27, right=0.985, top=1 - HEAD / height, bottom=FOOT / height)
         for axis in axes:
             _background(axis, rows)
@@ -27,7 +27,7 @@ def draw(audit: Audit, path: str | Path) -> None:
         _draw_gradients(axes[2], rows)
         axes[0].set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=8)
         axes[0].set_ylim(len(rows) - 0.4, -0.6)
-        title = "What samplers claim, and what they give on exactly solvable problems"
+        title = "What samplers state, and what they give on problems with a known answer"
         figure.suptitle(title, x=0.01, y=1 - 0.12 / height, ha="left", va="top", fontsize=11)
 
 
@@ -70,13 +70,13 @@ def _draw_excess(axis: Any, rows: tuple[Row, ...]) -> None:
     _draw_calls(axis, rows, "excess", 100.0)
     axis.set_xscale("symlog", linthresh=1.0)
     axis.set_xticks([-100, -10, -1, 0, 1, 10, 100], ["-100", "-10", "-1", "0", "1", "10", "100"])
-    _finish(axis, "standard deviation of samples, % off the exact", 3)
+    _finish(axis, "samples' standard deviation, % off", 3)
 
 
 def _draw_gradients(axis: Any, rows: tuple[Row, ...]) -> None:
     _draw_calls(axis, rows, "gradient", 1.0)
     axis.set_xscale("log")
-    _finish(axis, "relative error of the gradient, against the equation's", 3)
+    _finish(axis, "relative error of the gradient", 3)
 
 
 def _draw_calls(axis: Any, rows: tuple[Row, ...], what: str, scale: float) -> None:
@@ -93,7 +93,7 @@ def _draw_calls(axis: Any, rows: tuple[Row, ...], what: str, scale: float) -> No
 
 def _finish(axis: Any, label: str, columns: int) -> None:
     axis.set_xlabel(label, fontsize=9)
-    box = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 3.4}
+    box = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 4.6}
     axis.legend(**box, ncols=columns, frameon=False, fontsize=7.5, handletextpad=0.2, columnspacing=1.0)
     axis.grid(axis="x", color="0.93")
     axis.set_axisbelow(True)
