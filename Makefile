@@ -14,6 +14,9 @@ PY := .venv/bin/python
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile --prefer-binary -c constraints.txt
 FILES := pyproject.toml constraints.txt
 
+# Without its compiled files, each process that imports torch compiles it anew, for some seven seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The processes share the cores; threads of each would only wait for one another.
 test test-examples test-last-bits test-wheel bench mutants: export OMP_NUM_THREADS = 1
 
