@@ -245,6 +245,11 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+# Until the process ends: the thread of a collected executor does not learn that its jobs were cancelled, and some
+# releases of Python then print a traceback for them.
+_ENDED: list[Executor] = []
+
+
 @contextmanager
 def pool(workers: int) -> Iterator[Executor | None]:
     """An executor of so many processes, ended at once where something fails; none for one worker."""
@@ -257,6 +262,7 @@ def pool(workers: int) -> Iterator[Executor | None]:
     try:
         yield executor
     except BaseException:
+        _ENDED.append(executor)
         executor.shutdown(wait=False, cancel_futures=True)
         for child in multiprocessing.active_children():
             if child.pid not in others:
@@ -266,9 +272,9 @@ def pool(workers: int) -> Iterator[Executor | None]:
 
 
 def _in_worker(directory: str) -> None:
-    """Find the user's modules where the command did, and end without a traceback when interrupted."""
+    """Find the user's modules where the command did, and leave an interrupt to the command, which ends the workers."""
     sys.path.insert(0, directory)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def listed(names: Iterable[str]) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import process
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -208,6 +212,36 @@ def _is_alive(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_interrupted_pool_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = threading.Event()
+    manager = process._ExecutorManagerThread  # type: ignore[attr-defined]
+    wait = manager.wait_result_broken_or_wakeup
+
+    def late(self: Any) -> Any:
+        seen.wait()  # until the command has left the pool and its executor may be collected
+        return wait(self)
+
+    monkeypatch.setattr(manager, "wait_result_broken_or_wakeup", late)
+    threads = set(threading.enumerate())
+
+    def interrupted() -> None:
+        with pool(2) as executor:
+            assert executor is not None
+            for future in [executor.submit(time.sleep, 60.0) for _ in range(8)]:
+                future.cancel()
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):  # pytest.raises would keep the frames, and with them the executor
+        interrupted()
+    gc.collect()
+    started = set(threading.enumerate()) - threads
+    seen.set()
+    for thread in started:
+        thread.join(60.0)
+        assert not thread.is_alive()
 
 
 def test_a_pool_of_one_is_none() -> None:
