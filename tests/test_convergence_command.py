@@ -216,13 +216,15 @@ def _is_alive(group: int) -> bool:
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_interrupted_pool_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = threading.Event()
+    goes_on = threading.Event()
+    goes_on.set()
     manager = process._ExecutorManagerThread  # type: ignore[attr-defined]
     wait = manager.wait_result_broken_or_wakeup
 
     def late(self: Any) -> Any:
-        seen.wait()  # until the command has left the pool and its executor may be collected
-        return wait(self)
+        ready = wait(self)
+        goes_on.wait(60.0)  # until the command has left the pool and its executor may be collected
+        return ready
 
     monkeypatch.setattr(manager, "wait_result_broken_or_wakeup", late)
     threads = set(threading.enumerate())
@@ -230,7 +232,12 @@ def test_an_interrupted_pool_says_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     def interrupted() -> None:
         with pool(2) as executor:
             assert executor is not None
-            for future in [executor.submit(time.sleep, 60.0) for _ in range(8)]:
+            futures = [executor.submit(time.sleep, 60.0) for _ in range(8)]
+            waited = time.monotonic()
+            while not futures[2].running() and time.monotonic() - waited < 60:  # one more than workers: the executor's queue is full
+                time.sleep(0.01)
+            goes_on.clear()
+            for future in futures:
                 future.cancel()
             raise KeyboardInterrupt
 
@@ -238,7 +245,7 @@ def test_an_interrupted_pool_says_nothing(monkeypatch: pytest.MonkeyPatch) -> No
         interrupted()
     gc.collect()
     started = set(threading.enumerate()) - threads
-    seen.set()
+    goes_on.set()
     for thread in started:
         thread.join(60.0)
         assert not thread.is_alive()
