@@ -234,7 +234,7 @@ def test_an_interrupted_pool_says_nothing(monkeypatch: pytest.MonkeyPatch) -> No
             assert executor is not None
             futures = [executor.submit(time.sleep, 60.0) for _ in range(8)]
             waited = time.monotonic()
-            while not futures[2].running() and time.monotonic() - waited < 60:  # one more than workers: the executor's queue is full
+            while not futures[2].running() and time.monotonic() - waited < 60:
                 time.sleep(0.01)
             goes_on.clear()
             for future in futures:
