@@ -178,7 +178,7 @@ def test_gradients_in_the_weights_do_not_depend_on_how_blocks_are_solved() -> No
     for adjoint in kinds:
         quantity = Gradient("weights", adjoint=adjoint, block=4)
         rows.append(
-            measure(Study(sa.Euler(), settings.steered(), quantity, steps=(4, 8, 16), paths=16, finer=2)).errors
+            measure(Study(sa.Euler(), settings.steered(), quantity, steps=(4, 8, 16), paths=32, finer=2)).errors
         )
     np.testing.assert_allclose(rows[0], rows[1], rtol=1e-8)  # relative to errors of 1e-2 of the gradients
 
@@ -454,7 +454,7 @@ def test_errors_of_a_wrong_solver_that_stand_still_never_hold(
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_wrong_adjoint_does_not_judge_itself(eta: float) -> None:
     quantity = Gradient(adjoint=Scaled(0.9))
-    found = measure(Study(sa.Heun(), settings.mild(eta), quantity, steps=(8, 16, 32), paths=30)).verdict
+    found = measure(Study(sa.Heun(), settings.mild(eta), quantity, steps=(16, 32, 64), paths=60)).verdict
     assert found.outcome == "violated"
 
 
