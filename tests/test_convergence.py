@@ -178,7 +178,7 @@ def test_gradients_in_the_weights_do_not_depend_on_how_blocks_are_solved() -> No
     for adjoint in kinds:
         quantity = Gradient("weights", adjoint=adjoint, block=4)
         rows.append(
-            measure(Study(sa.Euler(), settings.steered(), quantity, steps=(4, 8, 16), paths=32, finer=2)).errors
+            measure(Study(sa.Euler(), settings.steered(), quantity, steps=(4, 8, 16), paths=40, finer=2)).errors
         )
     np.testing.assert_allclose(rows[0], rows[1], rtol=1e-8)  # relative to errors of 1e-2 of the gradients
 
