@@ -159,9 +159,15 @@ def check_recomputed(solver: Solver, case: Recomputed, tolerance: float = 1e-9) 
 
 def items(adjoint: Adjoint, solver: Solver | None, tolerance: float) -> tuple[Item, ...]:
     """The items of ``check_adjoint``, over the solvers that the adjoint takes."""
-    chosen = _solvers(adjoint) if solver is None else (solver,)
+    if solver is not None:
+        return _items((solver,), _takes_latents(adjoint, solver), tolerance)
+    chosen = _solvers(adjoint)
+    return _own_items(chosen, _takes_latents(adjoint, chosen[0]), tolerance)
+
+
+def _items(chosen: tuple[Solver, ...], latent: bool, tolerance: float) -> tuple[Item, ...]:
     checks, basic = _Checks(tolerance), _Checks(tolerance, refusable=False)
-    plain = st.builds(Solve, solver=st.just(chosen[0]), latent=st.just(_takes_latents(adjoint, chosen[0])))
+    plain = st.builds(Solve, solver=st.just(chosen[0]), latent=st.just(latent))
     return (
         Item("basic", "one ODE with two steps is differentiated as Direct() does", plain, basic.compare, 1),
         Item(
@@ -190,6 +196,10 @@ def items(adjoint: Adjoint, solver: Solver | None, tolerance: float) -> tuple[It
         ),
         *_second_items(checks, chosen),
     )
+
+
+_own_items = lru_cache(maxsize=8)(_items)
+"""With this library's own solvers the items, and so their cases, are the same for every adjoint."""
 
 
 def _second_items(checks: _Checks, chosen: tuple[Solver, ...]) -> tuple[Item, ...]:
