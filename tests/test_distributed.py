@@ -322,8 +322,8 @@ def table() -> dict[str, Program]:
             adjoint = ADJOINTS[name]
             found[f"DDP no_sync, {place}, {name}"] = functools.partial(accumulated, outside, adjoint)
         for policy in ("mixed", "adapters", "kept"):
-            name = f"FSDP2 {policy}, {place}, Checkpoint(2)"
-            found[name] = functools.partial(sharded, outside, policy, ADJOINTS["Checkpoint(2)"])
+            name = f"FSDP2 {policy}, {place}, Checkpoint(memory)"
+            found[name] = functools.partial(sharded, outside, policy, ADJOINTS["Checkpoint(memory)"])
         found[f"accelerate, {place}"] = functools.partial(accelerated, outside, sa.Checkpoint())
         found[f"DDP nine steps, {place}"] = functools.partial(replicated, "plain", outside, sa.Checkpoint(), 9)
         for keep in (True, False):
