@@ -303,9 +303,6 @@ def gathered(rank: int, world: int) -> dict[str, Any]:
     return {"errors": [float((torch.cat(found) - want).abs().max())], "reduced": [1.0]}
 
 
-# The modes of a wrapper meet what reduces after a replay, which is the same for all ways to find the stages again:
-# every adjoint is tried in the plain mode.
-ONE_OF_EACH_REPLAY = ("Checkpoint(2)", "Reversible")
 PLACES = (("sampler", True), ("network", False))
 
 
@@ -315,15 +312,14 @@ def table() -> dict[str, Program]:
     for place, outside in PLACES:
         for name, adjoint in ADJOINTS.items():
             for mode in MODES:
-                if mode == "plain" or name in ONE_OF_EACH_REPLAY:
+                if mode == "plain" or not isinstance(adjoint, sa.Direct | sa.ContinuousAdjoint):
                     found[f"DDP {mode}, {place}, {name}"] = functools.partial(replicated, mode, outside, adjoint, STEPS)
             found[f"FSDP2 plain, {place}, {name}"] = functools.partial(sharded, outside, "plain", adjoint)
         for name in ("Checkpoint", "Checkpoint(memory)"):
             adjoint = ADJOINTS[name]
             found[f"DDP no_sync, {place}, {name}"] = functools.partial(accumulated, outside, adjoint)
-        for policy in ("mixed", "adapters", "kept"):
-            name = f"FSDP2 {policy}, {place}, Checkpoint(memory)"
-            found[name] = functools.partial(sharded, outside, policy, ADJOINTS["Checkpoint(memory)"])
+            for policy in ("mixed", "adapters", "kept"):
+                found[f"FSDP2 {policy}, {place}, {name}"] = functools.partial(sharded, outside, policy, adjoint)
         found[f"accelerate, {place}"] = functools.partial(accelerated, outside, sa.Checkpoint())
         found[f"DDP nine steps, {place}"] = functools.partial(replicated, "plain", outside, sa.Checkpoint(), 9)
         for keep in (True, False):
