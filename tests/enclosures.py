@@ -6,10 +6,10 @@ the mixture's posterior mean are written out here, and derivatives run forwards,
 package but these numbers. The ball proves what the discrete gradient is, to some 70 digits.
 
 How far may float64 be from it? The same recursion is run on a tape (``tests/tape.py``), differentiated backwards step
-by step. The tape knows by how much a gradient g moves if any operation, forward or backward, is off by a relative delta.
-Operations of PyTorch are off by ``ULPS`` = 4 units in the last place at most. Exp, log and softmax need that many; for
-the others it leaves room for the two or three roundings of a fused operation that stands for one of the tape. So to
-first order
+by step. The tape knows by how much a gradient g moves if any operation, forward or backward, is off by a relative
+delta. Operations of PyTorch are off by ``ULPS`` = 4 units in the last place at most. Exp, log and softmax need that
+many; for the others it leaves room for the two or three roundings of a fused operation that stands for one of the tape.
+So to first order
 
     |g - ball| <= ULPS eps sum over operations of |dg/dv| |v|
 
