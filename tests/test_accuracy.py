@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -79,17 +80,22 @@ def test_effectivity_against_a_closed_form(solver: sa.Solver, steps: int) -> Non
 
 
 @pytest.mark.parametrize(
-    ("solver", "eta"), [(sa.Euler(), 0.5), (sa.DPMSolverPP2M(), 1.0), (sa.ShARK(), 0.5)], ids=repr
+    ("solver", "eta"), [(sa.Euler(), 0.5), (sa.DPMSolverPP2M(), 0.5), (sa.ShARK(), 0.5)], ids=repr
 )
 def test_effectivity_along_paths(solver: sa.Solver, eta: float) -> None:
     """Against ShARK on 8 times as many steps of the same path, where it errs by a 23rd."""
     x, frame, noise = starts(40, 1).requires_grad_(), sa.Frame(SCHEDULE, eta), sa.BrownianPath(5, refinable=True)
     grid = sa.uniform_logsnr(SCHEDULE, 20, **ENDS)
     found = sa.gradient_error(DENOISER, x, loss=loss, frame=frame, grid=grid, solver=solver, noise=noise)
-    true = gradient(x, split(SCHEDULE, grid, [8] * 20), sa.ShARK(), frame, noise)
-    missed = float((found.gradients["x_T"] - true).norm())
+    missed = float((found.gradients["x_T"] - on_eight_times_as_many(eta)).norm())
     assert 0.8 <= found.absolute / missed <= 1.25
     assert torch.equal(found.gradients["x_T"], gradient(x, grid, solver, frame, noise))
+
+
+@cache
+def on_eight_times_as_many(eta: float) -> Tensor:
+    grid, noise = sa.uniform_logsnr(SCHEDULE, 20, **ENDS), sa.BrownianPath(5, refinable=True)
+    return gradient(starts(40, 1), split(SCHEDULE, grid, [8] * 20), sa.ShARK(), sa.Frame(SCHEDULE, eta), noise)
 
 
 def test_steps_that_are_too_long_are_called_unreliable() -> None:

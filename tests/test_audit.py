@@ -5,18 +5,21 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import sdeadjoint as sa
 from sdeadjoint import cli
 from sdeadjoint.adapters.schedulers import READERS
-from sdeadjoint.audit import Course, Own, Row, Slope, courses, subjects
+from sdeadjoint.audit import Course, Own, Plan, Row, Slope, Subject, audit, courses, subjects
 from sdeadjoint.audit import command as audit_command
 from sdeadjoint.audit.subjects import CASES, OURS, THEIRS, schedulers
+from sdeadjoint.solvers import Drift, Interval, State
 
 # diffusers makes arrays of its tables in a way that NumPy will change.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -137,6 +140,43 @@ def test_what_departs_is_told_with_its_numbers() -> None:
         "its samples' standard deviation is -8.0% off the exact one at 50 calls",
         "its gradient is 7.0% off the equation's at 50 calls",
     ]
+
+
+@dataclass(frozen=True)
+class Longer(sa.Solver):
+    """Euler's method with steps that are a hundredth too long."""
+
+    @property
+    def claims(self) -> sa.Claims:
+        return sa.Euler().claims
+
+    def step(self, drift: Drift, interval: Interval, y: Tensor, state: State) -> tuple[Tensor, State]:
+        return y + 1.01 * (sa.Euler().step(drift, interval, y, state)[0] - y), state
+
+
+def measured(subject: Subject) -> Row:
+    (row,) = audit([subject], plan=Plan((12, 24, 48), paths=30, starts=16)).rows
+    return row
+
+
+def test_an_order_that_is_stated_too_high_is_told() -> None:
+    (ddim,) = (subject for subject in subjects() if subject.name == "ddim")
+    right, wrong = measured(ddim), measured(replace(ddim, order=2.0))
+    assert right.short == ()
+    assert wrong.short == ("ode", "gradient")
+    assert any(finding.sentence.startswith("order 2 is stated") for finding in wrong.findings())
+
+
+def test_steps_that_are_a_hundredth_too_long_show() -> None:
+    """Errors stop falling, and stay on the sampler's own grids too; the spread at 50 calls is another."""
+    (ddim,) = (subject for subject in subjects() if subject.name == "ddim")
+    longer = replace(
+        ddim, course=lambda steps: ddim.course(steps)._replace(solver=Longer()), method=Longer()
+    )
+    right, wrong = measured(ddim), measured(longer)
+    assert "ode" in wrong.short
+    # A hundredth of each step: a path of the sampler of length one in y at least, and y_N = x_0 / sigma.
+    assert abs(wrong.own[-1].excess - right.own[-1].excess) > 0.005
 
 
 def test_the_quick_audit_writes_page_numbers_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
