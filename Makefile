@@ -18,7 +18,7 @@ FILES := pyproject.toml constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
 
 # The processes share the cores; threads of each would only wait for one another.
-test test-examples test-last-bits test-wheel bench mutants: export OMP_NUM_THREADS = 1
+test test-examples test-last-bits test-wheel docs bench mutants: export OMP_NUM_THREADS = 1
 
 # Files that compare numbers with numbers computed otherwise, and take little time.
 NUMERICAL := $(patsubst %,tests/test_%.py,frames grids schedules predictions problems solvers samplers encode \

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 
@@ -67,9 +67,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Shared(Quantity):
-    """Another quantity whose values are kept: all studies have the same paths, so each reference is solved once."""
+    """States, or gradients in x_T, of kept solves: all studies have the same paths, and one solve gives both."""
 
-    of: Quantity
+    of: State | Gradient
 
     @property
     def name(self) -> str:
@@ -77,13 +77,23 @@ class Shared(Quantity):
 
     def evaluate(self, run: Run) -> Tensor:
         noise = 0.0 if run.paths is None else float(run.paths.dB.sum())
-        key = (self.of, repr(run.solver), run.setting.equation.member, len(run.grid), float(run.x_T.sum()), noise)
+        key = (repr(run.solver), run.setting.equation.member, len(run.grid), float(run.x_T.sum()), noise)
         if key not in _KEPT:
-            _KEPT[key] = self.of.evaluate(run)
-        return _KEPT[key]
+            _KEPT[key] = _solved(run)
+        states, gradients = _KEPT[key]
+        return states if isinstance(self.of, State) else gradients
 
 
-_KEPT: dict[tuple[object, ...], Tensor] = {}
+_KEPT: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+
+
+def _solved(run: Run) -> tuple[Tensor, Tensor]:
+    """The states at the end, and the gradients in x_T of a loss on them, both (paths, event)."""
+    x_T = run.x_T.clone().requires_grad_()
+    with torch.enable_grad():
+        states = replace(run, x_T=x_T).solve(sa.Direct())
+        (gradients,) = torch.autograd.grad(Gradient().loss(states).sum(), x_T)
+    return states.detach().reshape(len(x_T), -1), gradients.reshape(len(x_T), -1)
 
 
 def setting(eta: float, kind: str = "data") -> Setting:
@@ -93,7 +103,7 @@ def setting(eta: float, kind: str = "data") -> Setting:
     return Setting(equation, (), exact=exact)
 
 
-def study(solver: Solver, quantity: Quantity, kind: str, eta: float) -> Study:
+def study(solver: Solver, quantity: State | Gradient, kind: str, eta: float) -> Study:
     """On the steps that belong to the solver; a method of order 1.5 needs a finer reference."""
     steps, finer = LATER.get(repr(solver), STEPS), 4 if solver.claims.strong > 1 else 2
     return Study(solver, setting(eta, kind), Shared(quantity), steps, SAMPLES if eta == 0 else PATHS, finer=finer)
@@ -114,7 +124,7 @@ def _local(errors: list[float]) -> tuple[float, ...]:
 @cache
 def pathwise(solver: Solver, quantity: str, kind: str = "data", eta: float = 1.0) -> Measured:
     """The order of states or gradients: without noise for eta = 0, else along Brownian paths."""
-    what: Quantity = State() if quantity == "states" else Gradient(adjoint=sa.Direct())
+    what = State() if quantity == "states" else Gradient(adjoint=sa.Direct())
     return _orders(study(solver, what, kind, eta))
 
 

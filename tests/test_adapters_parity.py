@@ -8,7 +8,10 @@ Where only tables are rounded, widening them to float64 leaves round-off of floa
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
+from functools import cache
 from typing import Any
 
 import diffusers
@@ -204,13 +207,19 @@ CASES = (
 )
 
 
+@cache
+def _made(name: str, config: bytes) -> Any:
+    """A scheduler: some take a second to make their tables."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*algorithm_type.*deprecated", category=FutureWarning)
+        return getattr(diffusers, name)(**pickle.loads(config))
+
+
 def build(name: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """The scheduler with its timesteps set, the adapter's options, and those of its ``step``."""
     config = dict(options)
     ours = {key: config.pop(key) for key in ("eta", "mu") if key in config}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*algorithm_type.*deprecated", category=FutureWarning)
-        scheduler = getattr(diffusers, name)(**config)
+    scheduler = copy.deepcopy(_made(name, pickle.dumps(config)))
     scheduler.set_timesteps(STEPS, **{key: ours[key] for key in ("mu",) if key in ours})
     return scheduler, ours, {key: ours[key] for key in ("eta",) if key in ours}
 

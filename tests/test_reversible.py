@@ -31,12 +31,12 @@ SOLVERS = [
 @pytest.mark.parametrize(("eta", "noise"), [(0.0, ""), (1.0, "fixed"), (1.0, "shifted")])
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 def test_gradients_are_those_of_direct(solver: sa.Solver, eta: float, noise: str) -> None:
-    solve = Solve(solver, steps=100, eta=eta, noise=noise)
+    solve = Solve(solver, steps=50, eta=eta, noise=noise)
     want, expected = solve.gradients(sa.Direct())
     errors: list[float] = []
     got, found = solve.gradients(sa.Reversible(watch=errors.append))
     assert torch.equal(got, want)
-    # The bound that is promised; round-off of 100 steps on a clock of nine decades is about 1e-12.
+    # The bound that is promised; round-off of 50 steps on a clock of nine decades is about 1e-12.
     assert worst(found, expected) <= 1e-9
     assert len(errors) == 1
     assert 0 < errors[0] <= 1e-8
