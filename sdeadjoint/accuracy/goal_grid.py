@@ -152,9 +152,9 @@ class _Goal:
         """Other grids that people take, from the same start to the same end."""
         if not self.logarithmic:
             return []
-        ends = {"t_max": float(self.start[0]), "t_min": float(self.start[-1])}
+        first, last = float(self.start[0]), float(self.start[-1])
         schedule, steps = self.call.frame.schedule, len(self.start) - 1
-        return [self.places(make(schedule, steps, **ends)) for make in (karras, uniform_time)]
+        return [self.places(make(schedule, steps, t_max=first, t_min=last)) for make in (karras, uniform_time)]
 
     def gradient(self, places: Array) -> Array:
         _, found = replace(self.call, grid=self.grid(places)).gradients(self.adjoint, self.leaves)
