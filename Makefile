@@ -4,6 +4,7 @@
 # make test-last-bits   the numerical tests as on another processor, with last bits changed; RULE=up, down, or a seed
 # make docs    the guide, the theory and the reference as a site, in site/; warnings are errors
 # make test-wheel   build the wheel, install it outside of the tree, and run the tests on it; TESTS=tests/test_sample.py
+# make test-oldest   the tests of the core with the oldest supported versions; PyTorch's build of then is gigabytes on Linux
 # make bench   time and memory of gradients, cost of the noise
 # make mutants plant faults one by one and count those that the tests catch (hours)
 # Each makes the virtual environment .venv first if it is missing or older than the project's files.
@@ -18,15 +19,18 @@ FILES := pyproject.toml constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
 
 # The processes share the cores; threads of each would only wait for one another.
-test test-examples test-last-bits test-wheel docs bench mutants: export OMP_NUM_THREADS = 1
+test test-examples test-last-bits test-wheel test-oldest docs bench mutants: export OMP_NUM_THREADS = 1
 
 # Files that compare numbers with numbers computed otherwise, and take little time.
 NUMERICAL := $(patsubst %,tests/test_%.py,frames grids schedules predictions problems solvers samplers encode \
 	reversible_solvers shifted_noise)
+# Solves, gradients and refusals, without other libraries' models.
+OLDEST := $(patsubst %,tests/test_%.py,exact_or_refused sample aliasing frames schedules predictions solve sampler_module \
+	transitions checkpoint)
 RULE ?= 0
 TESTS ?= tests
 
-.PHONY: demo docs test test-examples test-last-bits test-wheel bench mutants clean
+.PHONY: demo docs test test-examples test-last-bits test-wheel test-oldest bench mutants clean
 
 demo: .venv/installed-demo
 	$(PY) -m sdeadjoint demo --out demo-out
@@ -53,6 +57,14 @@ test-wheel: .venv/installed-dev
 	cp -r *.md CITATION.cff LICENSE Makefile pyproject.toml constraints.txt .ci docs examples tests theory build/outside
 	$(PY) -m pip install --quiet --no-deps --no-compile --target build/outside dist/*.whl
 	cd build/outside && PYTHONPATH=$$PWD ../../$(PY) -m pytest -n 2 $(TESTS)
+
+# In PyTorch 2.6 a weight that autocast has cast without gradients stays without them, by plain autograd too.
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints-oldest.txt \
+		-e '.[digits,progress,testing]' pytest pytest-xdist mpmath torchdiffeq
+	HYPOTHESIS_PROFILE=few .venv-oldest/bin/python -m pytest -n 2 \
+		--deselect tests/test_checkpoint.py::test_autocast_is_replayed $(OLDEST)
 
 docs: .venv/installed-docs
 	$(PY) -m sphinx --fail-on-warning --keep-going -q -c docs/site -b html . site
@@ -87,4 +99,4 @@ $(PY):
 	$(PYTHON) -m venv .venv
 
 clean:
-	rm -rf .venv demo-out site docs/reference build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest demo-out site docs/reference build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -655,3 +655,16 @@ def _pathwise(eta: float, noise: BrownianPath | None, t_max: float = 0.9) -> Ten
     schedule = RectifiedFlow()
     grid = uniform_time(schedule, 4, t_max=t_max, t_min=0.1)
     return Gaussian(0.0, 1.0).pathwise(torch.zeros(2), Frame(schedule, eta=eta), grid, noise)
+
+
+def test_without_a_time_it_is_the_density_of_the_data() -> None:
+    mixture = Mixture([0.3, 0.7], [[0.0, 1.0], [2.0, -1.0]], 0.25)
+    x = mixture.sample(5, seed=0)
+    laws = [torch.distributions.MultivariateNormal(mean, 0.25 * torch.eye(2).double()) for mean in mixture.means]
+    density = sum(weight * law.log_prob(x).exp() for weight, law in zip(mixture.weights, laws, strict=True))
+    torch.testing.assert_close(mixture.log_prob(x), torch.as_tensor(density).log(), rtol=1e-12, atol=1e-12)
+    assert mixture.log_prob(x.float()).dtype == torch.float32
+    with pytest.raises(ValueError, match="schedule: got None; pass both t and schedule, or neither"):
+        mixture.log_prob(x, 0.5)
+    with pytest.raises(ValueError, match="t: got None; pass both"):
+        mixture.log_prob(x, schedule=VPLinear())

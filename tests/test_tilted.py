@@ -13,7 +13,6 @@ import sdeadjoint as sa
 from sdeadjoint.problems import Gaussian, Mixture, Quadratic
 
 DOUBLE = torch.float64
-SCHEDULE = sa.RectifiedFlow()  # at t = 0 alpha = 1 and sigma = 0: log_prob is the data's
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -21,7 +20,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def log_prob(problem: sa.problems.Problem, x: Tensor, cond: dict[str, Tensor] | None = None) -> Tensor:
-    return problem.log_prob(x, 0.0, SCHEDULE, cond)
+    return problem.log_prob(x, cond=cond)
 
 
 MIXTURES = {

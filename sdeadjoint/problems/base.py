@@ -94,9 +94,18 @@ class Problem(ABC):
         """``grad log p_t(x)``, of the shape and dtype of ``x``; regular at sigma = 0."""
         return self._score(*self._door(x, t, schedule), cond).to(x.dtype)
 
-    def log_prob(self, x: Tensor, t: Tensor | float, schedule: Schedule, cond: Cond = None) -> Tensor:
-        """``log p_t(x)``, shape (batch,), in the dtype of ``x``; at sigma = 0, alpha = 1 the data's own density."""
-        return self._log_prob(*self._door(x, t, schedule), cond).to(x.dtype)
+    def log_prob(
+        self, x: Tensor, t: Tensor | float | None = None, schedule: Schedule | None = None, cond: Cond = None
+    ) -> Tensor:
+        """``log p_t(x)``, shape (batch,), in the dtype of ``x``; without a time and a schedule that of the data."""
+        if t is not None and schedule is not None:
+            return self._log_prob(*self._door(x, t, schedule), cond).to(x.dtype)
+        if t is not None or schedule is not None:
+            missing = "schedule" if schedule is None else "t"
+            raise ValueError(f"{missing}: got None; pass both t and schedule, or neither for the density of the data")
+        self._check_state(x, "x")
+        alpha, sigma = (torch.tensor(value, dtype=torch.float64, device=x.device) for value in (1.0, 0.0))
+        return self._log_prob(x.double(), alpha, sigma, cond).to(x.dtype)
 
     def _on(self, device: torch.device) -> tuple[Tensor, ...]:
         """The constants on a device."""
