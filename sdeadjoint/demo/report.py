@@ -83,11 +83,11 @@ def of_network(weights: int, rows: Sequence[Errors]) -> Iterator[str]:
     yield ""
     yield f"Faces: a U-Net of {weights} weights, trained on 90 faces of 24 x 24 pixels; 10 more are held out"
     yield "The score of the law that it was trained on is known. Rms errors of denoised images, pixels in [-1, 1]:"
-    yield f"  {'':>11}{'score: rela-':>15}{'training images':>26}{'held-out images':>26}"
-    yield f"  {'sigma/alpha':>11}{'tive error':>15}" + f"{'network':>15}{'exact':>11}" * 2
+    yield f"  {'':>11}{'relative error':>17}{'training images':>26}{'held-out images':>26}"
+    yield f"  {'sigma/alpha':>11}{'of the score':>17}" + f"{'network':>15}{'exact':>11}" * 2
     for row in rows:
         numbers = "".join(f"{network:>15.3f}{exact:>11.3f}" for network, exact in (row.seen, row.unseen))
-        yield f"  {row.level:>11g}{row.score:>15.3f}{numbers}"
+        yield f"  {row.level:>11g}{row.score:>17.3f}{numbers}"
     yield "  Where noise is low the exact score knows the training images and nothing else; the network generalises."
 
 
