@@ -22,7 +22,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("skimage")
 image = pytest.importorskip("matplotlib.image")
 
-SMALL = demo.Effort(rows=1, pairs=2, memory_steps=(10, 30), morphs=1, morph_iterations=3)
+SMALL = demo.Effort(rows=1, pairs=2, memory_steps=(10, 30), morphs=1, morph_iterations=2)
 
 
 class Demo(NamedTuple):
@@ -162,11 +162,16 @@ def test_the_exact_denoiser_has_the_exact_score() -> None:
         assert row.score <= 1e-6 / row.level
         assert row.seen[0] == pytest.approx(row.seen[1], rel=1e-5)
         assert row.unseen[0] == pytest.approx(row.unseen[1], rel=1e-5)
-    blind = sa.Denoiser(lambda x, t: torch.zeros_like(x), unet.SCHEDULE, "sample")
-    deviation = float(images.seen().square().mean().sqrt())
-    row = score.errors(blind, law, 0)[-1]  # least noise: the exact mean is the image, and the exact score the noise's
-    assert row.seen[0] == pytest.approx(deviation, rel=0.1)  # of 40 images for 720
-    assert row.score == pytest.approx(deviation / row.level, rel=0.1)
+
+
+def test_the_error_of_a_wrong_score_is_measured() -> None:
+    # A network that says 0, for a Gaussian of mean 0 and variance v: the scores are -x / sigma^2 and
+    # -x / (alpha^2 v + sigma^2), so the first is off by alpha^2 v / sigma^2 times the second.
+    blind, variance = sa.Denoiser(lambda x, t: torch.zeros_like(x), unet.SCHEDULE, "sample"), 0.3
+    law = sa.problems.Mixture([1.0], torch.zeros(1, 1, 24, 24), variance)
+    for row in score.errors(blind, law, 0):
+        assert row.score == pytest.approx(variance / row.level**2, rel=1e-4)  # float32
+        assert row.seen[0] == pytest.approx(float(images.seen().square().mean().sqrt()), rel=0.1)  # 40 of 720 images
 
 
 def test_crops_are_the_corners_and_their_mirror_images() -> None:

@@ -38,7 +38,7 @@ def versions() -> dict[str, str]:
 
 
 def heading(seed: int, accuracy: float) -> Iterator[str]:
-    yield f"sdeadjoint {version('sdeadjoint')}: exact gradients through diffusion samplers, on images of digits"
+    yield f"sdeadjoint {version('sdeadjoint')}: exact gradients through diffusion samplers, on digits and faces"
     yield ""
     yield f"model        scikit-learn's 1797 digits as a Gaussian mixture (bandwidth {BANDWIDTH}) with its exact score"
     yield f"samplers     {SCHEDULE!r}, {STEPS} steps uniform in log-SNR, float64, seed {seed}"
