@@ -22,7 +22,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("skimage")
 image = pytest.importorskip("matplotlib.image")
 
-SMALL = demo.Effort(rows=1, pairs=2, memory_steps=(10, 30), morphs=1, morph_iterations=2)
+SMALL = demo.Effort(rows=1, pairs=2, memory_steps=(10, 30), morphs=1, morph_iterations=1)
 
 
 class Demo(NamedTuple):

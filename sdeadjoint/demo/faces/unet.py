@@ -103,7 +103,7 @@ def load(path: Path = WEIGHTS) -> Denoiser:
     """The trained network, frozen, in float32; its weights are stored in half precision."""
     network = UNet()
     with numpy.load(path) as stored:
-        network.load_state_dict({name: torch.from_numpy(stored[name]).float() for name in stored})
+        network.load_state_dict({name: torch.from_numpy(stored[name]) for name in stored})
     return Denoiser(network.requires_grad_(False).eval(), SCHEDULE, PREDICTION)
 
 
