@@ -5,7 +5,7 @@
 # make docs    the guide, the theory and the reference as a site, in site/; warnings are errors
 # make test-wheel   build the wheel, install it outside of the tree, and run the tests on it; TESTS=tests/test_sample.py
 # make bench   time and memory of gradients, cost of the noise
-# make mutants plant faults one by one and count those that the tests catch (about two hours)
+# make mutants plant faults one by one and count those that the tests catch (hours)
 # Each makes the virtual environment .venv first if it is missing or older than the project's files.
 
 PYTHON ?= python3
@@ -18,7 +18,7 @@ FILES := pyproject.toml constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
 
 # The processes share the cores; threads of each would only wait for one another.
-test test-examples test-last-bits test-wheel bench mutants: export OMP_NUM_THREADS = 1
+test test-examples test-last-bits test-wheel docs bench mutants: export OMP_NUM_THREADS = 1
 
 # Files that compare numbers with numbers computed otherwise, and take little time.
 NUMERICAL := $(patsubst %,tests/test_%.py,frames grids schedules predictions problems solvers samplers encode \

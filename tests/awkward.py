@@ -329,7 +329,10 @@ def statistics_of_a_module_in_cond() -> Case:
     )
 
 
-def scaling(factor: Callable[[], Any], repeated: str = "it multiplies by another number") -> Case:
+ANOTHER_NUMBER = "it multiplies by another number"
+
+
+def scaling(factor: Callable[[], Any], repeated: str = ANOTHER_NUMBER) -> Case:
     """A branch of zeros that is multiplied by what each call finds."""
     network, zero = Layers(), weight(4, scale=0.0)
     return Case(lambda x, t: network(x, t) + factor() * zero, [zero], repeated=repeated)

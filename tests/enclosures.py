@@ -5,14 +5,17 @@ The recursion of a sampler on a grid, and its derivative in x_T, are computed af
 the mixture's posterior mean are written out here, and derivatives run forwards, so that nothing is shared with the
 package but these numbers. The ball proves what the discrete gradient is, to some 70 digits.
 
-How far may float64 be from it? The same recursion in balls of 53 bits widens each result by half a unit in the last
-place and carries all earlier widths along. Its radius ``r`` is thus ``eps`` times a condition number of this
-recursion with these numbers, worst case. An operation of PyTorch may be off by up to ``ULPS`` = 4 units, which exp,
-log and softmax need, so that a gradient must lie within ``2 ULPS r`` of the ball. Backward accumulation has the same
-products as forward accumulation, in another order. The bound is a worst case: balls do not know that errors cancel,
-and the distances that are seen are some 1e-16 where bounds are 1e-13 to 1e-10. ``Reversible()`` finds its states by
-the inverse steps, whose round-off is that of the forward steps again: it gets twice the bound and the inversion's own
-factor ``zeta^-N``.
+How far may float64 be from it? The same recursion is run on a tape (``tests/tape.py``), differentiated backwards step
+by step. The tape knows by how much a gradient g moves if any operation, forward or backward, is off by a relative
+delta. Operations of PyTorch are off by ``ULPS`` = 4 units in the last place at most. Exp, log and softmax need that
+many; for the others it leaves room for the two or three roundings of a fused operation that stands for one of the tape.
+So to first order
+
+    |g - ball| <= ULPS eps sum over operations of |dg/dv| |v|
+
+and terms of second order are some 1e-13 of that. The derivatives are the actual ones of this calculation, not bounds
+of them. For ``Reversible()`` the tape holds the inverse steps too, and the gradient is taken at the states that they
+find. The tape takes the mixture's formula with the package's cancellations: squares in the plane are expanded.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from flint import arb, ctx
@@ -29,6 +33,8 @@ from torch import Tensor
 import sdeadjoint as sa
 from sdeadjoint.adjoints import Adjoint
 from sdeadjoint.diffusion.equation import Diffusion
+
+from .tape import Number, condition, given, pulled
 
 BITS = 256
 ULPS = 4
@@ -75,7 +81,9 @@ class Jet:
             return Jet(self.value * other.value, tuple(a * other.value + self.value * b for a, b in pairs))
         return Jet(self.value * other, tuple(a * other for a in self.slopes))
 
-    def __truediv__(self, other: Jet) -> Jet:
+    def __truediv__(self, other: Jet | arb) -> Jet:
+        if not isinstance(other, Jet):
+            return Jet(self.value / other, tuple(a / other for a in self.slopes))
         ratio = self.value / other.value
         pairs = zip(self.slopes, other.slopes, strict=True)
         return Jet(ratio, tuple((a - ratio * b) / other.value for a, b in pairs))
@@ -85,99 +93,121 @@ class Jet:
         return Jet(value, tuple(value * a for a in self.slopes))
 
 
-Vector = list[Jet]
+Scalar = Any
+"""A ball (``arb``), one with derivatives (``Jet``), or a number of the tape; floats are exact in each arithmetic."""
+
+Vector = list[Scalar]
 Drift = Callable[[float, Vector], Vector]
+Lift = Callable[[float], Scalar]
 
 
-def add(y: Vector, *terms: tuple[float | arb, Vector]) -> Vector:
+def add(y: Vector, *terms: tuple[Scalar, Vector]) -> Vector:
     """``y + sum_i c_i v_i``."""
     for factor, v in terms:
-        y = [a + b * arb(factor) for a, b in zip(y, v, strict=True)]
+        y = [a + b * factor for a, b in zip(y, v, strict=True)]
     return y
 
 
-def push(y: Vector, factor: float, increment: Sequence[float]) -> Vector:
-    """``y + c dB``."""
-    return [a + arb(factor) * arb(b) for a, b in zip(y, increment, strict=True)]
-
-
-def total(jets: Sequence[Jet]) -> Jet:
-    first, *rest = jets
-    for jet in rest:
-        first = first + jet
+def total(values: Sequence[Scalar]) -> Scalar:
+    first, *rest = values
+    for value in rest:
+        first = first + value
     return first
 
 
-def posterior_mean(problem: sa.problems.Mixture, x: Vector, alpha: float, sigma: float) -> Vector:
-    """``sum_k r_k (sigma^2 m_k + alpha v_k x) / P_k``, with ``r`` proportional to ``w_k N(x; alpha m_k, P_k)``."""
-    a, s = arb(alpha), arb(sigma)
-    count = len(problem.weights)
-    means = problem.means.reshape(count, -1).tolist()
-    variances = problem.variances.expand(count).tolist()
-    weighed: list[Jet] = []
+def posterior_mean(problem: sa.problems.Mixture, x: Vector, alpha: float, sigma: float, lift: Lift) -> Vector:
+    """``c + sum_k r_k (sigma^2 o_k + alpha v_k X) / P_k``, with ``X = x - alpha c``, ``o_k = m_k - c``, c the mean.
+
+    ``r`` is proportional to ``w_k N(X; alpha o_k, P_k)``.
+    """
+    a, s, count = lift(alpha), lift(sigma), len(problem.weights)
+    means = [[lift(c) for c in mean] for mean in problem.means.reshape(count, -1).tolist()]
+    weights = [lift(w) for w in problem.weights.tolist()]
+    centre = [total([w * m[i] for w, m in zip(weights, means, strict=True)]) for i in range(len(x))]
+    X = [b - a * c for b, c in zip(x, centre, strict=True)]
+    weighed: list[Scalar] = []
     parts: list[Vector] = []
-    for w, m, v in zip(problem.weights.tolist(), means, variances, strict=True):
-        P = a * a * arb(v) + s * s
-        squares = total([(c - a * arb(mu)) * (c - a * arb(mu)) for c, mu in zip(x, m, strict=True)])
-        exponent = squares * (arb(-1) / (2 * P)) + (arb(w).log() - P.log() * arb(len(x)) / 2)
-        weighed.append(exponent.exp())
-        parts.append([(c * (a * arb(v)) + s * s * arb(mu)) * (1 / P) for c, mu in zip(x, m, strict=True)])
+    for w, m, v in zip(weights, means, problem.variances.expand(count).tolist(), strict=True):
+        P = a * a * v + s * s
+        o = [b - c for b, c in zip(m, centre, strict=True)]
+        logs = (P.log() + math.log(2 * math.pi)) * len(x)
+        weighed.append(((squares(X, a, o) / P + logs) * -0.5 + w.log()).exp())
+        parts.append([b * (a * v / P) + s * s / P * c for b, c in zip(X, o, strict=True)])
     norm = total(weighed)
-    return [total([r * part[i] for r, part in zip(weighed, parts, strict=True)]) / norm for i in range(len(x))]
+    r = [value / norm for value in weighed]
+    return [total([p * part[i] for p, part in zip(r, parts, strict=True)]) + centre[i] for i in range(len(x))]
+
+
+def squares(X: Vector, a: Scalar, o: Vector) -> Scalar:
+    """``|X - a o|^2``, expanded where there is more than one dimension."""
+    if len(X) == 1:
+        return (X[0] - a * o[0]) * (X[0] - a * o[0])
+    crossed = total([b * c for b, c in zip(X, o, strict=True)])
+    return total([b * b for b in X]) - crossed * (a * 2) + a * a * total([c * c for c in o])
 
 
 # ---------------------------------------------------------------- the methods, written out
 
 
 class Step(NamedTuple):
-    """The numbers of one step: clock, increment and Levy area."""
+    """One step: the clock at its ends, its length, increment and Levy area."""
 
     s0: float
     s1: float
-    dB: Sequence[float]
-    H: Sequence[float]
+    h: Scalar
+    dB: Vector
+    H: Vector
+
+    @property
+    def back(self) -> Step:
+        return Step(self.s1, self.s0, -self.h, [-b for b in self.dB], self.H)
 
 
-def euler(drift: Drift, step: Step, y: Vector, past: object) -> tuple[Vector, object]:
-    return push(add(y, (arb(step.s1) - arb(step.s0), drift(step.s0, y))), 1.0, step.dB), None
+def euler(drift: Drift, step: Step, y: Vector, past: Any) -> tuple[Vector, Any]:
+    return add(y, (step.h, drift(step.s0, y)), (1.0, step.dB)), None
 
 
-def heun(drift: Drift, step: Step, y: Vector, past: object) -> tuple[Vector, object]:
-    return add(y, (arb(1), _heun(drift, step, y))), None
+def heun(drift: Drift, step: Step, y: Vector, past: Any) -> tuple[Vector, Any]:
+    return add(y, (1.0, _heun(drift, step, y))), None
 
 
 def _heun(drift: Drift, step: Step, y: Vector) -> Vector:
     """What Heun's method adds to y."""
-    h = arb(step.s1) - arb(step.s0)
     F = drift(step.s0, y)
-    G = drift(step.s1, push(add(y, (h, F)), 1.0, step.dB))
-    return push([(a + b) * (h / 2) for a, b in zip(F, G, strict=True)], 1.0, step.dB)
+    G = drift(step.s1, add(y, (step.h, F), (1.0, step.dB)))
+    return add([(a + b) * (step.h * 0.5) for a, b in zip(F, G, strict=True)], (1.0, step.dB))
 
 
-def two_m(drift: Drift, step: Step, y: Vector, past: object) -> tuple[Vector, object]:
+def two_m(drift: Drift, step: Step, y: Vector, past: Any) -> tuple[Vector, Any]:
     u, u1 = math.log(step.s0), math.log(step.s1)
     F = drift(step.s0, y)
     D = F
     if past is not None:
-        before, G = past  # type: ignore[misc]
+        before, G = past
         D = add(F, (0.5 * (u1 - u) / (u - before), [a - b for a, b in zip(F, G, strict=True)]))
-    return push(add(y, (arb(step.s1) - arb(step.s0), D)), 1.0, step.dB), (u, F)
+    return add(y, (step.h, D), (1.0, step.dB)), (u, F)
 
 
-def sra1(drift: Drift, step: Step, y: Vector, past: object) -> tuple[Vector, object]:
-    h = arb(step.s1) - arb(step.s0)
+def sra1(drift: Drift, step: Step, y: Vector, past: Any) -> tuple[Vector, Any]:
     F = drift(step.s0, y)
-    Y = push(push(add(y, (h * 3 / 4, F)), 0.75, step.dB), 1.5, step.H)
+    Y = add(y, (step.h * 0.75, F), (0.75, step.dB), (1.5, step.H))
     G = drift(step.s0 + 0.75 * (step.s1 - step.s0), Y)
-    return push(add(y, (h / 3, F), (2 * h / 3, G)), 1.0, step.dB), None
+    third = step.h / 3
+    return add(y, (third, F), (third * 2, G), (1.0, step.dB)), None
 
 
-def coupled(drift: Drift, step: Step, y: Vector, past: object) -> tuple[Vector, object]:
-    yh: Vector = y if past is None else past  # type: ignore[assignment]
-    back = Step(step.s1, step.s0, [-b for b in step.dB], step.H)
-    mixed = [a * arb(ZETA) + b * (1 - arb(ZETA)) for a, b in zip(y, yh, strict=True)]
-    y = add(mixed, (arb(1), _heun(drift, step, yh)))
-    return y, add(yh, (arb(-1), _heun(drift, back, y)))
+def coupled(drift: Drift, step: Step, y: Vector, past: Any) -> tuple[Vector, Any]:
+    yh = y if past is None else past
+    mixed = add(yh, (ZETA, [a - b for a, b in zip(y, yh, strict=True)]))
+    y = add(mixed, (1.0, _heun(drift, step, yh)))
+    return y, add(yh, (-1.0, _heun(drift, step.back, y)))
+
+
+def undone(drift: Drift, step: Step, y: Vector, yh: Vector) -> tuple[Vector, Vector]:
+    """The step of ``coupled`` backwards."""
+    yh = add(yh, (1.0, _heun(drift, step.back, y)))
+    up = _heun(drift, step, yh)
+    return [b + (a - b - c) / ZETA for a, b, c in zip(y, yh, up, strict=True)], yh
 
 
 METHODS = dict(zip(SOLVERS, (euler, heun, two_m, sra1, coupled), strict=True))
@@ -222,46 +252,82 @@ class Case:
         x = sa.sample(denoiser, x_T, frame=frame, grid=self.grid, solver=method, noise=self.noise, adjoint=adjoint)
         return torch.autograd.grad((x * self.cotangent).sum(), x_T)[0].flatten()
 
-    def enclosure(self, bits: int) -> list[arb]:
+    @cached_property
+    def ball(self) -> list[arb]:
         """Balls that contain the same gradient in exact arithmetic on the same numbers."""
+        return self.enclosure(BITS)
+
+    def enclosure(self, bits: int) -> list[arb]:
         before = ctx.prec
         ctx.prec = bits
         try:
-            return self._enclosed()
+            size = self.x_T.numel()
+            units = [tuple(arb(int(i == j)) for j in range(size)) for i in range(size)]
+            y = self._run([Jet(arb(x), unit) for x, unit in zip(self._start, units, strict=True)], arb)[-1][0]
+            out = total([c * a for c, a in zip(y, self._last(arb), strict=True)])
+            return list(out.slopes)
         finally:
             ctx.prec = before
 
-    def _enclosed(self) -> list[arb]:
-        start = self.x_T.flatten().tolist()
-        unit = [tuple(arb(int(i == j)) for j in range(len(start))) for i in range(len(start))]
-        first, last = arb(self.equation.weights[0]), arb(self.equation.weights[-1])
-        y = [Jet(arb(x), slopes) * (1 / first) for x, slopes in zip(start, unit, strict=True)]
-        past: object = None
-        for n, step in enumerate(self._steps()):
-            y, past = METHODS[self.name](self._drift(n), step, y, past)
-        out = total([c * (last * arb(g)) for c, g in zip(y, self.cotangent.flatten().tolist(), strict=True)])
-        return list(out.slopes)
+    @cached_property
+    def condition(self) -> list[float]:
+        """By how much the gradient moves, each component, if all operations are off by a relative delta; over delta."""
+        x_T = [Number(x) for x in self._start]
+        y = self._run(x_T, given)[-1][0]
+        return [condition(g) for g in pulled(y, self._last(given), x_T)]
 
-    def _steps(self) -> Iterator[Step]:
+    @cached_property
+    def condition_undone(self) -> list[float]:
+        """The same for a gradient at states that are found by undoing the steps."""
+        x_T = [Number(x) for x in self._start]
+        states, steps, method = self._run(x_T, given), list(self._steps(given)), METHODS[self.name]
+        y, yh = states[-1]
+        a = [*self._last(given), *(Number(0.0) for _ in y)]
+        for n in range(len(steps) - 1, 0, -1):
+            drift = self._drift(n, given)
+            before = undone(drift, steps[n], y, yh)
+            after = method(drift, steps[n], *before)
+            a = pulled([*after[0], *after[1]], a, [*before[0], *before[1]])
+            y, yh = before
+        return [condition(g) for g in pulled([*states[1][0], *states[1][1]], a, x_T)]
+
+    def _run(self, x_T: Vector, lift: Lift) -> list[tuple[Vector, Any]]:
+        """All states of the recursion, with what the method remembers."""
+        first = lift(self.equation.weights[0])
+        states: list[tuple[Vector, Any]] = [([x / first for x in x_T], None)]
+        for n, step in enumerate(self._steps(lift)):
+            states.append(METHODS[self.name](self._drift(n, lift), step, *states[-1]))
+        return states
+
+    @property
+    def _start(self) -> list[float]:
+        return self.x_T.flatten().tolist()
+
+    def _last(self, lift: Lift) -> Vector:
+        """The cotangent of y_N."""
+        last = lift(self.equation.weights[-1])
+        return [last * g for g in self.cotangent.flatten().tolist()]
+
+    def _steps(self, lift: Lift) -> Iterator[Step]:
         s, zero = self.equation.clocks, [0.0] * self.x_T.numel()
         for n in range(len(s) - 1):
             pair = (zero, zero) if self.noise is None else tuple(
                 value[n].flatten().tolist() for value in (self.noise.increments, self.noise.levy_areas)
             )
-            yield Step(s[n], s[n + 1], *pair)
+            yield Step(s[n], s[n + 1], lift(s[n + 1]) - lift(s[n]), *([lift(b) for b in value] for value in pair))
 
-    def _drift(self, n: int) -> Drift:
+    def _drift(self, n: int, lift: Lift) -> Drift:
         """The mixture's prediction in the frame's kind, at float64 times, weights and levels."""
         kind = self.equation.frame.kind
 
         def drift(s: float, y: Vector) -> Vector:
             t, weight = self.equation.at(n, s)
             alpha, sigma = float(SCHEDULE.alpha(t)), float(SCHEDULE.sigma(t))
-            x = [c * arb(weight) for c in y]
-            mean = posterior_mean(self.problem, x, alpha, sigma)
+            x = [c * weight for c in y]
+            mean = posterior_mean(self.problem, x, alpha, sigma, lift)
             if kind == "data":
                 return mean
-            eps = [(c - m * arb(alpha)) * (1 / arb(sigma)) for c, m in zip(x, mean, strict=True)]
+            eps = [(c - m * alpha) / lift(sigma) for c, m in zip(x, mean, strict=True)]
             return eps if kind == "noise" else [e - m for e, m in zip(eps, mean, strict=True)]
 
         return drift
@@ -281,16 +347,14 @@ class Found(NamedTuple):
 
 def compare(case: Case, adjoint: Adjoint, solver: sa.Solver | None = None) -> Found:
     """The worst component of a gradient against its ball."""
-    exact, rounded = case.enclosure(BITS), case.enclosure(53)
-    factor = 2 * ULPS
-    if isinstance(adjoint, sa.Reversible):
-        factor = factor * 2 * ZETA ** -(len(case.grid) - 1)
+    unit = ULPS * torch.finfo(torch.float64).eps
+    conditions = case.condition_undone if isinstance(adjoint, sa.Reversible) else case.condition
     worst = []
-    for g, ball, wide in zip(case.gradient(adjoint, solver).tolist(), exact, rounded, strict=True):
+    for g, ball, size in zip(case.gradient(adjoint, solver).tolist(), case.ball, conditions, strict=True):
         before, ctx.prec = ctx.prec, BITS
         distance = float(abs(arb(g) - ball).upper())
         ctx.prec = before
-        worst.append(Found(distance, factor * float(wide.rad()), float(ball.rad())))
+        worst.append(Found(distance, unit * size, float(ball.rad())))
     return max(worst, key=lambda found: found.distance / found.bound)
 
 

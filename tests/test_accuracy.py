@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -60,8 +61,9 @@ def gradient(x: Tensor, grid: Tensor, solver: sa.Solver, frame: sa.Frame, noise:
 # ---------------------------------------------------------------- gradient_error
 
 
-@pytest.mark.parametrize("steps", [20, 40])
-@pytest.mark.parametrize("solver", [sa.Euler(), sa.Heun(), sa.DPMSolverPP2M(), sa.UniPC(3)], ids=repr)
+@pytest.mark.parametrize(
+    ("solver", "steps"), [(sa.Euler(), 10), (sa.Heun(), 10), (sa.DPMSolverPP2M(), 20), (sa.UniPC(3), 20)], ids=repr
+)
 def test_effectivity_against_a_closed_form(solver: sa.Solver, steps: int) -> None:
     """In one dimension the gradient of the equation is ``p_T / p_0`` (T2)."""
     x = torch.linspace(-2, 2, 9, dtype=torch.float64).requires_grad_()
@@ -78,17 +80,22 @@ def test_effectivity_against_a_closed_form(solver: sa.Solver, steps: int) -> Non
 
 
 @pytest.mark.parametrize(
-    ("solver", "eta"), [(sa.Euler(), 0.5), (sa.DPMSolverPP2M(), 1.0), (sa.ShARK(), 0.5)], ids=repr
+    ("solver", "eta"), [(sa.Euler(), 0.5), (sa.DPMSolverPP2M(), 0.5), (sa.ShARK(), 0.5)], ids=repr
 )
 def test_effectivity_along_paths(solver: sa.Solver, eta: float) -> None:
     """Against ShARK on 8 times as many steps of the same path, where it errs by a 23rd."""
     x, frame, noise = starts(40, 1).requires_grad_(), sa.Frame(SCHEDULE, eta), sa.BrownianPath(5, refinable=True)
     grid = sa.uniform_logsnr(SCHEDULE, 20, **ENDS)
     found = sa.gradient_error(DENOISER, x, loss=loss, frame=frame, grid=grid, solver=solver, noise=noise)
-    true = gradient(x, split(SCHEDULE, grid, [8] * 20), sa.ShARK(), frame, noise)
-    missed = float((found.gradients["x_T"] - true).norm())
+    missed = float((found.gradients["x_T"] - on_eight_times_as_many(eta)).norm())
     assert 0.8 <= found.absolute / missed <= 1.25
     assert torch.equal(found.gradients["x_T"], gradient(x, grid, solver, frame, noise))
+
+
+@cache
+def on_eight_times_as_many(eta: float) -> Tensor:
+    grid, noise = sa.uniform_logsnr(SCHEDULE, 20, **ENDS), sa.BrownianPath(5, refinable=True)
+    return gradient(starts(40, 1), split(SCHEDULE, grid, [8] * 20), sa.ShARK(), sa.Frame(SCHEDULE, eta), noise)
 
 
 def test_steps_that_are_too_long_are_called_unreliable() -> None:
@@ -104,6 +111,28 @@ def test_steps_that_are_too_long_are_called_unreliable() -> None:
     )
     assert not found.reliable
     assert "not reliable" in str(found)
+
+
+@pytest.mark.parametrize(("variance", "steps", "reliable"), [(0.05, 20, True), (0.02, 10, False)])
+def test_errors_that_are_alike_on_neighbouring_grids_are_seen(variance: float, steps: int, reliable: bool) -> None:
+    """Between two narrow modes refinements of Euler's method by itself show less than half of its error."""
+    problem = ([0.5, 0.5], [-1.0, 1.0], [variance] * 2)
+    denoiser = sa.Denoiser(predictor(problem[0], [[-1.0], [1.0]], problem[2]), SCHEDULE, "sample")
+    x = torch.linspace(-0.3, 0.3, 9, dtype=torch.float64).requires_grad_()
+    call: dict[str, Any] = {"frame": sa.Frame(SCHEDULE), "solver": sa.Euler()}
+    grid = sa.uniform_logsnr(SCHEDULE, steps, **ENDS)
+    exact = x.detach().clone().requires_grad_()
+    (true,) = torch.autograd.grad(sa.problems.Mixture(*problem).ode_map(exact, SCHEDULE, **ENDS).sum(), exact)
+    own = []
+    for parts in (1, 2, 4):
+        out = sa.sample(denoiser, x, grid=split(SCHEDULE, grid, [parts] * steps), adjoint=sa.Direct(), **call)
+        own.append(torch.autograd.grad(out.sum(), x)[0])
+    missed = float((own[0] - true).norm())
+    assert float((own[2] - own[0] + own[2] - own[1]).norm()) < missed / 2
+    found = sa.gradient_error(denoiser, x, loss=torch.sum, grid=grid, **call)
+    assert found.reliable == reliable
+    assert abs(found.absolute - missed) <= found.uncertainty
+    assert not reliable or 0.8 <= found.absolute / missed <= 1.25
 
 
 class Conditioned(nn.Module):
@@ -142,7 +171,7 @@ def test_every_tensor_has_a_row_and_nothing_is_changed() -> None:
     assert found.absolute == pytest.approx(np.linalg.norm([row.error for row in found.rows]))
     lines = str(found).splitlines()
     assert len(lines) == 5
-    assert lines[-1] == "8 steps, against refinements by Heun()"
+    assert lines[-1] == "8 steps, against refinements by RK4()"
 
 
 def test_scheduled_slots_keep_their_steps() -> None:
@@ -168,7 +197,7 @@ def test_scheduled_guidance_keeps_its_steps() -> None:
 
 
 def test_a_gradient_of_lower_precision_is_compared_in_double() -> None:
-    grid = sa.uniform_logsnr(SCHEDULE, 20, **ENDS)
+    grid = sa.uniform_logsnr(SCHEDULE, 10, **ENDS)
     rows = []
     for dtype in (torch.float32, torch.float64):
         x = starts(4, 3, torch.float32).to(dtype).requires_grad_()
@@ -178,7 +207,7 @@ def test_a_gradient_of_lower_precision_is_compared_in_double() -> None:
         assert found.gradients["x_T"].dtype == dtype
         assert found.errors["x_T"].dtype == torch.float64
         rows.append(found.errors["x_T"])
-    # Round-off of a gradient in float32 over 20 steps of two calls, 1e-5, is part of its error.
+    # Round-off of a gradient in float32 over 10 steps of two calls, 1e-5, is part of its error.
     torch.testing.assert_close(rows[0], rows[1], rtol=0, atol=1e-5 * float(found.rows[0].norm))
     assert float(rows[1].norm()) > 1e-4 * found.rows[0].norm
 
@@ -288,7 +317,9 @@ def test_a_goal_grid_is_better_on_held_out_starts() -> None:
     # Twice as near as the best of the usual ones; polished, on the starts it was made on no worse than unpolished.
     assert found[0] < min(found[name] for name in usual) / 2
     own = [errors_on(made[polish], x, solver, frame) for polish in (0, 4)]
-    assert own[1] <= own[0] + 1e-3  # references of UniPC on 128 steps here and there, 1e-4
+    # On its own starts it is no worse than any that was tried, but for the errors of the references, 1e-4.
+    assert own[1] <= own[0] + 1e-3
+    assert own[0] <= min(errors_on(grid, x, solver, frame) for grid in usual.values()) + 1e-3
 
 
 def test_a_goal_grid_along_paths_and_for_weights() -> None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import sdeadjoint as sa
 from sdeadjoint import cli
 from sdeadjoint.adapters.schedulers import READERS
-from sdeadjoint.audit import Course, Own, Row, Slope, courses, subjects
+from sdeadjoint.audit import Course, Own, Plan, Row, Slope, Subject, audit, courses, subjects
 from sdeadjoint.audit import command as audit_command
 from sdeadjoint.audit.subjects import CASES, OURS, THEIRS, schedulers
+from sdeadjoint.solvers import Drift, Interval, State
 
 # diffusers makes arrays of its tables in a way that NumPy will change.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -137,6 +140,45 @@ def test_what_departs_is_told_with_its_numbers() -> None:
         "its samples' standard deviation is -8.0% off the exact one at 50 calls",
         "its gradient is 7.0% off the equation's at 50 calls",
     ]
+
+
+@dataclass(frozen=True)
+class Longer(sa.Solver):
+    """A solver with steps that are a hundredth too long."""
+
+    base: sa.Solver
+
+    @property
+    def claims(self) -> sa.Claims:
+        return self.base.claims
+
+    def step(self, drift: Drift, interval: Interval, y: Tensor, state: State) -> tuple[Tensor, State]:
+        y1, state = self.base.step(drift, interval, y, state)
+        return y + 1.01 * (y1 - y), state
+
+
+def measured(subject: Subject) -> Row:
+    (row,) = audit([subject], plan=Plan((12, 24, 48), paths=30, starts=16)).rows
+    return row
+
+
+def test_an_order_that_is_stated_too_high_is_told() -> None:
+    (ddim,) = (subject for subject in subjects() if subject.name == "ddim")
+    right, wrong = measured(ddim), measured(replace(ddim, order=2.0))
+    assert right.short == ()
+    assert wrong.short == ("ode", "gradient")
+    assert any(finding.sentence.startswith("order 2 is stated") for finding in wrong.findings())
+
+
+def test_steps_that_are_a_hundredth_too_long_show() -> None:
+    """Errors stop falling at about a hundredth. DDIM's own, of some per cent at 48 steps, would hide that."""
+    (right,) = (subject for subject in subjects() if subject.name == "dpm_solver_pp_2m")
+    solver = Longer(sa.DPMSolverPP2M())
+    wrong = replace(right, course=lambda steps: right.course(steps)._replace(solver=solver), method=solver)
+    rows = measured(right), measured(wrong)
+    assert rows[0].short == ()
+    assert {"ode", "gradient"} <= set(rows[1].short)
+    assert any("measured without noise" in finding.sentence for finding in rows[1].findings())
 
 
 def test_the_quick_audit_writes_page_numbers_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import inspect
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -172,6 +172,15 @@ def broken(check: Callable[..., None], subject: Any, item: str, **options: Any) 
     return message
 
 
+@pytest.fixture
+def unshrunk() -> Iterator[None]:
+    """A fault is found by the same cases, and its smallest counterexample is not looked for."""
+    kept = settings.get_current_profile_name()
+    settings.load_profile("mutants")
+    yield
+    settings.load_profile(kept)
+
+
 # It sees int B ds, and no more of the noise: the stage is at dB/2 + H.
 LINEAR = with_tableau(
     sa.Midpoint(),
@@ -286,6 +295,7 @@ def changed_tableaus(tableau: Tableau) -> list[tuple[str, Tableau]]:
     return found
 
 
+@pytest.mark.usefixtures("unshrunk")
 @pytest.mark.parametrize("solver", [s for s in strategies.SOLVERS if isinstance(s, RungeKutta)], ids=repr)
 def test_one_per_cent_of_any_coefficient_is_found(solver: RungeKutta) -> None:
     items = ("exactness", "clocks", "levy area", "straight path", "error estimate", "ode order")
@@ -314,6 +324,7 @@ def test_one_per_cent_of_any_coefficient_is_found(solver: RungeKutta) -> None:
         ("edits the state", "inverse"),
     ],
 )
+@pytest.mark.usefixtures("unshrunk")
 def test_faults_of_inverses_are_found(fault: str, item: str) -> None:
     wrong = WrongInverse(sa.Euler(), fault=fault)
     assert "Walk(clock=" in broken(check_reversible, wrong, item)
@@ -345,6 +356,7 @@ def test_faults_of_inverses_are_found(fault: str, item: str) -> None:
         ("takes NaN", "ends"),
     ],
 )
+@pytest.mark.usefixtures("unshrunk")
 def test_faults_of_schedules_are_found(fault: str, item: str) -> None:
     schedule = OddSchedule(fault=fault)
     broken(check_schedule, schedule, item, only=item)
@@ -382,6 +394,7 @@ def test_faults_of_schedules_are_found(fault: str, item: str) -> None:
         ("seed of the dtype", "cast"),
     ],
 )
+@pytest.mark.usefixtures("unshrunk")
 def test_faults_of_noise_are_found(fault: str, item: str) -> None:
     def make(seed: int) -> sa.Noise:
         return OddNoise(fault, seed)
@@ -492,6 +505,7 @@ class Faulty(Adjoint):
     ],
     ids=named,
 )
+@pytest.mark.usefixtures("unshrunk")
 def test_faults_of_adjoints_are_found(adjoint: Adjoint, item: str) -> None:
     broken(check_adjoint, adjoint, item, only=item)
 

@@ -67,6 +67,18 @@ def test_noise_that_is_not_given_is_found(solver: sa.Solver, eta: float, final_z
     assert worst(found, want) <= 1e-11
 
 
+def test_a_last_step_to_zero_has_no_noise_to_be_found() -> None:
+    """Another model's last step has no increment by which the base would make it, and needs none."""
+    base, frame = MIXTURE.denoiser(VP), sa.Frame(VP, eta=0.3)
+    grid = sa.uniform_logsnr(VP, 3, t_max=0.6, t_min=0.1, final_zero=True)
+    how: dict[str, Any] = {"frame": frame, "grid": grid, "solver": sa.Heun()}
+    noise, g = sa.BrownianPath(seed=1), draw(3, 2, seed=2)
+    path = sa.sample(base, draw(3, 2), noise=noise, trajectory=True, **how)
+    path[-1] += 0.1
+    found, want = (sa.lean_adjoint(base, path, g, noise=each, **how) for each in (None, noise))
+    assert worst(found, want) <= 1e-11
+
+
 def test_noise_that_is_not_to_be_found_is_asked_for() -> None:
     """``F = -(2/ds) y`` cancels the noise of a Heun step: no increment leads anywhere else."""
     frame, grid = sa.Frame(VP, eta=1.0), sa.uniform_logsnr(VP, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -19,6 +20,7 @@ from .documents import ROOT, blocks, commands, dangling, fences, run, write_file
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+NOTEBOOKS = sorted(DOCS.glob("notebooks/*.ipynb"))  # make docs runs them
 ALL = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 NAMES = [str(page.relative_to(ROOT)) for page in ALL]
 STUDIES = [
@@ -93,14 +95,24 @@ def test_names_of_the_package_exist(page: Path) -> None:
     assert set(checks) <= set(testing.__all__)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda page: page.name)
 def test_links_lead_somewhere_and_files_that_are_named_exist(page: Path) -> None:
     assert list(dangling(page)) == []
 
 
 def test_the_index_lists_every_page() -> None:
-    listed = re.findall(r"^\| \[.*?\]\((\w+\.md)\)", (DOCS / "README.md").read_text(), flags=re.MULTILINE)
-    assert sorted([*listed, "README.md"]) == [page.name for page in PAGES]
+    index = (DOCS / "README.md").read_text()
+    listed = re.findall(r"^\| \[.*?\]\(((?:notebooks/)?\w+\.\w+)\)", index, flags=re.MULTILINE)
+    assert {DOCS / page for page in [*listed, "README.md"]} == {*PAGES, *NOTEBOOKS}
+    assert len(set(listed)) == len(listed)
+
+
+@pytest.mark.parametrize("page", NOTEBOOKS, ids=lambda page: page.name)
+def test_notebooks_are_kept_without_results(page: Path) -> None:
+    cells = [cell for cell in json.loads(page.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+    for cell in cells:
+        compile("".join(cell["source"]), page.name, "exec")
 
 
 def test_every_picture_is_shown() -> None:

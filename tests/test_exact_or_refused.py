@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import sdeadjoint as sa
 
-from .awkward import Case
+from .awkward import ANOTHER_NUMBER, Case
 from .awkward_inside import CASES
 from .loops import DOUBLE, NODES, loop, sampled
 from .solves import worst
@@ -87,6 +87,8 @@ def test_exact_or_refused(which: str, name: str) -> None:
         return made, out.detach(), gradients(out, [*([x_T] if x_T.requires_grad else []), *made.leaves])
 
     if refused := sentence(name, CASES[which]()):
+        if refused == ANOTHER_NUMBER and not hasattr(torch._C._autograd.SavedTensor, "data"):
+            pytest.skip("PyTorch shows the numbers of a graph from 2.13 on; docs/gradients.md says so")
         with pytest.raises(RuntimeError, match=refused) as error:
             run(ADJOINTS[name])
         assert error.match(REMEDY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -418,8 +419,9 @@ def test_weights_that_change_before_the_second_pass(x_T: Tensor) -> None:
     (grad,) = torch.autograd.grad(sampled(network, x_T, sa.Checkpoint()).sin().sum(), x_T, create_graph=True)
     with torch.no_grad():
         network.shared.mul_(1.1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match="modified by an inplace operation") as caught:
         torch.autograd.grad(grad.sum(), x_T)
+    assert "by an optimizer's step for instance" in caught.value.__notes__[-1]
 
 
 def test_an_attention_kernel_without_second_derivative(x_T: Tensor) -> None:
@@ -462,6 +464,39 @@ def test_a_wrong_gradient_fails_the_taylor_test() -> None:
 
 
 # Cost.
+
+
+@cache
+def fewest(steps: int, snapshots: int) -> int:
+    """Evaluations without a graph to reverse steps from as many stored states, the first included, by trial."""
+    if steps <= 1 or snapshots == 1:
+        return steps * (steps - 1) // 2
+    return min(m + fewest(steps - m, snapshots - 1) + fewest(m, snapshots) for m in range(1, steps))
+
+
+@pytest.mark.parametrize("steps", [12, 37])
+@pytest.mark.parametrize(("snapshots", "pairs"), [(1, 1), (2, 3), (3, 4), (4, 6)])
+def test_calls_with_snapshots(snapshots: int, pairs: int, steps: int) -> None:
+    """The gradient is taken twice, once through the loss; tangents are advanced from three halves as many states."""
+    calls, _ = spent(sa.Checkpoint(snapshots), steps, second=False)
+    assert calls == steps + fewest(steps, snapshots) + 1
+    calls, _ = spent(sa.Checkpoint(snapshots), steps, second=True)
+    assert calls == 3 * steps + 2 * fewest(steps, snapshots) + fewest(steps, pairs) + 2
+
+
+def test_only_the_asked_gradients_take_memory() -> None:
+    """A product in x alone, along all directions, has no sum of the weights' gradients."""
+    network = nn.Sequential(nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 256)).double()
+    weights = list(network.parameters())
+    x_T, peaks = torch.ones(1, 256, dtype=DOUBLE, requires_grad=True), list[int]()
+    for asked in ([x_T], [x_T, *weights]):
+        with PeakMemory() as memory:
+            out = sampled(lambda x, t: network(x), x_T, sa.Checkpoint())
+            grads = torch.autograd.grad(out.sum(), [x_T, *weights], create_graph=True)
+            memory.peak = given = memory.live
+            torch.autograd.grad([grad.sum() for grad in grads], asked)
+        peaks.append(memory.peak - given)
+    assert peaks[0] + sum(weight.nbytes for weight in weights) <= peaks[1]
 
 
 def spent(adjoint: sa.Adjoint, steps: int, *, second: bool) -> tuple[int, int]:

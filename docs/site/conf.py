@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+GUIDE = ROOT / "docs" / "README.md"
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import docstrings  # noqa: E402
@@ -21,12 +22,17 @@ import sdeadjoint  # noqa: E402
 
 project, author, release = "sdeadjoint", "The sdeadjoint developers", sdeadjoint.__version__
 copyright = author
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
 root_doc = "README"
-include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/*.md", "docs/reference/*", "theory/*.md"]
+PROJECT = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+include_patterns = [*PROJECT, "docs/*.md", "docs/notebooks/*", "docs/reference/*", "theory/*.md"]
 exclude_patterns = [".*", "build", "demo-out", "dist", "site", "sdeadjoint", "tests", "examples"]
-source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb", ".rst": "restructuredtext"}
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
+nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 4
 autodoc_member_order = "bysource"
@@ -47,6 +53,13 @@ CONTENTS = """
 :caption: Guide
 
 {guide}
+```
+
+```{{toctree}}
+:hidden:
+:caption: Notebooks
+
+{notebooks}
 ```
 
 ```{{toctree}}
@@ -76,10 +89,12 @@ CONTRIBUTING
 def add_contents(app: object, name: str, source: list[str]) -> None:
     """The navigation is no part of the README that GitHub shows; neither is a comment that the tests run."""
     if name == "README":
-        listed = re.findall(r"^\| \[.*?\]\((\w+)\.md\)", (ROOT / "docs" / "README.md").read_text(), re.MULTILINE)
+        listed = re.findall(r"^\| \[.*?\]\((\w+)\.md\)", GUIDE.read_text(), re.MULTILINE)
+        notebooks = re.findall(r"^\| \[.*?\]\(notebooks/(\w+)\.ipynb\)", GUIDE.read_text(), re.MULTILINE)
         theory = sorted(page.stem for page in (ROOT / "theory").glob("*.md") if page.stem != "README")
         source[0] = re.sub(r"<!--.*?-->", "", source[0], flags=re.DOTALL) + CONTENTS.format(
             guide="\n".join(f"docs/{page}" for page in ("README", *listed)),
+            notebooks="\n".join(f"docs/notebooks/{page}" for page in notebooks),
             reference="\n".join(f"docs/reference/{page}" for page in reference.pages()),
             theory="\n".join(f"theory/{page}" for page in ("README", *theory)),
         )

@@ -17,16 +17,16 @@ from ..adjoints import Adjoint, Checkpoint
 from ..conditioning import scheduled
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.frames import Frame
-from ..diffusion.grids import uniform_logsnr, uniform_time
+from ..diffusion.grids import karras, uniform_logsnr, uniform_time
 from ..gradient_check.call import Call, Loss
 from ..gradient_check.check import in_double
 from ..noise import Noise
-from ..solvers import ShARK, Solver, UniPC
-from .refine import check_noise, dense, split
+from ..solvers import Solver
+from .refine import better, check_noise, dense, split
 
 Array = NDArray[np.float64]
 
-_REFERENCE_STEPS = 128  # at least; a multiple of the grid's own
+_REFERENCE_STEPS = 80  # at least; a multiple of the grid's own
 _LEAST = 0.1  # of the mean density of nodes: no step is longer than ten average ones
 _FAR = 1e6  # stands for a solve that is not finite
 _LONGEST = 2.0  # how far polishing may stretch or shrink a step, as a logarithm
@@ -59,8 +59,8 @@ def goal_grid(
     nodes goes like ``C_n^(1/q) / h_n``, with ``q = p + 1`` for a solver of order p without noise and
     ``p + 1/2`` along SDE paths, where squares add up. With ``polish`` Gauss-Newton steps then move
     them on, to where shares of different signs cancel: in the mean square of the error itself,
-    against a reference on a fine grid. Of all grids that were tried the one that is nearest to the
-    reference on these starts is returned.
+    against a reference on a fine grid. Of all grids that were tried, ``uniform_logsnr``, ``karras`` and
+    ``uniform_time`` among them, the one that is nearest to the reference on these starts is returned.
 
     Args:
         denoiser, x_T, frame, solver, noise, cond, adjoint: as for ``gradient_error``. x_T are the
@@ -77,7 +77,8 @@ def goal_grid(
 
     Returns a float64 tensor (N + 1,) of decreasing times on the CPU.
     Cost: ``N + 1`` gradients of N calls per sweep, as many per Gauss-Newton step, and a reference of
-    128 steps at least. It is made once, for all calls that follow; the choice is not differentiated.
+    80 steps of RK4 at least (with noise, of ShARK). It is made once, for all calls that follow; the
+    choice is not differentiated.
     Errors: ``TypeError`` or ``ValueError`` for arguments that do not fit.
 
     Not for losses that change with every call, nor made on starts that are unlike those to come:
@@ -99,7 +100,7 @@ def goal_grid(
         call.x_T.requires_grad_()
     goal = _Goal.create(call, adjoint)
     places = goal.places(start)
-    tried = [places]
+    tried = [places, *goal.usual()]
     order = solver.claims.ode + 1 if frame.eta == 0 else solver.claims.strong + 0.5
     for _ in range(sweeps):
         places = equidistributed(places, goal.shares(places), order)
@@ -130,10 +131,9 @@ class _Goal:
         grid = torch.as_tensor(call.grid)
         steps = len(grid) - 1
         fine = split(call.frame.schedule, grid, [max(4, math.ceil(_REFERENCE_STEPS / steps))] * steps)
-        better: Solver = UniPC(3) if call.frame.eta == 0 else ShARK()
         leaves = call.leaves()
         with in_double():
-            _, found = replace(call, grid=fine, solver=better).gradients(Checkpoint(), leaves)
+            _, found = replace(better(call), grid=fine).gradients(Checkpoint(), leaves)
         scales = {name: _scale(name, dense(grad, leaves[name])) for name, grad in found.items() if grad is not None}
         finite = bool(torch.isfinite(call.frame.schedule.lam(grid)).all())
         goal = cls(call, leaves, adjoint, grid, finite, scales, np.zeros(0))
@@ -147,6 +147,14 @@ class _Goal:
         table = torch.from_numpy(places)
         times = self.call.frame.schedule.time(table) if self.logarithmic else -table
         return torch.cat([self.start[:1], times[1:-1], self.start[-1:]])
+
+    def usual(self) -> list[Array]:
+        """Other grids that people take, from the same start to the same end."""
+        if not self.logarithmic:
+            return []
+        first, last = float(self.start[0]), float(self.start[-1])
+        schedule, steps = self.call.frame.schedule, len(self.start) - 1
+        return [self.places(make(schedule, steps, t_max=first, t_min=last)) for make in (karras, uniform_time)]
 
     def gradient(self, places: Array) -> Array:
         _, found = replace(self.call, grid=self.grid(places)).gradients(self.adjoint, self.leaves)

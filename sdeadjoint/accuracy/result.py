@@ -17,15 +17,13 @@ class ErrorRow:
         name: ``"x_T"``, ``"cond.style[0]"``, or a parameter's name.
         norm: of the equation's gradient, as far as it is known.
         error: the estimate of ``|this gradient - the equation's|``.
-        uncertainty: how far the estimate may be off: the estimated error of what it was compared with.
-        order: the order that the last two refinements show, NaN where it was not observed.
+        uncertainty: how far the estimate may be off: what is known of the error of the reference.
     """
 
     name: str
     norm: float
     error: float
     uncertainty: float
-    order: float = math.nan
 
     @property
     def relative(self) -> float:
@@ -83,11 +81,10 @@ class GradientError:
         return {name: self.gradients[name].double() + error for name, error in self.errors.items()}
 
     def __str__(self) -> str:
-        lines = [f"{'':24}{'norm':>12}{'error':>12}{'relative':>12}{'uncertain':>12}{'order':>8}"]
+        lines = [f"{'':24}{'norm':>12}{'error':>12}{'relative':>12}{'uncertain':>12}"]
         for row in self.rows:
             numbers = f"{row.norm:12.3g}{row.error:12.3g}{row.relative:12.2%}{row.uncertainty:12.2g}"
-            order = "" if math.isnan(row.order) else f"{row.order:.2f}"
-            lines.append(f"{row.name:24}{numbers}{order:>8}")
+            lines.append(f"{row.name:24}{numbers}")
         lines.append(f"{self.steps} steps, against refinements by {self.reference}")
         if not self.reliable:
             lines.append("not reliable: these steps are too long for the estimate; take more of them")

@@ -48,8 +48,9 @@ class Frame:
             rectified flows and of zero-terminal-SNR tables) and ``"noise"`` is not; with eta > 0 and alpha(T) = 0
             the latent x_T reaches the sample through the network's first evaluation only, as y_T = 0.
 
-    Strong order 1.5 (``SRA1``, ``ShARK``) holds in every kind with eta > 0, for paths on ``noise_clock``; increments
-    standardised on another clock, such as sigma, cap it at 1 (theory/clocks.md).
+    Between regular ends (alpha > 0 and sigma > 0) strong order 1.5 (``SRA1``, ``ShARK``) holds in every kind with
+    eta > 0, for paths on ``noise_clock``. Increments standardised on another clock, such as sigma, cap it at 1
+    (theory/clocks.md). From alpha = 0 it holds in the data kind with eta = 1 (theory/frames.md, F5).
 
     Sources: Lu et al. (2022b), DPM-Solver++ (data kind, eta 0 and 1); Lu et al. (2022a), DPM-Solver (noise kind);
     Karras et al. (2022), EDM, section 4 (SDEs with equal marginals); Blasingame and Liu (2024), AdjointDEIS.

@@ -229,15 +229,14 @@ class _Transport(torch.autograd.Function):
 def transport(x: Tensor, start: Line, end: Line) -> Tensor:
     """The ``y`` with ``F_end(y) = F_start(x)``, elementwise: Newton's method, bisecting when that is slow or leaves.
 
-    F_start(x) is an average of ``Phi(z_k)``, so it lies between the Phi of the least and of the greatest z_k,
-    and y between the least and the greatest of the components' own images of these: a bracket without a
-    search.
+    Each component's own image of x has the same ``Phi(z_k)`` before and after. At the greatest of these images
+    no component has less than that, at the least none has more, and F is an average of them: a bracket
+    without a search.
     """
     sign = torch.where(start.log_tail(x, 1.0) <= start.log_tail(x, -1.0), 1.0, -1.0).to(x)
     target = start.log_tail(x, sign)
-    z = start.standardised(x)
-    low = (end.means + end.sds * z.amin(-1, keepdim=True)).amin(-1)
-    high = (end.means + end.sds * z.amax(-1, keepdim=True)).amax(-1)
+    images = end.means + end.sds * start.standardised(x)
+    low, high = images.amin(-1), images.amax(-1)
     y, last = (low + high) / 2, high - low
     for _ in range(200):  # a step that fails to halve is replaced by a bisection, so about 110 suffice
         tail = end.log_tail(y, sign)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -37,7 +38,7 @@ class _Checks:
     refusable: bool = True
 
     def compare(self, adjoint: Adjoint, case: Solve) -> None:
-        want = case.gradients(Direct())
+        want = _exact(case)
         got = self._attempt(lambda: case.gradients(adjoint))
         if got is None:
             return
@@ -110,7 +111,7 @@ class _Checks:
 
     def without(self, adjoint: Adjoint, case: Solve) -> None:
         """No gradient wanted: under ``no_grad``, and where nothing requires one."""
-        want = case.gradients(Direct()).x
+        want = _exact(case).x
         arguments, leaves = case.build()
         for leaf in leaves.values():
             leaf.requires_grad_(False)
@@ -140,6 +141,17 @@ class _Checks:
                 raise ViolationError(f"it refused: {type(refusal).__name__}: {refusal}") from refusal
 
 
+@lru_cache(maxsize=128)
+def _known(case: Solve) -> Gradients:
+    return case.gradients(Direct())
+
+
+def _exact(case: Solve) -> Gradients:
+    """What ``Direct()`` has; for this library's own solvers the same for every adjoint, so it is computed once."""
+    own = any(case.solver is solver for solver in (*_ANY, *_REVERSIBLE))
+    return _known(case) if own else case.gradients(Direct())
+
+
 def check_recomputed(solver: Solver, case: Recomputed, tolerance: float = 1e-9) -> None:
     """The adjoint of the case, which stands on the solver's contract, agrees with ``Direct()``."""
     _Checks(tolerance, refusable=False).compare(case.adjoint, case.solve(solver))
@@ -147,9 +159,15 @@ def check_recomputed(solver: Solver, case: Recomputed, tolerance: float = 1e-9) 
 
 def items(adjoint: Adjoint, solver: Solver | None, tolerance: float) -> tuple[Item, ...]:
     """The items of ``check_adjoint``, over the solvers that the adjoint takes."""
-    chosen = _solvers(adjoint) if solver is None else (solver,)
+    if solver is not None:
+        return _items((solver,), _takes_latents(adjoint, solver), tolerance)
+    chosen = _solvers(adjoint)
+    return _own_items(chosen, _takes_latents(adjoint, chosen[0]), tolerance)
+
+
+def _items(chosen: tuple[Solver, ...], latent: bool, tolerance: float) -> tuple[Item, ...]:
     checks, basic = _Checks(tolerance), _Checks(tolerance, refusable=False)
-    plain = st.builds(Solve, solver=st.just(chosen[0]), latent=st.just(_takes_latents(adjoint, chosen[0])))
+    plain = st.builds(Solve, solver=st.just(chosen[0]), latent=st.just(latent))
     return (
         Item("basic", "one ODE with two steps is differentiated as Direct() does", plain, basic.compare, 1),
         Item(
@@ -178,6 +196,10 @@ def items(adjoint: Adjoint, solver: Solver | None, tolerance: float) -> tuple[It
         ),
         *_second_items(checks, chosen),
     )
+
+
+_own_items = lru_cache(maxsize=8)(_items)
+"""With this library's own solvers the items, and so their cases, are the same for every adjoint."""
 
 
 def _second_items(checks: _Checks, chosen: tuple[Solver, ...]) -> tuple[Item, ...]:

@@ -6,7 +6,8 @@ import re
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from textwrap import indent
 from typing import Any, NamedTuple
@@ -61,6 +62,16 @@ class Item:
     cases: st.SearchStrategy[Any]
     check: Callable[[Any, Any], None]
     examples: int = 20
+
+    @cached_property
+    def drawn(self) -> tuple[Any, ...]:
+        """The cases of every search, equal ones once."""
+        found: list[Any] = []
+        _run(self, found.append, (Phase.generate,))
+        try:
+            return tuple(dict.fromkeys(found))
+        except TypeError:  # one holds something that has no hash
+            return tuple(found)
 
 
 class Subject(NamedTuple):
@@ -125,9 +136,28 @@ def hold(subject: Subject, items: Sequence[Item], only: str | None, skip: Collec
                 raise ContractError(_message(subject, item, failure, repeats)) from cause
 
 
+def broken_at(item: Item, value: Any) -> tuple[Any, Exception] | None:
+    """The first of the item's cases that fails, and its error; not the smallest."""
+    for case in item.drawn:
+        try:
+            item.check(value, case)
+        except Exception as error:
+            return case, error
+    return None
+
+
 def _search(item: Item, value: Any) -> tuple[_Failure | None, bool]:
-    """The smallest failing case found, if any, and whether it fails every time."""
-    found: list[_Failure] = []
+    """The smallest failing case found, if any, and whether it fails every time.
+
+    The cases are tried as they are; hypothesis runs the same ones again where one fails, and shrinks it unless its
+    profile in use has no ``Phase.shrink``.
+    """
+    first = broken_at(item, value)
+    if first is None:
+        return None, True
+    found = [_Failure(*first)]
+    if Phase.shrink not in settings().phases:
+        return found[0], broken_at(replace(item, cases=st.just(first[0]), examples=1), value) is not None
 
     def tried(case: Case) -> None:
         try:
@@ -138,26 +168,35 @@ def _search(item: Item, value: Any) -> tuple[_Failure | None, bool]:
             found[:] = [_Failure(case, error)]  # the last one that is replayed is the smallest
             raise
 
+    try:
+        _run(item, tried, (Phase.generate, Phase.shrink))
+    except Flaky:
+        return found[-1], False
+    except Exception as error:
+        if error is not found[-1].error:
+            raise
+        return found[-1], True
+    return found[-1], False
+
+
+def _run(item: Item, body: Callable[[Any], None], phases: Collection[Phase]) -> None:
+    """The body on the cases that hypothesis draws, the same ones every time."""
+
+    def tried(case: Any) -> None:
+        body(case)
+
     quiet = settings(
         max_examples=item.examples,
         database=None,
         deadline=None,
         derandomize=True,
-        phases=(Phase.generate, Phase.shrink),
+        phases=phases,
         report_multiple_bugs=False,
         print_blob=False,
         verbosity=Verbosity.quiet,
         suppress_health_check=list(HealthCheck),
     )
-    try:
-        quiet(given(item.cases)(tried))()
-    except Flaky:
-        return found[-1] if found else None, False
-    except Exception:
-        if not found:
-            raise
-        return found[-1], True
-    return None, True
+    quiet(given(item.cases)(tried))()
 
 
 def _message(subject: Subject, item: Item, failure: _Failure, repeats: bool) -> str:
@@ -200,7 +239,7 @@ def literal(value: Any) -> str:
 
 
 def require(condition: bool, sentence: str) -> None:
-    """``ViolationError(sentence)`` unless the condition holds."""
+    """``ViolationError(sentence)`` unless the condition holds. Where tensors are printed, ask first: that is slow."""
     if not condition:
         raise ViolationError(sentence)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -37,16 +38,14 @@ class Sample(Case):
         """``dB / sqrt(h)`` and ``H / sqrt(h/12)`` by name, (2 steps, numbers): standard normals, says the law."""
         like = torch.zeros(2, self.numbers // 2, dtype=torch.float64, device="cpu")
         bound = noise.bind(torch.tensor(self.clock, dtype=torch.float64, device="cpu"), like, True)
-        names, rows = [], []
-        for part, variance in (("dB", 1.0), ("H", 1 / 12)):
-            for n in range(len(self.clock) - 1):
-                h = self.clock[n + 1] - self.clock[n]
-                drawn = bound.increment(n)
-                value = drawn.dB if part == "dB" else drawn.H
-                assert value is not None
-                rows.append((value.detach() / math.sqrt(variance * h)).reshape(-1).numpy())
-                names.append(f"{part} of step {n}")
-        return names, np.stack(rows)
+        increments, areas = [], []
+        for n, (nu0, nu1) in enumerate(pairwise(self.clock)):
+            drawn, h = bound.increment(n), nu1 - nu0
+            assert drawn.H is not None
+            increments.append((drawn.dB.detach() / math.sqrt(h)).reshape(-1).numpy())
+            areas.append((drawn.H.detach() / math.sqrt(h / 12)).reshape(-1).numpy())
+        names = [f"{part} of step {n}" for part in ("dB", "H") for n in range(len(increments))]
+        return names, np.stack([*increments, *areas])
 
     def code(self, name: str) -> str:
         made = f"{name}(0)" if name == "make" else name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -210,4 +210,4 @@ def solves(solvers: Sequence[Solver], *, trajectory: bool = False) -> st.SearchS
         scheduled=st.booleans(),
         guided=st.sampled_from(GUIDED),
         dtype=st.sampled_from([torch.float64, torch.float64, torch.float32]),
-    )
+    ).map(lambda case: case if case.eta > 0 else replace(case, noise=NOISES[0]))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..noise import BoundNoise, Increment, Noise
 from ..noise.paths import Paths
-from .contract import Case, require
+from .contract import Case, ViolationError, require
 from .surroundings import global_generators, reseed
 
 
@@ -112,11 +112,11 @@ def check_replay(noise: Noise, case: Binding) -> None:
     for bound, which in ((first, "the same object"), (case.bind(noise), "noise bound again")):
         for k, n in enumerate(case.order):
             again = _bits(bound.increment(n))
-            require(
-                _same(again, forward[n]),
-                f"increment({n}) is {_shown(forward[n])} in the order of the steps, and {_shown(again)} of {which} in "
-                f"the order {list(case.order[: k + 1])}",
-            )
+            if not _same(again, forward[n]):
+                raise ViolationError(
+                    f"increment({n}) is {_shown(forward[n])} in the order of the steps, and {_shown(again)} of {which} "
+                    f"in the order {list(case.order[: k + 1])}"
+                )
 
 
 def check_edits(noise: Noise, case: Binding) -> None:
@@ -129,7 +129,8 @@ def check_edits(noise: Noise, case: Binding) -> None:
                 part.detach().fill_(7.0)
         for m in range(case.steps):
             now = _bits(bound.increment(m))
-            require(_same(now, kept[m]), f"after increment({n}) was changed in place, increment({m}) is {_shown(now)}")
+            if not _same(now, kept[m]):
+                raise ViolationError(f"after increment({n}) was changed in place, increment({m}) is {_shown(now)}")
 
 
 def check_index(noise: Noise, case: Binding) -> None:

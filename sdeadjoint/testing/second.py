@@ -61,14 +61,15 @@ class SecondChecks:
         if not isinstance(found, tuple):
             return
         value, slope = found
-        self._falls(case, 2, "gradient", lambda h: value + h * slope)
+        steps = [2.0**-power for power in POWERS]
+        losses = {h: loss_at(case, h) for h in steps}
+        self._falls(losses, 2, "gradient", lambda h: value + h * slope)
         bend = self.attempt(lambda: curvature_along(adjoint, case))
         if isinstance(bend, float):
-            self._falls(case, 3, "Hessian-vector product", lambda h: value + h * slope + h * h / 2 * bend)
+            self._falls(losses, 3, "Hessian-vector product", lambda h: value + h * slope + h * h / 2 * bend)
 
-    def _falls(self, case: Solve, order: int, what: str, model: Callable[[float], float]) -> None:
-        steps = [2.0**-power for power in POWERS]
-        values = [loss_at(case, h) for h in steps]
+    def _falls(self, losses: dict[float, float], order: int, what: str, model: Callable[[float], float]) -> None:
+        steps, values = list(losses), list(losses.values())
         left = [abs(value - model(h)) for value, h in zip(values, steps, strict=True)]
         floor = FLOOR * torch.finfo(torch.float64).eps * max(1.0, *map(abs, values))
         rates = [

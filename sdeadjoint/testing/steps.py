@@ -12,7 +12,7 @@ from torch.autograd import gradcheck
 from torch.autograd.gradcheck import GradcheckError
 
 from ..solvers import Claims, Interval, Solver
-from .contract import distance, require
+from .contract import ViolationError, distance, require
 from .walks import Walk, solve
 
 ORDER_OF_STEPS = 4
@@ -67,9 +67,11 @@ def check_purity(solver: Solver, walk: Walk) -> None:
         solver.step(walk.drift, Interval(2.0, 2.5), walk.state(99), solver.initial_state)  # another solve in between
         again = solver.step(walk.drift, interval, y, state)
         for name, one, two in (("y", first[0], again[0]), ("the state", first[1], again[1])):
-            require(_same(one, two), f"step {n}, done twice with the same arguments, gave {name} = {one}, then {two}")
+            if not _same(one, two):
+                raise ViolationError(f"step {n}, done twice with the same arguments, gave {name} = {one}, then {two}")
         now = _attributes(solver)
-        require(_same(now, kept), f"step {n} changed the solver's own attributes from {kept} to {now}")
+        if not _same(now, kept):
+            raise ViolationError(f"step {n} changed the solver's own attributes from {kept} to {now}")
         y, state = first
 
 
@@ -81,7 +83,8 @@ def check_kind(solver: Solver, walk: Walk) -> None:
         for name in ("shape", "dtype", "device"):
             got, want = getattr(y1, name), getattr(y, name)
             require(got == want, f"step {n} made {name} {got} of {want}")
-        require(bool(y1.isfinite().all()), f"step {n} made y = {y1}, which is not finite")
+        if not y1.isfinite().all():
+            raise ViolationError(f"step {n} made y = {y1}, which is not finite")
         y = y1
 
 

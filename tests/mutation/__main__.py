@@ -1,7 +1,8 @@
 """``python -m tests.mutation``: plant every fault in turn and count those that the tests catch; ``make mutants``.
 
 Each mutant is written into a copy of the tree and the tests that answer for its file are run until the first failure.
-A whole campaign takes some two hours on two cores: ``--only frames`` runs a part, ``--sample 50`` a random one.
+A whole campaign takes hours on two cores: ``--only frames`` runs a part, ``--sample 50`` a random one, and prints the
+interval in which the caught fraction of all lies.
 ``survivors.md`` beside this file names every mutant that may survive, with its reason; others fail the command.
 """
 
@@ -16,6 +17,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
+
+from scipy.stats import binomtest
 
 from .mutants import Mutant, mutants
 from .runner import SECONDS, Outcome, run
@@ -58,6 +61,17 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "sdeadjoint/probability/*.py": ("test_transitions", "test_likelihood", "test_defaults"),
     "sdeadjoint/control/*.py": ("test_control", "test_defaults"),
     "sdeadjoint/curvature.py": ("test_second_derivatives", "test_defaults"),
+    "sdeadjoint/accuracy/*.py": ("test_accuracy",),
+    "sdeadjoint/problems/*.py": ("test_problems", "test_tilted"),
+    "sdeadjoint/adapters/*.py": (
+        "test_adapters_diffusers", "test_adapters", "test_timesteps", "test_adapters_awkward", "test_adapters_parity",
+        "test_audit",
+    ),
+    "sdeadjoint/convergence/*.py": (
+        "test_convergence_slope", "test_convergence", "test_convergence_equations", "test_convergence_fingerprint",
+        "test_convergence_command",
+    ),
+    "sdeadjoint/testing/*.py": ("test_testing", "test_check_equation", "test_checks", "test_weak_orders"),
 }  # fmt: skip
 
 
@@ -85,6 +99,9 @@ def main() -> int:
     unexplained = [name for name in survivors if f"`{name}`" not in excused]
     caught = len(planted) - len(survivors)
     print(f"{caught} of {len(planted)} caught, {late} of them by the limit of {SECONDS} s alone")
+    if arguments.sample is not None and planted:
+        low, high = binomtest(caught, len(planted)).proportion_ci(method="wilson")
+        print(f"of all mutants {caught / len(planted):.0%}, with a 95 % interval of {low:.0%} to {high:.0%} (Wilson)")
     print(f"{len(survivors)} survived, {len(unexplained)} of them without a reason")
     for name in survivors:
         print(f"  survived{' (no reason given)' if name in unexplained else ''}: {name}")

@@ -193,7 +193,7 @@ class Replay(torch.autograd.Function):
         plan: Plan = ctx.plan
         if all(grad is None for grad in grads):
             return (None,) * (2 + len(plan.inputs))
-        tensors = _unchanged(ctx)
+        tensors = unchanged(ctx)
         inputs, saved = tensors[: len(plan.inputs)], iter(tensors[len(plan.inputs) + len(plan.watched) :])
         end = next(saved)
         stack = nests.refilled(ctx.stages, saved) if ctx.complete else list(ctx.stages)
@@ -202,7 +202,7 @@ class Replay(torch.autograd.Function):
         return (None, None, *plan.retrieval.gradients(Held(plan, stack, end, ctx.kept), inputs, grads))
 
 
-def _unchanged(ctx: Any) -> tuple[Tensor, ...]:
+def unchanged(ctx: Any) -> tuple[Tensor, ...]:
     """The saved tensors; PyTorch's own error, which tells neither whose nor what to do, gets a note."""
     try:
         return tuple(ctx.saved_tensors)

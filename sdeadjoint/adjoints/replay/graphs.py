@@ -136,7 +136,7 @@ def _number(saved: Any) -> complex | float | None:
     """A number that a node saves, also in the shape of a tensor; None if it saves another tensor, or none."""
     if type(saved) is not torch._C._autograd.SavedTensor:
         return saved if isinstance(saved, int | float | complex) else None
-    value = getattr(saved, "data", None)  # earlier releases do not show it
+    value = getattr(saved, "data", None)  # releases before 2.13 do not show it
     if type(value) is not Tensor or value.ndim or not value.is_cpu or _functorch.is_functorch_wrapped_tensor(value):
         return None
     # It lies on the host: nobody waits for it.

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from torch._C import _functorch
 
 from ... import nests
 from ...recursion import Carry
-from .backward import BackwardSweep, Cotangents, Held, Plan, _refuse_mismatch, pull_back_all
+from .backward import BackwardSweep, Cotangents, Held, Plan, _refuse_mismatch, pull_back_all, unchanged
 from .leaves import Evaluation, Saving, Stage, evaluate
 from .surroundings import GeneratorStates, generators_untouched
 
@@ -45,14 +45,22 @@ class Twin(NamedTuple):
         return self.stage.carry
 
 
-Reverse = Callable[
-    [Plan, list[tuple[int, Twin]], Tensor, Callable[[Twin, int, int], Twin]], Iterator[tuple[int, Twin, Tensor]]
-]
-"""``reverse(plan, stack, end, advance)``: ``(n, twin before step n, y_{n+1})`` from the last step on."""
+class Reversal(Protocol):
+    """Which twins are stored on the way to the last step, and how the others are found on the way back."""
+
+    def stored(self, first: int, steps: int) -> frozenset[int]:
+        """The steps from ``first`` on before which twins are stored."""
+        ...
+
+    def in_reverse(
+        self, plan: Plan, stack: list[tuple[int, Twin]], end: Tensor, advance: Callable[[Twin, int, int], Twin]
+    ) -> Iterator[tuple[int, Twin, Tensor]]:
+        """``(n, twin before step n, y_{n+1})`` from the last step on."""
+        ...
 
 
 def gradient(
-    held: Held, reverse: Reverse, inputs: Sequence[Tensor], grads: Sequence[Tensor | None]
+    held: Held, reversal: Reversal, inputs: Sequence[Tensor], grads: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
     """The gradients of the inputs, which depend on the inputs and on the outputs' gradients ``grads``."""
     if held.plan.recursion.hook is not None:
@@ -61,18 +69,18 @@ def gradient(
             "pass adjoint=Checkpoint() without the hook, or adjoint=Direct(), for second derivatives"
         )
     _refuse_batches(grads)
-    found: tuple[Tensor | None, ...] = Gradient.apply(held, reverse, *_no_leaves(inputs), *grads)
+    found: tuple[Tensor | None, ...] = Gradient.apply(held, reversal, *_no_leaves(inputs), *grads)
     return found
 
 
 class Gradient(torch.autograd.Function):
-    """``apply(held, reverse, *inputs, *grads)``: the gradients of the inputs, None where there is none."""
+    """``apply(held, reversal, *inputs, *grads)``: the gradients of the inputs, None where there is none."""
 
     @staticmethod
-    def forward(ctx: Any, held: Held, reverse: Reverse, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    def forward(ctx: Any, held: Held, reversal: Reversal, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         plan = held.plan
         ctx.set_materialize_grads(False)
-        ctx.plan, ctx.reverse = plan, reverse
+        ctx.plan, ctx.reversal = plan, reversal
         ctx.grads = nests.emptied(tensors[len(plan.inputs) :])
         complete = len(held.stack) == plan.recursion.steps - plan.first
         stages = list(held.stack) if complete else plan.retrieval.permanent(held.stack)
@@ -93,9 +101,10 @@ class Gradient(torch.autograd.Function):
         plan: Plan = ctx.plan
         if all(direction is None for direction in directions):
             return (None,) * (2 + len(plan.inputs) + len(ctx.grads))
-        inputs, saved = ctx.saved_tensors[: len(plan.inputs)], iter(ctx.saved_tensors[ctx.count :])
+        tensors = unchanged(ctx)
+        inputs, saved = tensors[: len(plan.inputs)], iter(tensors[ctx.count :])
         end, grads = next(saved), nests.refilled(ctx.grads, saved)
-        solved = Solved(plan, ctx.reverse, nests.refilled(ctx.stages, saved), end)
+        solved = Solved(plan, ctx.reversal, nests.refilled(ctx.stages, saved), end)
         if torch.is_grad_enabled():
             _refuse_batches(directions)
             # The gradients may be leaves, too: those by whose derivative others find tangents.
@@ -112,7 +121,7 @@ class Solved(NamedTuple):
     """
 
     plan: Plan
-    reverse: Reverse
+    reversal: Reversal
     stages: list[tuple[int, Stage]]
     end: Tensor
 
@@ -130,11 +139,12 @@ class Solved(NamedTuple):
         self.plan.check()
         # Their own histories are none of ours.
         grads, more = [_cut(grad) for grad in grads], more or [None] * len(grads)
+        stored = self.reversal.stored(self.plan.first, self.plan.recursion.steps)
         with explained(), SecondSweep(self.plan, [_cut(v) for v in directions], wanted) as sweep:
-            twins, tangents = sweep.push_all(dict(self.stages), self.end)
+            twins, tangents = sweep.push_all(dict(self.stages), stored, self.end)
             moved = [own if grad is not None else None for own, grad in zip(tangents, grads, strict=True)]
             if any(wanted):
-                sweep.pull_all(self.reverse(self.plan, twins, self.end, sweep.advance), grads, more)
+                sweep.pull_all(self.reversal.in_reverse(self.plan, twins, self.end, sweep.advance), grads, more)
             return (*sweep.totals.finished(), *moved)
 
 
@@ -163,7 +173,7 @@ class Product(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         solved: Solved = ctx.solved
         inputs = len(solved.plan.inputs)
-        grads = nests.refilled(ctx.grads, iter(ctx.saved_tensors[inputs + len(solved.plan.watched) :]))
+        grads = nests.refilled(ctx.grads, iter(unchanged(ctx)[inputs + len(solved.plan.watched) :]))
         others = inputs + sum(grad is not None for grad in grads)
         if torch.is_grad_enabled() or any(_executed(ctx.next_functions[:others])):
             raise RuntimeError(
@@ -199,11 +209,12 @@ class SecondSweep(BackwardSweep):
 
     # Forward: the tangents.
 
-    def push_all(self, stages: dict[int, Stage], end: Tensor) -> tuple[list[tuple[int, Twin]], list[Tensor | None]]:
+    def push_all(
+        self, stages: dict[int, Stage], stored: frozenset[int], end: Tensor
+    ) -> tuple[list[tuple[int, Twin]], list[Tensor | None]]:
         """The twins that the second sweep starts from, and the tangents of the outputs."""
         plan = self.plan
         last = plan.recursion.steps - 1
-        stored = plan.retrieval.stored(plan.first, plan.recursion.steps)
         stage, twins, found = stages[plan.first], list[tuple[int, Twin]](), list[Tensor | None]()
         tangents: Tangents = [self._directions.get(id(plan.start)) if plan.swept.reached.start else None]
         tangents += [None] * (len(list(nests.tensors(stage.carry))) - 1)
