@@ -20,9 +20,9 @@ PREDICTION = "v_prediction"
 class UNet(nn.Module):
     """``network(x, t)``: x (batch, 1, 24, 24), t (batch,) in [0, 1]; it predicts ``v = alpha eps - sigma x_0``.
 
-    Patches of 2 x 2 pixels become ``4 x channels`` numbers at 12 x 12 places; below these there is one coarser level of
-    6 x 6 places with twice the channels. Every place then also sees the whole image, by attention at the coarser level.
-    Smooth everywhere, without dropout: samples are smooth functions of x_T.
+    Patches of 2 x 2 pixels become ``channels`` numbers at 12 x 12 places. Below these there is a coarser level of 6 x 6
+    places with twice the channels, where each place sees the whole image by attention. Smooth everywhere, without
+    dropout: samples are smooth functions of x_T.
     """
 
     def __init__(self, channels: int = 32, width: int = 64) -> None:
