@@ -1,4 +1,4 @@
-# make demo    the library's main job on images of digits; pictures and numbers in demo-out/
+# make demo    the library's main job on images of digits and faces; pictures and numbers in demo-out/
 # make test    linter, types and tests
 # make test-examples   the long examples as a user runs them, and the claims of their tables (about six minutes)
 # make test-last-bits   the numerical tests as on another processor, with last bits changed; RULE=up, down, or a seed

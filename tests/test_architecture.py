@@ -27,7 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__init__", "__main__"}),
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
-OPTIONAL = {"sklearn", "tqdm", "matplotlib", "hypothesis", "diffusers"}
+OPTIONAL = {"sklearn", "skimage", "tqdm", "matplotlib", "hypothesis", "diffusers"}
 
 
 def modules() -> list[Path]:

@@ -14,12 +14,15 @@ import torch
 import sdeadjoint as sa
 from sdeadjoint import cli, demo
 from sdeadjoint.demo import descent, gradients, sheet
+from sdeadjoint.demo.faces import images, morph, score, unet
+from sdeadjoint.demo.faces.eigenfaces import Eigenfaces
 from sdeadjoint.demo.scene import SDE, Scene
 
 pytest.importorskip("sklearn")
+pytest.importorskip("skimage")
 image = pytest.importorskip("matplotlib.image")
 
-SMALL = demo.Effort(rows=1, pairs=2, memory_steps=(10, 30))
+SMALL = demo.Effort(rows=1, pairs=2, memory_steps=(10, 30), morphs=1, morph_iterations=1)
 
 
 class Demo(NamedTuple):
@@ -82,7 +85,8 @@ def test_memory_is_what_each_adjoint_keeps(small: Demo) -> None:
 
 
 def test_files(small: Demo) -> None:
-    assert {path.name for path in small.out.iterdir()} == {"sheet.png", "demo.png", "memory.png", "demo.json"}
+    pictures = {"sheet.png", "demo.png", "memory.png", "faces.png"}
+    assert {path.name for path in small.out.iterdir()} == pictures | {"demo.json"}
     assert json.loads((small.out / "demo.json").read_text()) == json.loads(json.dumps(small.numbers))
     assert small.numbers["versions"]["torch"] == torch.__version__
     assert small.numbers["settings"]["seed"] == 0
@@ -130,6 +134,74 @@ def test_late_noise_and_x_T_stay_as_they_were(scene: Scene, monkeypatch: pytest.
     assert torch.equal(moved, ratio > 0.2)
 
 
+def test_a_morph_is_nearer_to_the_farther_face(small: Demo) -> None:
+    numbers = small.numbers["morphs"]
+    assert numbers["pairs"] == [morph.PAIRS[0]]
+    (curve,) = numbers["losses"]
+    assert len(curve) == SMALL.morph_iterations + 1
+    # The images are kept in float32, and the distances computed anew.
+    assert max(numbers["before"]["a"] + numbers["before"]["b"]) == pytest.approx(curve[0], abs=1e-5)
+    assert max(numbers["after"]["a"] + numbers["after"]["b"]) == pytest.approx(min(curve), abs=1e-5)
+    assert min(curve) < curve[0]
+    assert numbers["gradient_error"] <= demo.FACES_TOLERANCE
+    assert numbers["encoding_error"] <= morph.ENCODING  # relative to a norm of at most 1 per pixel
+
+
+def test_the_network_generalises_where_the_exact_score_cannot(small: Demo) -> None:
+    rows = small.numbers["denoising"]
+    assert [row["level"] for row in rows] == list(score.LEVELS)
+    for row in rows:
+        assert row["seen"][1] <= row["seen"][0] * 1.02  # nothing denoises draws from the law better than its mean
+    assert rows[-1]["unseen"][0] < rows[-1]["unseen"][1] / 2
+
+
+def test_the_exact_denoiser_has_the_exact_score() -> None:
+    law = images.law()
+    for row in score.errors(law.denoiser(unet.SCHEDULE), law, 0):
+        # Both in float32, from the same x: a few ulps of a pixel, over noise of standard deviation ``level``.
+        assert row.score <= 1e-6 / row.level
+        assert row.seen[0] == pytest.approx(row.seen[1], rel=1e-5)
+        assert row.unseen[0] == pytest.approx(row.unseen[1], rel=1e-5)
+
+
+def test_the_error_of_a_wrong_score_is_measured() -> None:
+    # A network that says 0, for a Gaussian of mean 0 and variance v: the scores are -x / sigma^2 and
+    # -x / (alpha^2 v + sigma^2), so the first is off by alpha^2 v / sigma^2 times the second.
+    blind, variance = sa.Denoiser(lambda x, t: torch.zeros_like(x), unet.SCHEDULE, "sample"), 0.3
+    law = sa.problems.Mixture([1.0], torch.zeros(1, 1, 24, 24), variance)
+    for row in score.errors(blind, law, 0):
+        assert row.score == pytest.approx(variance / row.level**2, rel=1e-4)  # float32
+        assert row.seen[0] == pytest.approx(float(images.seen().square().mean().sqrt()), rel=0.1)  # 40 of 720 images
+
+
+def test_crops_are_the_corners_and_their_mirror_images() -> None:
+    image = torch.arange(625.0).reshape(1, 1, 25, 25)
+    found = images.crops(image)
+    assert found.shape == (8, 1, 24, 24)
+    firsts = {float(crop[0, 0, 0]) for crop in found}
+    assert firsts == {0, 1, 25, 26, 23, 24, 48, 49}
+    assert images.law().means.shape == (720, 1, 24, 24)
+
+
+def test_eigenfaces_are_uncorrelated_and_of_variance_one() -> None:
+    measure = Eigenfaces.of(images.seen())
+    coordinates = (images.seen().flatten(1) - measure.mean.double()) @ measure.components.double()
+    covariance = coordinates.T @ coordinates / len(coordinates)
+    # Stored in float32, whose round-off the first component's share of all variance multiplies.
+    assert torch.allclose(covariance, torch.eye(len(covariance), dtype=torch.float64), atol=1e-4)
+    a, b = images.seen()[:2].float(), images.seen()[2:4].float()
+    assert measure.distance(a, a).abs().max() < 1e-6
+    assert torch.allclose(measure.distance(a, b), measure.distance(b, a))
+
+
+def test_the_weights_are_small_and_frozen() -> None:
+    assert unet.WEIGHTS.stat().st_size <= 2 * 2**20
+    network = unet.load().network
+    assert not network.training
+    assert not any(p.requires_grad for p in network.parameters())
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
 def test_a_wrong_gradient_stops_the_demo() -> None:
     right = gradients.Comparison("ODE", "Checkpoint()", True, {"x_T": 1e-16})
     demo._check([right])
@@ -140,6 +212,13 @@ def test_a_wrong_gradient_stops_the_demo() -> None:
     ):
         with pytest.raises(RuntimeError, match="not plain autograd's"):
             demo._check([right, wrong])
+
+
+def test_a_wrong_gradient_through_the_network_stops_the_demo() -> None:
+    demo._check_morphs(1e-6)
+    for wrong in (1e-3, float("nan")):
+        with pytest.raises(RuntimeError, match="through the faces' sampler is not plain autograd's"):
+            demo._check_morphs(wrong)
 
 
 def test_a_wish_out_of_reach_is_an_error(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +235,8 @@ def test_missing_extras_are_named(
     assert capsys.readouterr().err == "sdeadjoint demo: the demo needs matplotlib: pip install 'sdeadjoint[demo]'\n"
     assert not (tmp_path / "new").exists()
     monkeypatch.setattr(demo, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"needs scikit-learn and matplotlib: pip install 'sdeadjoint\[demo\]'"):
+    names = "scikit-learn, scikit-image, matplotlib"
+    with pytest.raises(ImportError, match=rf"needs {names}: pip install 'sdeadjoint\[demo\]'"):
         demo.run(tmp_path)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .descent import REACHED, Descent
+from .faces.morph import Morphs
 from .sheet import Sheet
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
@@ -71,6 +72,45 @@ def _draw_descent(part: Any, title: str, descent: Descent) -> None:
     axis.set_ylabel("loss, $-\\log\\,p$(wish)")
 
 
+def draw_morphs(morphs: Morphs, path: Path) -> None:
+    """A line for each pair: face a, the middle latent's image, the morph, face b; beside them the descents."""
+    pairs = len(morphs.pairs)
+    columns = {
+        "face a": morphs.a,
+        "latents half-way": morphs.middle,
+        "latent found": morphs.morph,
+        "face b": morphs.b,
+    }
+    likenesses = {"latents half-way": morphs.before, "latent found": morphs.after}
+    height = 1.45 * pairs + 0.5
+    with _figure(path, 8.6, height) as figure:
+        left, right = figure.subfigures(1, 2, width_ratios=(1.68, 1.0))
+        top, bottom = 1 - 0.3 / height, 0.25 / height
+        layout = {"wspace": 0.05, "hspace": 0.16, "top": top, "bottom": bottom, "left": 0.02, "right": 0.99}
+        axes = left.subplots(pairs, len(columns), squeeze=False, gridspec_kw=layout)
+        for column, (name, images) in zip(axes.T, columns.items(), strict=True):
+            column[0].set_title(name, fontsize=10, pad=5)
+            for n, axis in enumerate(column):
+                _show(axis, images[n], cmap="gray", interpolation="bicubic")
+                if name in likenesses:
+                    a, b = likenesses[name].a[n], likenesses[name].b[n]
+                    axis.set_xlabel(f"to a {a:.2f}, to b {b:.2f}", fontsize=8, labelpad=2)
+        _draw_distances(right, morphs)
+
+
+def _draw_distances(part: Any, morphs: Morphs) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis = part.add_axes((0.19, 0.15, 0.76, 0.78))
+    for pair, curve, colour in zip(morphs.pairs, morphs.losses, COLOURS, strict=False):
+        axis.plot(curve, color=colour, linewidth=1.5, label=f"faces {pair[0]} and {pair[1]}")
+    axis.set_ylim(bottom=0)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlabel("iteration")
+    axis.set_ylabel("distance to the farther of a and b")
+    axis.legend(frameon=False, loc="lower left")
+
+
 def draw_memory(peaks: Mapping[str, Sequence[int]], steps: Sequence[int], path: Path) -> None:
     """Peak memory against the number of steps, both logarithmic, so that proportional growth has slope one."""
     from matplotlib.ticker import LogLocator
@@ -104,8 +144,8 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Any]:
         figure.savefig(path)
 
 
-def _show(axis: Any, image: Tensor) -> None:
-    axis.imshow(image[0].numpy(), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
+def _show(axis: Any, image: Tensor, cmap: str = "gray_r", interpolation: str = "nearest") -> None:
+    axis.imshow(image[0].numpy(), cmap=cmap, vmin=-1, vmax=1, interpolation=interpolation)
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():

@@ -8,11 +8,14 @@ from importlib.metadata import version
 from typing import Any
 
 from .descent import Descent
+from .faces import morph
+from .faces.morph import Likeness, Morphs
+from .faces.score import Errors
 from .gradients import Comparison
 from .scene import BANDWIDTH, LAST_LAMBDA, SCHEDULE, STEPS
 from .sheet import Sheet
 
-PACKAGES = ("sdeadjoint", "torch", "torchsde", "numpy", "scikit-learn")
+PACKAGES = ("sdeadjoint", "torch", "torchsde", "numpy", "scikit-learn", "scikit-image")
 QUANTITIES = ("x_T", "label", "noise", "Levy area")
 
 
@@ -25,6 +28,7 @@ def settings(seed: int) -> dict[str, Any]:
         "steps": STEPS,
         "last_lambda": LAST_LAMBDA,
         "dtype": "float64",
+        "faces": {"schedule": repr(morph.SCHEDULE), "steps": morph.STEPS, "rate": morph.RATE, "dtype": "float32"},
     }
 
 
@@ -34,7 +38,7 @@ def versions() -> dict[str, str]:
 
 
 def heading(seed: int, accuracy: float) -> Iterator[str]:
-    yield f"sdeadjoint {version('sdeadjoint')}: exact gradients through diffusion samplers, on images of digits"
+    yield f"sdeadjoint {version('sdeadjoint')}: exact gradients through diffusion samplers, on digits and faces"
     yield ""
     yield f"model        scikit-learn's 1797 digits as a Gaussian mixture (bandwidth {BANDWIDTH}) with its exact score"
     yield f"samplers     {SCHEDULE!r}, {STEPS} steps uniform in log-SNR, float64, seed {seed}"
@@ -73,6 +77,37 @@ def of_memory(peaks: Mapping[str, Sequence[int]], steps: Sequence[int]) -> Itera
     yield f"  {'adjoint':26}" + "".join(f"{n:>9}" for n in steps)
     for name, values in peaks.items():
         yield f"  {name:26}" + "".join(f"{value / 2**20:>9.2f}" for value in values)
+
+
+def of_network(weights: int, rows: Sequence[Errors]) -> Iterator[str]:
+    yield ""
+    yield f"Faces: a U-Net of {weights} weights, trained on 90 faces of 24 x 24 pixels; 10 more are held out"
+    yield "The score of the law that it was trained on is known. Rms errors of denoised images, pixels in [-1, 1]:"
+    yield f"  {'':>11}{'relative error':>17}{'training images':>26}{'held-out images':>26}"
+    yield f"  {'sigma/alpha':>11}{'of the score':>17}" + f"{'network':>15}{'exact':>11}" * 2
+    for row in rows:
+        numbers = "".join(f"{network:>15.3f}{exact:>11.3f}" for network, exact in (row.seen, row.unseen))
+        yield f"  {row.level:>11g}{row.score:>17.3f}{numbers}"
+    yield "  Where noise is low the exact score knows the training images and nothing else; the network generalises."
+
+
+def of_morphs(morphs: Morphs) -> Iterator[str]:
+    yield ""
+    yield f"Morphs: distance (1 - cosine, eigenfaces) to face a and to face b; DDIM, {morph.STEPS} steps, float32"
+    yield f"  {'faces':>10}{'half-way: to a':>18}{'to b':>8}{'found: to a':>16}{'to b':>8}"
+    columns = (morphs.pairs, morphs.before.a, morphs.before.b, morphs.after.a, morphs.after.b)
+    for (a, b), *distances in zip(*columns, strict=True):
+        cells = "".join(f"{d:>{w}.2f}" for d, w in zip(distances, (18, 8, 16, 8), strict=True))
+        yield f"  {f'{a}, {b}':>10}{cells}"
+    yield f"  a and b are the nearest of 100 faces: {_share(morphs.before)} half-way, {_share(morphs.after)} found"
+    yield (
+        f"  encoding and sampling changes a pixel by {morphs.encoding_error:.1e} (rms); "
+        f"the gradient is plain autograd's to {morphs.gradient_error:.1e}"
+    )
+
+
+def _share(likeness: Likeness) -> str:
+    return f"{sum(likeness.nearest)} of {len(likeness.nearest)}"
 
 
 def _equal(same: bool) -> str:
