@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import sdeadjoint as sa
+from sdeadjoint.demo.faces.unet import Block, Waves
 
 WEIGHTS = Path(__file__).with_name("unet.safetensors")
 SCHEDULE = sa.VPLinear()
@@ -53,36 +54,6 @@ class UNet(nn.Module):
         joined = self.join(torch.cat([fine, self.up(coarse)], 1), about)
         out: Tensor = self.leave(joined)
         return out
-
-
-class Block(nn.Module):
-    """Two convolutions around a shortcut; time and embedding scale and shift what is between them."""
-
-    def __init__(self, inward: int, outward: int, width: int) -> None:
-        super().__init__()
-        self.first = nn.Sequential(nn.GroupNorm(8, inward), nn.SiLU(), nn.Conv2d(inward, outward, 3, padding=1))
-        self.about = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * outward))
-        self.norm = nn.GroupNorm(8, outward)
-        self.second = nn.Sequential(nn.SiLU(), nn.Conv2d(outward, outward, 3, padding=1))
-        self.shortcut = nn.Identity() if inward == outward else nn.Conv2d(inward, outward, 1)
-
-    def forward(self, x: Tensor, about: Tensor) -> Tensor:
-        scale, shift = self.about(about)[:, :, None, None].chunk(2, dim=1)
-        middle = self.norm(self.first(x)) * (1 + scale) + shift
-        out: Tensor = self.shortcut(x) + self.second(middle)
-        return out
-
-
-class Waves(nn.Module):
-    """Cosines and sines of t at ``width / 2`` frequencies, 1 to 100 radians per unit of time."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.register_buffer("frequencies", torch.logspace(0, 2, width // 2), persistent=False)
-
-    def forward(self, t: Tensor) -> Tensor:
-        angles = t[:, None] * self.get_buffer("frequencies")
-        return torch.cat([angles.cos(), angles.sin()], 1)
 
 
 def load(path: Path = WEIGHTS) -> UNet:

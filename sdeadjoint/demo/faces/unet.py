@@ -52,7 +52,7 @@ class UNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions around a shortcut; the time scales and shifts what is between them."""
+    """Two convolutions around a shortcut; the time's features scale and shift what is between them."""
 
     def __init__(self, inward: int, outward: int, width: int) -> None:
         super().__init__()
