@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import torch
@@ -95,13 +95,10 @@ def errors(solver: Solver, case: Refinement, steps: Sequence[int]) -> list[float
     return found
 
 
-REFINEMENTS = (
-    Refinement(False, (1,)),
-    Refinement(True, (1,)),
-    Refinement(False, (2, 1, 3)),
-    Refinement(True, (1, 10, 4)),
+REFINEMENTS = tuple(
+    Refinement(falling, pattern) for pattern, falling in product(((1,), (2, 1, 3), (1, 10, 4)), (False, True))
 )
-"""Uniform clocks, rising and falling; steps that grow up to threefold, and up to tenfold on one that falls."""
+"""Rising and falling clocks: uniform, with steps that grow up to threefold, and up to tenfold."""
 
 
 def check_ode_order(solver: Solver, case: Refinement) -> None:
@@ -220,11 +217,8 @@ class Measured(Case):
         )
 
 
-MEASURED = (
-    Measured("ornstein_uhlenbeck", 1.0),
-    *(Measured(name, eta) for name in ("linear", "double_well") for eta in (0.0, 1.0)),
-)
-"""Without noise the process of Ornstein and Uhlenbeck is a linear equation, and those have one of their own."""
+MEASURED = tuple(Measured(name, eta) for name in settings.EQUATIONS for eta in (0.0, 1.0))
+"""Every equation of the laboratory that is no diffusion, without noise and with it."""
 
 
 def check_equations(solver: Solver, case: Measured) -> None:

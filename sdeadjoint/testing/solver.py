@@ -83,9 +83,9 @@ _ITEMS = (
     Item(
         "straight path",
         "along a straight path, dB = v ds, a step is one of y' = F + v and keeps the claimed order",
-        st.sampled_from([replace(case, velocity=0.7) for case in orders.REFINEMENTS[::3]]),
+        st.sampled_from([replace(case, velocity=0.7) for case in orders.REFINEMENTS]),
         orders.check_straight_path,
-        2,
+        3,
     ),
     Item(
         "error estimate",
@@ -125,9 +125,9 @@ _ITEMS = (
     Item(
         "checkpoints",
         "what Checkpoint(snapshots=2) recomputes is what Direct() has",
-        st.sampled_from([Recomputed(Checkpoint(snapshots=2), 5, 0.0), Recomputed(Checkpoint(snapshots=2), 8, 1.0)]),
+        st.builds(Recomputed, st.just(Checkpoint(snapshots=2)), st.sampled_from([5, 8]), st.sampled_from([0.0, 1.0])),
         check_recomputed,
-        2,
+        4,
     ),
 )
 
