@@ -118,18 +118,24 @@ def test_a_killed_worker_costs_nothing_that_was_finished(tmp_path: Path, pool: E
     assert study.batches == [13, 13, 11]  # it dies in the last one
     whole = measure(study)
     marker.write_text("")
-    with processes(1) as executor:
-        with pytest.raises(RuntimeError, match=r"a worker died.*is kept in .*study\.jsonl"):
-            measure(study, resume=record, executor=executor)
-        assert not marker.exists()
-        before = record.read_text()
-        # A broken pool is refused in the same words.
-        with pytest.raises(RuntimeError, match=r"executor: a worker died.*; nothing is kept without a file"):
-            measure(study, executor=executor)
+    with processes(1) as executor, pytest.raises(RuntimeError, match=r"a worker died.*is kept in .*study\.jsonl"):
+        measure(study, resume=record, executor=executor)
+    assert not marker.exists()
+    before = record.read_text()
     assert 1 < len(before.splitlines()) < 16
     found = measure(study, resume=record, executor=pool)
     assert record.read_text().startswith(before)
     assert same(found, whole)
+
+
+def test_a_broken_pool_is_refused_in_the_same_words(tmp_path: Path) -> None:
+    marker = tmp_path / "dies"
+    marker.write_text("")
+    study = replace(EULER, solver=Dying(str(marker)), paths=33, batch=11)
+    with processes(1) as executor:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"executor: a worker died.*; nothing is kept without a file"):
+                measure(study, executor=executor)
 
 
 def test_what_cannot_be_sent_is_refused(pool: Executor, threads: Executor, loky_pool: Executor) -> None:
