@@ -31,9 +31,10 @@ class Checkpoint(Adjoint):
             possible (``beta(c, r) = C(c + r, c)``, r the least with ``N <= beta(c, r)``).
         memory: in place of ``snapshots``, a budget such as ``"2GiB"`` for everything kept between the two passes: the
             states first (fewer snapshots if not all fit), and with what is left the whole graphs of the latest steps,
-            which need no recomputation. With room for all it is as fast as ``Direct``, and never slower than
-            ``Checkpoint()``. The workspace of the step at hand comes on top, as always: its activations where its graph
-            is not kept, and its gradients.
+            which need no recomputation. It is never slower than ``Checkpoint()``, and takes no more than the larger
+            one of ``Checkpoint()`` and ``Direct``, to within 16 KiB: with room for all graphs it leaves out the first
+            few, mostly one or two, in whose memory the states lie and a step's gradients. The workspace of the step at
+            hand comes on top of the budget, as always: its activations where its graph is not kept, and its gradients.
 
     With p network calls a step, ``None`` costs N p forward calls, then N p again with their vector-Jacobian products.
     Memory: the states (with what a multistep solver remembers) and the activations of one step.

@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple, NoReturn, Self
 
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch.nn import Parameter
 
 from ... import nests
 from ...ledger import read_at_the_end, require
@@ -23,6 +24,9 @@ from .module_state import ModuleState
 from .parallel import Parallel
 from .sources import Sources, Watch
 from .surroundings import Autocast, generators_untouched
+
+LARGE = 2**16
+"""Bytes of a leaf whose parts are added one by one, inside of autograd's pass: a second copy of it is worth a call."""
 
 Cotangents = list[Tensor | None]
 """``dL/d`` of each tensor of a carry, y first; None for zero."""
@@ -234,6 +238,7 @@ def pull_back_all(held: Held, grads: Sequence[Tensor | None]) -> list[Tensor | N
     plan.check()
     cotangents: Cotangents = [grads[-1]]
     with BackwardSweep(plan) as sweep:
+        sweep.sum_large_gradients()
         for n, stage, reached in sweep.stages(held.stack, held.end):
             kept = held.kept.pop(n, None)
             if any(cotangent is not None for cotangent in cotangents):
@@ -288,13 +293,20 @@ class BackwardSweep:
         *,
         retain_graph: bool,
         create_graph: bool = False,
+        at_once: bool = False,
     ) -> tuple[Tensor | None, ...]:
         """``torch.autograd.grad`` through a step, which neither hooks nor wrappers take for a backward pass."""
         found = self.hooks.differentiate(
-            outputs, inputs, seeds, retain_graph=retain_graph, create_graph=create_graph
+            outputs, inputs, seeds, retain_graph=retain_graph, create_graph=create_graph, at_once=at_once
         )
         self.plan.parallel.settle()
         return found
+
+    def sum_large_gradients(self) -> None:
+        """Let ``pull_back`` add each step's part of a large leaf's gradient when it is there, not when all are."""
+        for k, tensor in enumerate(self.plan.inputs):
+            if tensor.is_leaf and _is_plain(tensor) and tensor.numel() * tensor.element_size() >= LARGE:
+                self.hooks.sum_at_once(tensor, partial(self.totals.sum_at_once, k))
 
     def recompute(self, n: int, stage: Stage, reached: Tensor) -> Evaluation:
         """Step n with its graph, as it was in the forward sweep; ``reached`` is where it must lead."""
@@ -328,7 +340,7 @@ class BackwardSweep:
         with plan.isolated.guard.opened(kept):
             # A graph that is kept goes on behind its gates, where nothing must be freed.
             retain = kept or plan.swept.borrows_graph
-            grads = iter(self.differentiate(outputs, [*known, *others], seeds, retain_graph=retain))
+            grads = iter(self.differentiate(outputs, [*known, *others], seeds, retain_graph=retain, at_once=True))
         back: Cotangents = [None if tensor is None else next(grads) for tensor in done.own]
         self.totals.add_noise(n, [next(grads) for _ in done.noise])
         self.totals.add([*plan.isolated.originals, *others], list(grads))
@@ -434,8 +446,9 @@ class Totals:
 
     def add(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         """Add one step's gradients of inputs; tensors that are not inputs get none."""
-        found = [(self.slots[id(tensor)], grad) for tensor, grad in zip(tensors, grads, strict=True)
-                 if grad is not None and id(tensor) in self.slots]  # fmt: skip
+        found = [(k, grad) for tensor, grad in zip(tensors, grads, strict=True)
+                 if grad is not None and (k := self.slots.get(id(tensor))) is not None
+                 and grad is not self._grads[k]]  # fmt: skip
         if len({k for k, _ in found}) < len(found):  # one tensor in two roles
             for k, grad in found:
                 self._add_one(k, grad)
@@ -461,6 +474,14 @@ class Totals:
         else:
             total.add_(grad)
 
+    def sum_at_once(self, k: int, grad: Tensor) -> Tensor | None:
+        """Add a part of input k's gradient, and return the sum, which ``add`` then leaves alone; None if it cannot."""
+        total = self._grads[k]
+        if not _is_plain(grad) or not (total is None or _is_plain(total)):
+            return None
+        self._add_one(k, grad)
+        return self._grads[k]
+
     def add_noise(self, n: int, grads: Sequence[Tensor | None]) -> None:
         """Add the gradients of step n's noise, given those of its increment and its Levy area."""
         if self._bound is not None:
@@ -476,4 +497,4 @@ class Totals:
 def _is_plain(tensor: Tensor) -> bool:
     """Whether a tensor is added to others of its kind by one operation for all: no subclass, sparse or batched one."""
     batched = _functorch.is_functorch_wrapped_tensor(tensor) or _functorch.is_legacy_batchedtensor(tensor)
-    return type(tensor) is Tensor and tensor.layout is torch.strided and not batched
+    return type(tensor) in (Tensor, Parameter) and tensor.layout is torch.strided and not batched

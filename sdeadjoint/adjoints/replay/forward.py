@@ -5,13 +5,14 @@ from __future__ import annotations
 import weakref
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from ... import nests
 from ...ledger import settle, tentatively
@@ -19,7 +20,7 @@ from ...memory import storages
 from ...recursion import Carry, Observer, Recursion
 from ..direct import Direct
 from ..tangents import has_tangents, push_forward, refuse_hidden_tangents, refuse_transforms
-from .backward import Plan, Reached, Replay, Retrieval, Swept, training_modes
+from .backward import LARGE, Plan, Reached, Replay, Retrieval, Swept, training_modes
 from .graphs import (
     NO_NUMBERS,
     Dependencies,
@@ -340,43 +341,62 @@ class _Reading:
             )
 
 
+FEW = 2**14
+"""Bytes that nobody looks for: below, no graph is left out for them."""
+
+
 class KeptGraphs:
-    """Evaluations whose graphs stay whole for the backward pass: the latest ones, as many as fit into some bytes."""
+    """Evaluations whose graphs stay whole for the backward pass: the latest ones, as many as fit into some bytes.
+
+    And in no more memory than plain autograd takes, which holds all graphs, but no states, and no step's gradients
+    beside their sums: so room for these is left free, and for two of a graph's tensors, as the backward pass holds a
+    whole graph where autograd lets go of its part by part.
+    """
 
     def __init__(self, nbytes: int, sources: Sources, isolated: Isolated) -> None:
         self.kept: deque[tuple[int, Evaluation]] = deque()
-        self._room = nbytes
+        self._budget = nbytes
         self._sizes: deque[int] = deque()
-        self._latest = 0
+        self._latest = self._all = self._largest = 0
         given = [*sources.parameters, *nests.tensors(isolated.base.equation.tensors)] if nbytes else []
         self._elsewhere = {storage._cdata for tensor in given for storage in storages(tensor)}
+        sizes = [_nbytes([tensor]) for tensor in given if tensor.requires_grad]
+        # Of large ones the backward pass holds one part of one gradient at a time.
+        self._gradients = 2 * sum(size for size in sizes if size < LARGE) + max([0, *sizes])
 
     @property
     def is_open(self) -> bool:
         """Whether the next evaluation may be kept."""
-        return self._latest <= self._room > 0
+        return self._latest <= self._budget > 0
 
     def make_room(self) -> None:
         """Let go of the earliest graphs until one more of the latest size fits."""
-        while self.kept and sum(self._sizes) + self._latest > self._room:
+        while self.kept and sum(self._sizes) + self._latest > self._budget:
             self._drop()
 
     def add(self, n: int, done: Evaluation) -> None:
         """Keep an evaluation if it fits, else let go of its activations."""
-        if self.is_open and done.activations.saving is Saving.HELD:
-            self._latest = done.activations.nbytes(self._elsewhere)
-            if self._latest <= self._room:
-                self.kept.append((n, done))
-                self._sizes.append(self._latest)
-                while sum(self._sizes) > self._room:
-                    self._drop()
-                return
-        done.activations.release()
+        if not self.is_open or done.activations.saving is not Saving.HELD:
+            done.activations.release()
+            return
+        sizes = done.activations.sizes(self._elsewhere)
+        self._latest, self._largest = sum(sizes), max([self._largest, *sizes])
+        self._all += self._latest
+        self.kept.append((n, done))
+        self._sizes.append(self._latest)
+        besides = (n + 1) * _nbytes(nests.tensors(done.out)) + self._gradients + 2 * self._largest
+        room = self._budget if besides < FEW else min(self._budget, self._all - besides)
+        while self.kept and sum(self._sizes) > room:
+            self._drop()
 
     def _drop(self) -> None:
         _, done = self.kept.popleft()
         self._sizes.popleft()
         done.activations.release()
+
+
+def _nbytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if not is_lazy(tensor))
 
 
 STATISTICS = (

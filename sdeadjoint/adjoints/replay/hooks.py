@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 Hook = Callable[[Tensor], Tensor | None]
 Hooks = MutableMapping[int, Hook]
@@ -30,6 +31,17 @@ class _Muted:
         return None if torch._C._current_graph_task_id() in _PASSES else self.hook(grad)
 
 
+@dataclass(frozen=True)
+class Summed:
+    """A hook that gives a leaf's gradient away at once, in the passes of one sweep, for what ``add`` returns."""
+
+    add: Callable[[Tensor], Tensor | None]
+    passes: set[int]
+
+    def __call__(self, grad: Tensor) -> Tensor | None:
+        return self.add(grad) if torch._C._current_graph_task_id() in self.passes else None
+
+
 class MutedHooks:
     """Inside, ``differentiate`` does not call the hooks of these leaves; backward passes of other threads do.
 
@@ -41,6 +53,12 @@ class MutedHooks:
         self._hooks: list[Hooks] = [hooks for tensor in leaves if (hooks := tensor._backward_hooks)]
         accumulated = (getattr(tensor, "_post_accumulate_grad_hooks", None) for tensor in leaves)
         self._all: list[MutableMapping[int, Any]] = [*self._hooks, *(hooks for hooks in accumulated if hooks)]
+        self._passes = set[int]()
+        self._summed = list[RemovableHandle]()
+
+    def sum_at_once(self, leaf: Tensor, add: Callable[[Tensor], Tensor | None]) -> None:
+        """Until the exit, call ``add`` with each part of a leaf's gradient as soon as it is there."""
+        self._summed.append(leaf.register_hook(Summed(add, self._passes)))
 
     def __enter__(self) -> MutedHooks:
         with _LOCK:
@@ -49,6 +67,8 @@ class MutedHooks:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for handle in self._summed:
+            handle.remove()
         with _LOCK:
             for hooks in self._hooks:
                 _SWEEPS[id(hooks)] -= 1
@@ -74,20 +94,27 @@ class MutedHooks:
         *,
         retain_graph: bool,
         create_graph: bool = False,
+        at_once: bool = False,
     ) -> tuple[Tensor | None, ...]:
-        """``torch.autograd.grad`` through a step, None for what the outputs do not depend on."""
+        """``torch.autograd.grad`` through a step, None for what the outputs do not depend on.
+
+        ``at_once``: gradients are summed by ``sum_at_once``, and what that returns is found in their place.
+        """
         if not inputs:
             return ()
         with _LOCK:
             for hooks in self._hooks:
-                hooks.update({key: _Muted(hook) for key, hook in hooks.items() if not isinstance(hook, _Muted)})
-        passes: set[int] = set()
+                others = {key: hook for key, hook in hooks.items() if not isinstance(hook, _Muted | Summed)}
+                hooks.update({key: _Muted(hook) for key, hook in others.items()})
+
+        passes = self._passes if at_once else set[int]()
 
         def begin(_: Any) -> None:
             passes.add(number := torch._C._current_graph_task_id())
             _PASSES.add(number)
 
-        nodes = {output.grad_fn for output in outputs if output.grad_fn is not None} if self._hooks else set()
+        told = self._hooks or self._summed
+        nodes = {output.grad_fn for output in outputs if output.grad_fn is not None} if told else set()
         handles = [node.register_prehook(begin) for node in nodes]
         try:
             return torch.autograd.grad(
@@ -97,3 +124,4 @@ class MutedHooks:
             for handle in handles:
                 handle.remove()
             _PASSES.difference_update(passes)
+            passes.clear()

@@ -268,12 +268,12 @@ class Activations:
                 slot.tensor = None
         self._slots.clear()
 
-    def nbytes(self, elsewhere: set[int]) -> int:
-        """Bytes held, each storage once, but for storages ``elsewhere`` (by identity): the network's parameters."""
+    def sizes(self, elsewhere: set[int]) -> list[int]:
+        """The bytes of each storage that is held, but for storages ``elsewhere`` (by identity): the parameters."""
         slots = (reference() for reference in self._slots)
         tensors = (slot.tensor for slot in slots if slot is not None and slot.tensor is not None)
         held = {storage._cdata: storage.nbytes() for tensor in tensors for storage in storages(tensor)}
-        return sum(size for key, size in held.items() if key not in elsewhere)
+        return [size for key, size in held.items() if key not in elsewhere]
 
     def _hold(self, tensor: Tensor) -> _Slot:
         # Detached: a node that saves its own output would otherwise hold itself alive through the slot, for good.

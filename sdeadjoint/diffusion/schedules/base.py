@@ -129,7 +129,10 @@ def _float64(value: float | Tensor, name: str) -> Tensor:
 
 
 def _refuse_outside(value: Tensor, low: float, high: float, rule: str) -> None:
+    if value.numel() == 0:
+        return
+    least, most = torch.aminmax(value.detach())
     # Written so that NaN, which compares false, is outside.
-    outside = ~((value >= low) & (value <= high))
-    if bool(outside.any()):
+    if not (low <= least.item() and most.item() <= high):
+        outside = ~((value >= low) & (value <= high))
         raise ValueError(f"{rule}; got {value[outside].flatten()[0].item()}")
