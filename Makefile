@@ -21,6 +21,9 @@ unexport PYTHONDONTWRITEBYTECODE
 # The processes share the cores; threads of each would only wait for one another.
 test test-examples test-last-bits test-wheel test-oldest docs bench mutants: export OMP_NUM_THREADS = 1
 
+# What shares work goes to one process: see tests/conftest.py.
+PYTEST := -m pytest -n 2 --dist loadgroup
+
 # Files that compare numbers with numbers computed otherwise, and take little time.
 NUMERICAL := $(patsubst %,tests/test_%.py,frames grids schedules predictions problems solvers samplers encode \
 	reversible_solvers shifted_noise)
@@ -38,15 +41,14 @@ demo: .venv/installed-demo
 test: .venv/installed-dev
 	$(PY) -m ruff check
 	$(PY) -m mypy
-	$(PY) -m pytest -n 2
+	$(PY) $(PYTEST)
 
-# A file to a process, as each runs its example once.
 test-examples: .venv/installed-dev
-	$(PY) -m pytest -n 2 --dist loadfile -m whole_run tests/examples tests/test_distributed.py
+	$(PY) $(PYTEST) -m whole_run tests/examples tests/test_distributed.py
 
 # Slopes over hundreds of steps say nothing about last bits, and take longest.
 test-last-bits: .venv/installed-dev
-	HYPOTHESIS_PROFILE=few $(PY) -m pytest -n 2 -p tests.last_bits --last-bits=$(RULE) \
+	HYPOTHESIS_PROFILE=few $(PY) $(PYTEST) -p tests.last_bits --last-bits=$(RULE) \
 		--deselect tests/test_solvers.py::test_order_on_an_ode $(NUMERICAL)
 
 # What is installed lies beside the tests, so that those that read the package's files read the wheel's.
@@ -56,14 +58,14 @@ test-wheel: .venv/installed-dev
 	mkdir -p build/outside
 	cp -r *.md CITATION.cff LICENSE Makefile pyproject.toml constraints.txt .ci docs examples tests theory build/outside
 	$(PY) -m pip install --quiet --no-deps --no-compile --target build/outside dist/*.whl
-	cd build/outside && PYTHONPATH=$$PWD ../../$(PY) -m pytest -n 2 $(TESTS)
+	cd build/outside && PYTHONPATH=$$PWD ../../$(PY) $(PYTEST) $(TESTS)
 
 # In PyTorch 2.6 a weight that autocast has cast without gradients stays without them, by plain autograd too.
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints-oldest.txt \
 		-e '.[digits,progress,testing]' pytest pytest-xdist mpmath torchdiffeq
-	HYPOTHESIS_PROFILE=few .venv-oldest/bin/python -m pytest -n 2 \
+	HYPOTHESIS_PROFILE=few .venv-oldest/bin/python $(PYTEST) \
 		--deselect tests/test_checkpoint.py::test_autocast_is_replayed $(OLDEST)
 
 docs: .venv/installed-docs

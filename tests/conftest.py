@@ -1,7 +1,10 @@
 """Settings shared by all tests."""
 
+import functools
 import os
+from collections.abc import Sequence
 
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
@@ -17,3 +20,14 @@ settings.register_profile("mutants", parent=settings.get_profile("ci"), phases=[
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: Sequence[pytest.Function]) -> None:
+    """Leave to one process what shares work: the cases of a function; a whole module with fixtures or caches of its own."""
+    for item in items:
+        fixtures = [found for each in item._fixtureinfo.name2fixturedefs.values() for found in each]
+        shares = any(fixture.scope in ("module", "session") and fixture.baseid for fixture in fixtures)
+        cached = any(isinstance(value, functools._lru_cache_wrapper) for value in vars(item.module).values())
+        name = item.module.__name__
+        item.add_marker(pytest.mark.xdist_group(name if shares or cached else f"{name}.{item.originalname}"))
