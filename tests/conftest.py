@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: Sequence[pytest.Function]) -> None:
-    """Leave to one process what shares work: the cases of a function; a whole module with fixtures or caches of its own."""
+    """Leave to one process what shares work: a function's cases; a whole module with fixtures or caches of its own."""
     for item in items:
         fixtures = [found for each in item._fixtureinfo.name2fixturedefs.values() for found in each]
         shares = any(fixture.scope in ("module", "session") and fixture.baseid for fixture in fixtures)

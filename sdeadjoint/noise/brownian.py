@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from numbers import Integral
 from typing import Protocol, final
@@ -14,6 +14,7 @@ from torch import Tensor
 from torchsde import BrownianInterval
 
 from .. import nests
+from .ahead import DrawnAhead
 from .base import (
     BoundNoise,
     Draws,
@@ -63,7 +64,8 @@ class BrownianPath(Noise):
 
     Cost per query, small state: about 0.15 ms, ``refinable`` about 2.5 ms, at any length and in either direction;
     large state: about 5 draws of its size, ``refinable`` 100. Memory of a solve: about 20 state-sized tensors of
-    ``dtype`` (``refinable``: 90), whatever the number of steps, and 1 kB a step.
+    ``dtype`` (``refinable``: 90), whatever the number of steps, and 1 kB a step. For states on an accelerator a thread
+    draws the next two steps on the host while the network runs.
 
     Errors: ``TypeError`` or ``ValueError`` for seeds, clocks and states that do not fit, each with its
     sentence.
@@ -106,7 +108,11 @@ class BrownianPath(Noise):
         else:
             _check_scale(nodes, self.dtype)
             paths += [_GridPath(seed, nodes, draws) for seed in self._seeds(like)]
-        return _BoundPath(nodes, tuple(paths), numel, levy, like.shape, like.dtype, like.device)
+        bound = _BoundPath(nodes, tuple(paths), numel, levy, like.shape, like.dtype, like.device)
+        if like.device.type == "cpu" or torch.device(self.device).type != "cpu":
+            return bound
+        host = replace(bound, device=torch.device("cpu"))
+        return DrawnAhead(host.increment, len(nodes) - 1, like.device)
 
     def increments(self, frame: HasNoiseClock, grid: Tensor | Sequence[float], like: Tensor) -> Tensor:
         """Every step's ``dB`` as a solve sees it: (steps, *like.shape), in the dtype and on the device of ``like``."""
