@@ -731,3 +731,9 @@ def test_bad_arguments_are_refused(call: Callable[[], object], kind: type[Except
 def test_representations_are_the_calls_that_make_them() -> None:
     for made in (*METHODS, eq.Implicit(), eq.Implicit(eq.Newton(), 1e-3), eq.Phantom(3, 0.5), eq.OneStep()):
         assert eval(repr(made), vars(eq)) == made
+
+
+def test_a_function_without_a_value_at_the_start_is_refused() -> None:
+    z0 = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"f: returned NaN or infinite numbers at z0 \(sample 1\)"):
+        eq.solve(torch.sqrt, z0, tol=1e-9)

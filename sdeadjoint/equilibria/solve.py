@@ -98,6 +98,7 @@ class _Search:
         image = self.mapped(z)
         if self.largest is None:
             refuse_transforms(iter([image]))
+            _refuse_without_a_value(image)
         wide = torch.promote_types(z.dtype, torch.float32)
         size = torch.linalg.vector_norm(image.to(wide), dim=1).double()
         self.largest = size if self.largest is None else torch.fmax(self.largest, size)
@@ -109,6 +110,16 @@ class _Search:
     def push(self, z: Tensor, v: Tensor) -> Tensor:
         self.products += 1
         return self.mapped.pushed(z, v)
+
+
+def _refuse_without_a_value(image: Tensor) -> None:
+    """At z0; later on a sample whose value is not finite goes back to its best iterate."""
+    finite = image.isfinite().all(dim=1)
+    if not finite.all():
+        sample = int(finite.logical_not().nonzero()[0, 0])
+        raise ValueError(
+            f"f: returned NaN or infinite numbers at z0 (sample {sample}); pass a z0 where f is finite"
+        )
 
 
 def _check(
