@@ -48,6 +48,11 @@ def unwrapped(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor has numbers: those on the device "meta" have none, unless a subclass keeps them elsewhere."""
+    return not tensor.is_meta or type(tensor) not in (Tensor, torch.nn.Parameter)
+
+
 def check_state(name: str, x: Tensor) -> None:
     """Refuse what cannot be a state of the sampler."""
     check_types((name, x, Tensor, "a tensor (batch, ...)"))
@@ -64,7 +69,7 @@ def check_state(name: str, x: Tensor) -> None:
         )
     if x.ndim == 0 or x.numel() == 0:
         raise ValueError(f"{name}: got shape {tuple(x.shape)}; pass a batch (batch, ...) of at least one sample")
-    if x.is_meta:
+    if not has_values(x):
         raise ValueError(f"{name}: it is on meta, where tensors have no values; pass it on the model's device")
     if not all_finite(x):
         raise ValueError(f"{name}: it holds NaN or infinite values; pass a finite state")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import nests
 from .adjoints import Adjoint, Checkpoint
-from .arguments import check_types, named
+from .arguments import check_types, has_values, named
 from .equation import Equation
 from .field import Field
 from .ledger import read_at_the_end
@@ -193,7 +193,7 @@ def _check_state(y0: Any) -> None:
             raise TypeError(f"y0: got dtype {tensor.dtype}; pass float64, float32 or bfloat16")
         if tensor.numel() == 0:
             raise ValueError(f"y0: got a tensor of shape {tuple(tensor.shape)}; pass at least one number")
-        if tensor.is_meta:
+        if not has_values(tensor):
             raise ValueError("y0: it is on meta, where tensors have no values; pass it on the drift's device")
         if not torch.isfinite(tensor).all():
             raise ValueError("y0: it holds NaN or infinite values; pass a finite state")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import nests
-from ..arguments import check_types, named
+from ..arguments import check_types, has_values, named
 from ..conditioning import scheduled
 from ..packing import Packing
 
@@ -138,7 +138,8 @@ def autocast_cache_cleared(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
-        if torch.is_autocast_enabled(device.type) or torch.is_autocast_enabled("cpu"):
+        kinds = filter(torch.amp.is_autocast_available, (device.type, "cpu"))
+        if any(torch.is_autocast_enabled(kind) for kind in kinds):
             torch.clear_autocast_cache()
 
 
@@ -169,7 +170,7 @@ def check_start(z0: Any) -> None:
     for tensor in nests.tensors(z0):
         if tensor.dtype not in DTYPES:
             raise TypeError(f"z0: got dtype {tensor.dtype}; pass float64, float32 or bfloat16")
-        if tensor.is_meta or not torch.isfinite(tensor).all():
+        if not (has_values(tensor) and torch.isfinite(tensor).all()):
             raise ValueError("z0: it is on meta or holds NaN or infinite values; pass finite ones")
         if tensor.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(

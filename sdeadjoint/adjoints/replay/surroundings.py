@@ -19,7 +19,7 @@ class Autocast:
 
     @classmethod
     def current(cls, device: torch.device) -> Autocast:
-        kinds = sorted({device.type, "cpu"})
+        kinds = [kind for kind in sorted({device.type, "cpu"}) if torch.amp.is_autocast_available(kind)]
         modes = ((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
         return cls(tuple(modes), torch.is_autocast_cache_enabled())
 
@@ -48,7 +48,7 @@ class GeneratorStates:
     @classmethod
     def current(cls, device: torch.device, last: GeneratorStates | None = None) -> GeneratorStates:
         """The present states; ``last`` itself if nothing was drawn since, so that unused generators cost no memory."""
-        own = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
+        own = torch.get_device_module(device).get_rng_state(device) if _has_generators(device) else None
         states = cls(device, torch.get_rng_state(), own)
         return last if last is not None and last.equals(states) else states
 
@@ -60,6 +60,11 @@ class GeneratorStates:
         torch.set_rng_state(self.cpu)
         if self.own is not None:
             torch.get_device_module(self.device).set_rng_state(self.own, self.device)
+
+
+def _has_generators(device: torch.device) -> bool:
+    """Whether a device has generators besides the CPU's; "meta" has none, as it draws no numbers."""
+    return device.type not in ("cpu", "meta")
 
 
 @contextmanager
