@@ -5,10 +5,10 @@
         (2 * x).sum().item()               # 6.0, and accelerator.reads == 1
         x + torch.ones(3)                  # raises, as on any accelerator: the other tensor is on the host
 
-PyTorch's device "meta" has no values of its own, and its engine runs backward passes for it on the CPU: so it can play
-the accelerator, in ``FarTensor``. Every operation that meets one is done on the numbers, after a check that no tensor of
-the host with a dimension or more is among its arguments; what hands numbers to the host is counted. Modules are moved by
-``far``. Threads of the host see plain tensors.
+PyTorch's device "meta" has no values of its own, and its engine runs backward passes for it on the CPU: so it can
+play the accelerator, in ``FarTensor``. Every operation that meets one is done on the numbers, after a check that no
+tensor of the host with a dimension or more is among its arguments; what hands numbers to the host is counted. Modules
+are moved by ``far``. Threads of the host see plain tensors.
 """
 
 from __future__ import annotations
