@@ -123,6 +123,12 @@ def expected(network: Network, adjoint: sa.Adjoint, steps: int = STEPS) -> dict[
     return {name: parameter.grad for name, parameter in network.named_parameters()}
 
 
+@functools.cache
+def usual(adjoint: sa.Adjoint, steps: int = STEPS, *, unused: bool = False) -> dict[str, Tensor | None]:
+    """The same of a network as it is made, once for all programs of a process."""
+    return expected(Network(unused=unused), adjoint, steps)
+
+
 def whole(tensor: Tensor | None) -> Tensor | None:
     """A sharded gradient, put together."""
     full = getattr(tensor, "full_tensor", None)
@@ -174,7 +180,7 @@ def replicated(mode: str, outside: bool, adjoint: sa.Adjoint, steps: int, rank: 
     """``DistributedDataParallel`` around the sampler, or around the network in it."""
     unused = mode == "find_unused_parameters"
     network, part = Network(unused=unused), Part(rank, world)
-    want = expected(Network(unused=unused), adjoint, steps)
+    want = usual(adjoint, steps, unused=unused)
     if outside:
         call: nn.Module = DistributedDataParallel(sampler(network, adjoint, steps), **MODES[mode])
     else:
@@ -185,7 +191,7 @@ def replicated(mode: str, outside: bool, adjoint: sa.Adjoint, steps: int, rank: 
 def accumulated(outside: bool, adjoint: sa.Adjoint, rank: int, world: int) -> dict[str, Any]:
     """The part in two halves, the first under ``no_sync``."""
     network, part = Network(), Part(rank, world)
-    want = expected(Network(), adjoint)
+    want = usual(adjoint)
     wrapped = DistributedDataParallel(sampler(network, adjoint) if outside else network)
     call: nn.Module = wrapped if outside else sampler(wrapped, adjoint)
     with Reductions() as reductions:
@@ -223,13 +229,12 @@ def compressed(adjoint: sa.Adjoint, rank: int, world: int) -> dict[str, Any]:
 def sharded(outside: bool, policy: str, adjoint: sa.Adjoint, rank: int, world: int) -> dict[str, Any]:
     """``fully_shard`` of each block, and of the sampler or the network in it."""
     made = with_adapters if policy == "adapters" else lambda network: network
-    network, one, part = made(Network()), made(Network()), Part(rank, world)
+    network, part = made(Network()), Part(rank, world)
     options: dict[str, Any] = {"reshard_after_forward": policy != "kept"}
-    want = expected(one, adjoint)
+    want = expected(made(Network()), adjoint) if policy == "adapters" else usual(adjoint)
     if policy == "mixed":  # everything is computed in single precision, and added up in double
         options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=DOUBLE)
-        one.float().zero_grad()
-        all_of_it = Part()
+        one, all_of_it = Network().float(), Part()
         x_T, z = all_of_it.x_T.float(), all_of_it.z.float()
         sampler(one, sa.Direct())(x_T, cond={"z": z}, noise=all_of_it.noise).square().mean().backward()
         want = {name: p.grad if p.grad is None else p.grad.double() for name, p in one.named_parameters()}
@@ -262,7 +267,7 @@ def learned(adjoint: sa.Adjoint, rank: int, world: int) -> dict[str, Any]:
 def flat(outside: bool, keep_names: bool, adjoint: sa.Adjoint, rank: int, world: int) -> dict[str, Any]:
     """``FullyShardedDataParallel``."""
     network, part = Network(), Part(rank, world)
-    want = expected(Network(), adjoint)
+    want = usual(adjoint)
     options: dict[str, Any] = {"use_orig_params": keep_names, "device_id": torch.device("cpu")}
     if outside:
         call: nn.Module = FullyShardedDataParallel(sampler(network, adjoint), **options)
@@ -279,7 +284,7 @@ def accelerated(outside: bool, adjoint: sa.Adjoint, rank: int, world: int) -> di
     """``accelerate``: prepare, backward and accumulate, of the sampler or of the network in it."""
     from accelerate import Accelerator
 
-    network, want = Network(), expected(Network(), adjoint)
+    network, want = Network(), usual(adjoint)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     assert accelerator.num_processes == world
     wrapped = accelerator.prepare(sampler(network, adjoint) if outside else network)

@@ -19,6 +19,7 @@ from sdeadjoint.fixed_point import fixed_point
 from sdeadjoint.recursion import Carry, Recursion
 
 from .networks import Mlp
+from .predicted import predictor
 
 DOUBLE = torch.float64
 VP = sa.VPLinear()
@@ -27,7 +28,14 @@ ONE_STEP = (sa.Euler(), sa.Heun(), sa.Midpoint(), sa.RK4(), sa.AdamsBashforth(1)
 REMEMBERING = (sa.DPMSolverPP2M(), sa.AdamsBashforth(3))
 REVERSIBLE = (sa.Coupled(sa.Euler()), sa.Coupled(sa.Heun()), sa.ReversibleHeun())
 STOCHASTIC = (sa.Euler(), sa.Heun(), sa.ShARK(), sa.DPMSolverPP2M(), sa.Coupled(sa.Euler()), sa.ReversibleHeun())
-MIXTURE = sa.problems.Mixture([0.3, 0.3, 0.4], [[1.0, 0.5], [-1.0, 0.3], [0.2, -1.2]], 0.25)
+MEANS = [[1.0, 0.5], [-1.0, 0.3], [0.2, -1.2]]
+MIXTURE = sa.problems.Mixture([0.3, 0.3, 0.4], MEANS, 0.25)
+
+
+@cache
+def of_mixture(schedule: sa.Schedule = VP) -> sa.Denoiser:
+    """The exact prediction of ``MIXTURE``."""
+    return sa.Denoiser(predictor(schedule, [0.3, 0.3, 0.4], MEANS, [0.25] * 3), schedule, "sample", time_dtype=DOUBLE)
 
 
 @cache
@@ -54,7 +62,7 @@ def round_trip(denoiser: sa.Denoiser, x_0: Tensor, **arguments: Any) -> tuple[fl
 @pytest.mark.parametrize("solver", [*ONE_STEP[:2], *ONE_STEP[3:4], *REMEMBERING, *REVERSIBLE], ids=repr)
 def test_digits_come_back_from_the_latent(solver: sa.Solver) -> None:
     denoiser, images = digits()
-    grid = sa.uniform_logsnr(VP, 25)
+    grid = sa.uniform_logsnr(VP, 16)
     miss, encoded = round_trip(denoiser, images, frame=sa.Frame(VP), grid=grid, solver=solver)
     assert miss <= 1e-10
     assert encoded.noise is None
@@ -64,11 +72,11 @@ def test_digits_come_back_from_the_latent(solver: sa.Solver) -> None:
 @pytest.mark.parametrize("solver", STOCHASTIC, ids=repr)
 def test_digits_come_back_from_the_noise(solver: sa.Solver) -> None:
     denoiser, images = digits()
-    frame, grid = sa.Frame(VP, eta=1.0), sa.uniform_logsnr(VP, 20)
+    frame, grid = sa.Frame(VP, eta=1.0), sa.uniform_logsnr(VP, 16)
     miss, encoded = round_trip(denoiser, images, frame=frame, grid=grid, solver=solver, seed=0)
     assert miss <= 1e-10
     assert encoded.noise is not None
-    assert encoded.noise.increments.shape == (20, *images.shape)
+    assert encoded.noise.increments.shape == (16, *images.shape)
     assert (encoded.noise.levy_areas is None) == (solver.claims.levy == "none")
 
 
@@ -85,21 +93,23 @@ def test_few_and_large_steps(bandwidth: float) -> None:
 @pytest.mark.parametrize("solver", [*ONE_STEP, *REMEMBERING], ids=repr)
 def test_every_kind_and_uneven_grids(kind: str, solver: sa.Solver) -> None:
     x_0 = MIXTURE.sample(3, seed=0)
-    cases = [(VP, VP.time(torch.tensor(UNEVEN, dtype=DOUBLE))), (sa.VE(), sa.karras(sa.VE(), 24))]
+    cases = [(VP, VP.time(torch.tensor(UNEVEN, dtype=DOUBLE))), (sa.VE(), sa.karras(sa.VE(), 14))]
     for schedule, grid in cases[: 1 if solver in REMEMBERING else 2]:
         arguments: dict[str, Any] = {"frame": sa.Frame(schedule, kind=kind), "grid": grid, "solver": solver}
-        assert round_trip(MIXTURE.denoiser(schedule), x_0, **arguments)[0] <= 1e-10
+        assert round_trip(of_mixture(schedule), x_0, **arguments)[0] <= 1e-10
 
 
-UNEVEN = [-4.0, -3.8, -3.5, -3.1, -2.7, -2.6, -2.2, -1.8, -1.4, -1.1, -0.9, -0.5, -0.1, 0.3, 0.5, 0.8, 1.0, 1.4, 1.6]
-UNEVEN += [1.9, 2.0, 2.4, 2.5, 2.8, 3.2]
+UNEVEN = [-4.0, -3.8, -3.1, -2.6, -1.8, -1.4, -0.9, -0.1, 0.3, 0.8, 1.0, 1.6, 2.4, 2.5, 3.2]
+# ShARK's steps with eta = 2 in the noise kind cannot be undone where they are longer.
+SHORT = [-4.0, -3.8, -3.5, -3.1, -2.7, -2.6, -2.2, -1.8, -1.4, -1.1, -0.9, -0.5, -0.1, 0.3, 0.5, 0.8, 1.0, 1.4, 1.6]
+SHORT += [1.9, 2.0, 2.4, 2.5, 2.8, 3.2]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("eta", [0.3, 1.0, 2.0])
 @pytest.mark.parametrize("solver", STOCHASTIC[:4], ids=repr)
 def test_every_kind_and_eta(kind: str, eta: float, solver: sa.Solver) -> None:
-    x_0, grid = MIXTURE.sample(5, seed=0), VP.time(torch.tensor(UNEVEN, dtype=DOUBLE))
+    x_0, grid = MIXTURE.sample(5, seed=0), VP.time(torch.tensor(SHORT, dtype=DOUBLE))
     frame = sa.Frame(VP, eta=eta, kind=kind)
     assert round_trip(MIXTURE.denoiser(VP), x_0, frame=frame, grid=grid, solver=solver, seed=1)[0] <= 1e-10
 
@@ -109,7 +119,7 @@ def test_every_kind_and_eta(kind: str, eta: float, solver: sa.Solver) -> None:
 def test_a_start_without_signal(kind: str, eta: float) -> None:
     """alpha(T) = 0: with noise y_0 = 0, and x_T is a draw from the prior that the image does not influence."""
     schedule = sa.RectifiedFlow()
-    denoiser, grid = MIXTURE.denoiser(schedule), torch.linspace(1, 0.02, 20, dtype=DOUBLE)
+    denoiser, grid = of_mixture(schedule), torch.linspace(1, 0.02, 20, dtype=DOUBLE)
     frame, seed = sa.Frame(schedule, eta=eta, kind=kind), 0 if eta else None
     for solver in (sa.Euler(), sa.Heun(), sa.DPMSolverPP2M()) if eta else (sa.Euler(), sa.Heun()):
         latents = []
@@ -122,7 +132,7 @@ def test_a_start_without_signal(kind: str, eta: float) -> None:
 
 @pytest.mark.parametrize("solver", [sa.Euler(), sa.Heun(), sa.DPMSolverPP2M()], ids=repr)
 def test_float32(solver: sa.Solver) -> None:
-    x_0, denoiser, grid = MIXTURE.sample(4, seed=0).float(), MIXTURE.denoiser(VP), sa.uniform_logsnr(VP, 20)
+    x_0, denoiser, grid = MIXTURE.sample(4, seed=0).float(), of_mixture(), sa.uniform_logsnr(VP, 20)
     miss, encoded = round_trip(denoiser, x_0, frame=sa.Frame(VP), grid=grid, solver=solver)
     assert miss <= 512 * torch.finfo(torch.float32).eps
     assert encoded.x_T.dtype == torch.float32
@@ -136,7 +146,7 @@ def test_float32(solver: sa.Solver) -> None:
 @pytest.mark.parametrize(("solver", "tol"), [(sa.Heun(), 1e-3), (sa.Heun(), 1e-12), (sa.DPMSolverPP2M(), 1e-3)])
 def test_the_tolerance_is_what_decides(solver: sa.Solver, tol: float) -> None:
     calls, x_0 = [0, 0], MIXTURE.sample(2, seed=0)
-    problem = MIXTURE.denoiser(VP).network
+    problem = of_mixture().network
 
     def network(x: Tensor, t: Tensor) -> Tensor:
         calls[0] += 1
@@ -210,7 +220,7 @@ def test_a_solver_that_begins_with_a_state_of_its_own(eta: float) -> None:
 
 
 def test_seeds() -> None:
-    x_0, denoiser = MIXTURE.sample(3, seed=0), MIXTURE.denoiser(VP)
+    x_0, denoiser = MIXTURE.sample(3, seed=0), of_mixture()
     arguments: dict[str, Any] = {
         "frame": sa.Frame(VP, eta=1.0), "grid": sa.uniform_logsnr(VP, 6), "solver": sa.ShARK()
     }  # fmt: skip
@@ -236,7 +246,8 @@ def standardized(
     x_0 = problem.sample(n, seed=0)
     z = torch.randn(x_0.shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(5))
     x_0 = frame.schedule.alpha(grid[-1]) * x_0 + frame.schedule.sigma(grid[-1]) * z
-    found = sa.encode(problem.denoiser(frame.schedule), x_0, frame=frame, grid=grid, solver=sa.Euler(), seed=7)
+    denoiser = of_mixture() if problem is MIXTURE else problem.denoiser(frame.schedule)
+    found = sa.encode(denoiser, x_0, frame=frame, grid=grid, solver=sa.Euler(), seed=7)
     assert found.noise is not None
     return found.noise.increments.flatten(1) / frame.noise_clock(grid).diff().sqrt()[:, None], found.x_T
 
@@ -305,7 +316,7 @@ def test_the_forward_process_keeps_the_marginals_of_a_point_exactly(eta: float) 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_forward_process_predicts_where_the_step_begins(kind: str) -> None:
-    grid, denoiser, eta = VP.time(torch.tensor([-1.5, 0.5], dtype=DOUBLE)), MIXTURE.denoiser(VP), 0.3
+    grid, denoiser, eta = VP.time(torch.tensor([-1.5, 0.5], dtype=DOUBLE)), of_mixture(), 0.3
     frame = sa.Frame(VP, eta=eta, kind=kind)
     equation = Diffusion.create(denoiser, frame, grid, {})
     x, z = MIXTURE.sample(4, seed=0), MIXTURE.sample(4, seed=1)
@@ -420,7 +431,7 @@ def test_the_best_iterate_is_returned_when_the_limit_is_reached() -> None:
 
 def mixture_call(**changes: Any) -> Callable[[], object]:
     arguments: dict[str, Any] = {
-        "denoiser": MIXTURE.denoiser(VP), "x_0": MIXTURE.sample(2, seed=0), "frame": sa.Frame(VP),
+        "denoiser": of_mixture(), "x_0": MIXTURE.sample(2, seed=0), "frame": sa.Frame(VP),
         "grid": sa.uniform_logsnr(VP, 8), "solver": sa.Euler(),
     } | changes  # fmt: skip
     denoiser, x_0 = arguments.pop("denoiser"), arguments.pop("x_0")
@@ -454,7 +465,7 @@ SDE, ENDS = sa.Frame(VP, eta=1.0), torch.tensor([1.0, 0.5, 0.0], dtype=DOUBLE)
         (mixture_call(x_0=MIXTURE.sample(2, seed=0).requires_grad_()), RuntimeError, "x_0 requires a gradient.*detach"),
         (mixture_call(cond={"z": torch.zeros(1, requires_grad=True)}), RuntimeError, "cond requires a gradient"),
         (
-            mixture_call(denoiser=MIXTURE.denoiser(VP).guided_by(sa.Guidance(torch.ones(1, requires_grad=True)))),
+            mixture_call(denoiser=of_mixture().guided_by(sa.Guidance(torch.ones(1, requires_grad=True)))),
             RuntimeError, "guidance requires a gradient",
         ),
     ],
@@ -534,7 +545,7 @@ def test_no_gradients_flow_and_none_are_needed() -> None:
 def test_progress(solver: sa.Solver, unit: str, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tqdm")
     sa.encode(
-        MIXTURE.denoiser(VP), MIXTURE.sample(1, seed=0), frame=sa.Frame(VP), grid=sa.uniform_logsnr(VP, 4, t_min=0.1),
+        of_mixture(), MIXTURE.sample(1, seed=0), frame=sa.Frame(VP), grid=sa.uniform_logsnr(VP, 4, t_min=0.1),
         solver=solver, progress=True,
     )  # fmt: skip
     err = capsys.readouterr().err

@@ -72,10 +72,14 @@ def agrees(call: Callable[[sa.Adjoint], Tensor], leaves: list[Tensor]) -> None:
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 def test_products_are_those_of_direct(solver: sa.Solver, eta: float) -> None:
-    for trajectory, noise in ((False, "fixed"), (True, "shifted")):
-        solve = Solve(solver, 5, eta, noise=noise, options={"trajectory": trajectory})
+    """Each solver meets each adjoint, and each adjoint both kinds of noise and of answers.
+
+    ``Recursion.step`` is all that the adjoints know of a solver, and ``Carry`` all that they know of its memory.
+    """
+    for k, (trajectory, noise) in enumerate(((False, "fixed"), (True, "shifted"))):
+        solve = Solve(solver, 4, eta, noise=noise, options={"trajectory": trajectory})
         want = solved(solve, sa.Direct())
-        for adjoint in CHECKPOINTS:
+        for adjoint in CHECKPOINTS[(k + (eta > 0)) % 2 :: 2]:
             assert worst(solved(solve, adjoint), want) <= ALLOWED
 
 
@@ -279,7 +283,7 @@ def test_the_second_derivative_of_quantile_transport() -> None:
     (slope,) = torch.autograd.grad(mixture.ode_map(x, SCHEDULE, t_max, t_min).sum(), x, create_graph=True)
     (want,) = torch.autograd.grad(slope.sum(), x)
     errors = []
-    for steps in (32, 64, 128):
+    for steps in (16, 32, 64):
         out = sa.sample(
             mixture.denoiser(SCHEDULE), x, frame=sa.Frame(SCHEDULE),
             grid=sa.uniform_logsnr(SCHEDULE, steps, t_max=t_max, t_min=t_min), solver=sa.RK4(),
@@ -474,13 +478,14 @@ def fewest(steps: int, snapshots: int) -> int:
     return min(m + fewest(steps - m, snapshots - 1) + fewest(m, snapshots) for m in range(1, steps))
 
 
-@pytest.mark.parametrize("steps", [12, 37])
+# Four snapshots take one repetition of a step more for 23 than for 12: C(4 + 2, 4) = 15 lies between.
+@pytest.mark.parametrize("steps", [12, 23])
 @pytest.mark.parametrize(("snapshots", "pairs"), [(1, 1), (2, 3), (3, 4), (4, 6)])
 def test_calls_with_snapshots(snapshots: int, pairs: int, steps: int) -> None:
     """The gradient is taken twice, once through the loss; tangents are advanced from three halves as many states."""
-    calls, _ = spent(sa.Checkpoint(snapshots), steps, second=False)
+    calls = called(sa.Checkpoint(snapshots), steps, second=False)
     assert calls == steps + fewest(steps, snapshots) + 1
-    calls, _ = spent(sa.Checkpoint(snapshots), steps, second=True)
+    calls = called(sa.Checkpoint(snapshots), steps, second=True)
     assert calls == 3 * steps + 2 * fewest(steps, snapshots) + fewest(steps, pairs) + 2
 
 
@@ -499,8 +504,8 @@ def test_only_the_asked_gradients_take_memory() -> None:
     assert peaks[0] + sum(weight.nbytes for weight in weights) <= peaks[1]
 
 
-def spent(adjoint: sa.Adjoint, steps: int, *, second: bool) -> tuple[int, int]:
-    """Network calls and peak bytes of a gradient in x_T, or of a Hessian-vector product."""
+def called(adjoint: sa.Adjoint, steps: int, *, second: bool) -> int:
+    """Network calls of a gradient in x_T, or of a Hessian-vector product."""
     calls = [0]
     inner = Mlp(64, width=64).requires_grad_(False)
 
@@ -509,24 +514,30 @@ def spent(adjoint: sa.Adjoint, steps: int, *, second: bool) -> tuple[int, int]:
         return inner(x, t)
 
     x_T = torch.ones(4, 64, dtype=DOUBLE, requires_grad=True)
+    out = sa.sample(
+        sa.Denoiser(network, SCHEDULE, "sample"), x_T, frame=sa.Frame(SCHEDULE),
+        grid=sa.uniform_logsnr(SCHEDULE, steps), solver=sa.Euler(), adjoint=adjoint,
+    )  # fmt: skip
+    (grad,) = torch.autograd.grad(out.sin().sum(), x_T, create_graph=second)
+    if second:
+        torch.autograd.grad(grad.sum(), x_T)
+    return calls[0]
+
+
+def spent(adjoint: sa.Adjoint, steps: int, *, second: bool) -> tuple[int, int]:
+    """The same calls, and the peak bytes."""
     with PeakMemory() as memory:
-        out = sa.sample(
-            sa.Denoiser(network, SCHEDULE, "sample"), x_T, frame=sa.Frame(SCHEDULE),
-            grid=sa.uniform_logsnr(SCHEDULE, steps), solver=sa.Euler(), adjoint=adjoint,
-        )  # fmt: skip
-        (grad,) = torch.autograd.grad(out.sin().sum(), x_T, create_graph=second)
-        if second:
-            torch.autograd.grad(grad.sum(), x_T)
-    return calls[0], memory.peak
+        calls = called(adjoint, steps, second=second)
+    return calls, memory.peak
 
 
 def test_calls_and_bytes() -> None:
     """Bytes per step: the state, its tangent, and no more than one adjoint; none with snapshots."""
     state = 4 * 64 * 8
-    few, many = (spent(sa.Checkpoint(), steps, second=True) for steps in (20, 120))
-    first = [spent(sa.Checkpoint(), steps, second=False) for steps in (20, 120)]
-    assert many[0] == 5 * 120  # to sample, for the gradient, for tangents, for the second sweep, and through the loss
-    grown = (many[1] - few[1]) / 100
-    assert grown <= (first[1][1] - first[0][1]) / 100 + 2 * state
-    few, many = (spent(sa.Checkpoint(4), steps, second=True) for steps in (20, 120))
-    assert many[1] - few[1] <= 100 * state / 4
+    few, many = (spent(sa.Checkpoint(), steps, second=True) for steps in (20, 60))
+    first = [spent(sa.Checkpoint(), steps, second=False) for steps in (20, 60)]
+    assert many[0] == 5 * 60  # to sample, for the gradient, for tangents, for the second sweep, and through the loss
+    grown = (many[1] - few[1]) / 40
+    assert grown <= (first[1][1] - first[0][1]) / 40 + 2 * state
+    few, many = (spent(sa.Checkpoint(4), steps, second=True) for steps in (20, 60))
+    assert many[1] - few[1] <= 40 * state / 4

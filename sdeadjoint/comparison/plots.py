@@ -63,13 +63,13 @@ def draw_all(comparison: Comparison, out: Path) -> list[str]:
     """Draw every figure in every format into a directory, and return the files' names."""
     names = []
     for stem, draw in (("error", draw_error), ("cosine", draw_cosine), ("memory", draw_memory)):
-        for suffix in SUFFIXES:
-            names.append(stem + suffix)
-            draw(comparison, out / names[-1])
+        own = [stem + suffix for suffix in SUFFIXES]
+        draw(comparison, *(out / name for name in own))
+        names += own
     return names
 
 
-def draw_error(comparison: Comparison, path: str | Path) -> None:
+def draw_error(comparison: Comparison, *paths: str | Path) -> None:
     """Draw relative errors, both axes logarithmic: a row for each kind of gradient and reference that is known.
 
     On the left against the steps of the sampler, on the right against the network calls that a gradient takes.
@@ -77,10 +77,10 @@ def draw_error(comparison: Comparison, path: str | Path) -> None:
     rows = [
         [Panel(kind, side, "relative error", work) for work in (STEPS, CALLS)] for kind, side in _known(comparison)
     ]
-    _draw(comparison, path, rows)
+    _draw(comparison, paths, rows)
 
 
-def draw_cosine(comparison: Comparison, path: str | Path) -> None:
+def draw_cosine(comparison: Comparison, *paths: str | Path) -> None:
     """Draw the cosine of the angle to the reference, and beside it the magnitude relative to the reference's.
 
     A cosine of 1 is right, 0 is at a right angle, below it is the wrong way. Its axis is linear in the distance
@@ -89,10 +89,10 @@ def draw_cosine(comparison: Comparison, path: str | Path) -> None:
     rows = [
         [Panel(kind, side, number, STEPS) for number in ("cosine", "magnitude")] for kind, side in _known(comparison)
     ]
-    _draw(comparison, path, rows)
+    _draw(comparison, paths, rows)
 
 
-def draw_memory(comparison: Comparison, path: str | Path) -> None:
+def draw_memory(comparison: Comparison, *paths: str | Path) -> None:
     """Draw peak memory, both axes logarithmic, so that proportional growth has slope one."""
     from matplotlib.ticker import LogLocator
 
@@ -102,7 +102,7 @@ def draw_memory(comparison: Comparison, path: str | Path) -> None:
         for name, rows in names.items()
     }
     groups = _groups(comparison, {name: (own,) for name, own in points.items() if own})
-    with _laid_out(path, comparison, groups, [[None]]) as axes:
+    with _laid_out(paths, comparison, groups, [[None]]) as axes:
         axis = axes[0][0]
         for group in groups:
             axis.loglog(*zip(*points[group.names[0]], strict=True), **group.style)
@@ -119,12 +119,12 @@ def draw_memory(comparison: Comparison, path: str | Path) -> None:
         axis.set_title("one gradient: sampling and backward pass", loc="left", fontsize=9)
 
 
-def _draw(comparison: Comparison, path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
+def _draw(comparison: Comparison, paths: Sequence[str | Path], rows: Sequence[Sequence[Panel]]) -> None:
     """Draw rows of panels, with one legend for all."""
     names = {name: _rows(comparison, name) for name in comparison.methods}
     points = {name: tuple(tuple(p.points(own)) for line in rows for p in line) for name, own in names.items()}
     groups = _groups(comparison, {name: own for name, own in points.items() if any(own)})
-    with _laid_out(path, comparison, groups, rows) as grid:
+    with _laid_out(paths, comparison, groups, rows) as grid:
         for line, axes in zip(rows, grid, strict=True):
             first = line[0]
             axes[0].set_title(f"{_shown(first.kind)}, {TITLES[first.side]}", loc="left", fontsize=9, fontweight="bold")
@@ -273,7 +273,7 @@ def _steps_axis(axis: Any, steps: Sequence[int]) -> None:
 
 @contextmanager
 def _laid_out(
-    path: str | Path, comparison: Comparison, groups: Sequence[Group], rows: Sequence[Sequence[object]]
+    paths: Sequence[str | Path], comparison: Comparison, groups: Sequence[Group], rows: Sequence[Sequence[object]]
 ) -> Iterator[Any]:
     """Make axes in rows, under the problem's name and above the methods in columns by family."""
     from matplotlib.lines import Line2D
@@ -291,7 +291,7 @@ def _laid_out(
         "hspace": 0.34,
         "wspace": 0.22,
     }
-    with _figure(path, width, height) as figure:
+    with _figure(paths, width, height) as figure:
         yield figure.subplots(len(rows), len(rows[0]), squeeze=False, gridspec_kw=layout)
         for k, family in enumerate(families):
             legend = figure.legend(
@@ -317,8 +317,8 @@ def _problem(comparison: Comparison) -> str:
 
 
 @contextmanager
-def _figure(path: str | Path, width: float, height: float) -> Iterator[Any]:
-    """A figure in inches, written to ``path`` in the end."""
+def _figure(paths: Sequence[str | Path], width: float, height: float) -> Iterator[Any]:
+    """A figure in inches, written to all paths in the end."""
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
@@ -329,4 +329,5 @@ def _figure(path: str | Path, width: float, height: float) -> Iterator[Any]:
         figure = Figure(figsize=(width, height), dpi=150)
         yield figure
         dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-        figure.savefig(path, metadata=dates.get(Path(path).suffix))
+        for path in paths:
+            figure.savefig(path, metadata=dates.get(Path(path).suffix))

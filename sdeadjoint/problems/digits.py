@@ -75,7 +75,7 @@ class Digits(Mixture):
         if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.shape != (batch, CLASSES):
             got = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"cond['label']: got {got}; pass real logits of shape ({batch}, {CLASSES})")
-        labels, log_sizes = self._on(device)[4:]
+        labels, log_sizes = self._on(device)[5:]
         return logits.to(device, torch.float64).log_softmax(1)[:, labels] - log_sizes
 
     def __repr__(self) -> str:

@@ -140,10 +140,12 @@ class Mixture(Problem):
 
     @property
     def _constants(self) -> tuple[Tensor, ...]:
-        """Log-weights (K,), the data's mean (d,), the means minus it (K, d), variances (K or 1, d or 1)."""
+        """Log-weights (K,), the mean (d,), means minus it (K, d), variances (K or 1, d or 1), their squares (K,)."""
         means, v = self.means.reshape(len(self.weights), -1), self.variances
         centre = self.weights @ means
-        return self.weights.log(), centre, means - centre, v.reshape(len(v), -1) if v.ndim else v.reshape(1, 1)
+        offsets = means - centre
+        v = v.reshape(len(v), -1) if v.ndim else v.reshape(1, 1)
+        return self.weights.log(), centre, offsets, v, (offsets**2).sum(1)
 
     def _fits(self, shape: torch.Size) -> bool:
         return shape == self.event_shape or (self.event_shape == () and shape == (1,))
@@ -154,12 +156,12 @@ class Mixture(Problem):
         return self._on(device)[0][None]
 
     def _joint(self, x: Tensor, alpha: Tensor, sigma: Tensor, cond: Cond) -> _Joint:
-        _, centre, offsets, v = self._on(x.device)[:4]
+        _, centre, offsets, v, sizes = self._on(x.device)[:5]
         a, s = alpha.reshape(-1, 1, 1), sigma.reshape(-1, 1, 1)
         X, P = x.reshape(x.shape[0], -1) - a[:, 0] * centre, a**2 * v + s**2
         dims = X.shape[1]
         if v.shape[1] == 1 < dims:
-            squares = (X**2).sum(1, keepdim=True) - 2 * a[:, 0] * (X @ offsets.T) + a[:, 0] ** 2 * (offsets**2).sum(1)
+            squares = (X**2).sum(1, keepdim=True) - 2 * a[:, 0] * (X @ offsets.T) + a[:, 0] ** 2 * sizes
             exponent = squares / P[..., 0] + dims * P[..., 0].log()
         else:
             exponent = ((X[:, None] - a * offsets) ** 2 / P + P.log()).sum(2)
