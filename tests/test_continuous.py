@@ -258,6 +258,7 @@ def scalar_errors(sampler: sa.Solver, adjoint: sa.Adjoint, steps: Sequence[int])
 
 
 STEPS = (16, 32, 64, 128)
+HALF = (8, 16, 32, 64)
 
 
 def test_adjoint_deis_2m_has_order_2_with_exact_states_and_1_with_those_of_ddim() -> None:
@@ -276,11 +277,12 @@ def test_adjoint_deis_2m_has_order_2_with_exact_states_and_1_with_those_of_ddim(
 @pytest.mark.parametrize("states", ["recorded", "reconstructed"])
 @pytest.mark.parametrize(
     ("solver", "order", "steps"),
-    [(sa.Heun(), 2, STEPS), (sa.Midpoint(), 2, STEPS), (sa.AdamsBashforth(2), 2, STEPS), (sa.RK4(), 4, (16, 32, 64))],
+    [(sa.Heun(), 2, HALF), (sa.Midpoint(), 2, HALF), (sa.AdamsBashforth(2), 2, STEPS), (sa.RK4(), 4, (16, 32, 64))],
     ids=repr,
 )
 def test_orders_on_the_ode(solver: sa.Solver, order: int, steps: Sequence[int], states: str) -> None:
-    """Interpolated states (Midpoint, RK4) have order 4 and do not get in the way."""
+    """Interpolated states (Midpoint, RK4) have order 4 and do not get in the way. Where coarse grids show the order,
+    these are enough: the lower end of the interval is a quarter below it at most, and the next order is 1 below."""
     errors = scalar_errors(sa.RK4(), sa.ContinuousAdjoint(solver, states), steps)
     low, _ = slope(steps, errors)
     assert low > order - 0.25
@@ -422,7 +424,7 @@ def reconstruction_error(steps: int, eta: float, solver: sa.Solver, noise: sa.No
 
 @pytest.mark.parametrize(("solver", "order"), [(sa.Euler(), 1), (sa.DPMSolverPP2M(), 2)], ids=repr)
 def test_reconstructed_states_converge_with_the_solver(solver: sa.Solver, order: int) -> None:
-    steps = (20, 40, 80, 160)
+    steps = (10, 20, 40, 80)
     low, _ = slope(steps, torch.stack([reconstruction_error(n, 0.0, solver, None) for n in steps]))
     assert low > order - 0.3
 
@@ -439,7 +441,7 @@ def test_noise_that_is_not_replayed_is_refused(areas: bool) -> None:
 
 def test_reconstruction_needs_the_same_noise() -> None:
     """One seed per number of steps: each grid has a path of its own, so the slope is one of averages."""
-    steps = (20, 40, 80, 160)
+    steps = (20, 40, 80)
     same = torch.stack([reconstruction_error(n, 0.5, sa.Euler(), sa.BrownianPath(5)) for n in steps])
     other = torch.stack([reconstruction_error(n, 0.5, sa.Euler(), Forgetful()) for n in steps])
     low, _ = slope(steps, same)
@@ -451,7 +453,7 @@ def test_reconstruction_needs_the_same_noise() -> None:
 @pytest.mark.parametrize(("solver", "order"), [(sa.SRA1(), 1.5), (sa.Midpoint(), 2.0), (sa.Heun(), 2.0)], ids=repr)
 def test_levy_areas_are_reversed_too(solver: sa.Solver, order: float) -> None:
     """C6, 2: the way back with replayed increments and areas; with a wrong sign of either the slope is 1 at most."""
-    steps = (20, 40, 80, 160)
+    steps = (20, 40, 80)
     errors = torch.stack([reconstruction_error(n, 0.5, solver, sa.BrownianPath(5)) for n in steps])
     low, _ = slope(steps, errors)
     assert low > order - 0.15
@@ -786,11 +788,12 @@ def test_trajectories_and_hooks() -> None:
         out = problem.sample(sa.Hooked(adjoint, hook), trajectory=True, solver=sa.Heun(), **options)
         return list(torch.autograd.grad(out, problem.leaves, cotangent))
 
-    for adjoint in (sa.ContinuousAdjoint(sa.Heun(), kind="data"), sa.ContinuousAdjoint(sa.Heun(), "reconstructed")):
-        for change in (None, 1.0, -0.5):
+    for change in (None, 1.0, -0.5):
+        expected: list = []
+        want = run(sa.Checkpoint(), expected, change)
+        for adjoint in (sa.ContinuousAdjoint(sa.Heun(), kind="data"), sa.ContinuousAdjoint(sa.Heun(), "reconstructed")):
             seen: list = []
-            expected: list = []
-            got, want = run(adjoint, seen, change), run(sa.Checkpoint(), expected, change)
+            got = run(adjoint, seen, change)
             assert max(map(relative, got, want)) <= 2e-2
             assert [entry[:2] for entry in seen] == [entry[:2] for entry in expected]
             assert max(relative(a[2], b[2]) for a, b in zip(seen, expected, strict=True)) <= 2e-2
