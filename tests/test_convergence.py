@@ -460,7 +460,7 @@ def test_errors_of_a_wrong_solver_that_stand_still_never_hold(
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_wrong_adjoint_does_not_judge_itself(eta: float) -> None:
     quantity = Gradient(adjoint=Scaled(0.9))
-    found = measure(Study(sa.Heun(), settings.mild(eta), quantity, steps=(16, 32, 64), paths=60, finer=2)).verdict
+    found = measure(Study(sa.Heun(), settings.mild(eta), quantity, steps=(16, 32, 64), paths=60)).verdict
     assert found.outcome == "violated"
 
 
