@@ -258,7 +258,6 @@ def scalar_errors(sampler: sa.Solver, adjoint: sa.Adjoint, steps: Sequence[int])
 
 
 STEPS = (16, 32, 64, 128)
-HALF = (8, 16, 32, 64)
 
 
 def test_adjoint_deis_2m_has_order_2_with_exact_states_and_1_with_those_of_ddim() -> None:
@@ -277,12 +276,11 @@ def test_adjoint_deis_2m_has_order_2_with_exact_states_and_1_with_those_of_ddim(
 @pytest.mark.parametrize("states", ["recorded", "reconstructed"])
 @pytest.mark.parametrize(
     ("solver", "order", "steps"),
-    [(sa.Heun(), 2, HALF), (sa.Midpoint(), 2, HALF), (sa.AdamsBashforth(2), 2, STEPS), (sa.RK4(), 4, (16, 32, 64))],
+    [(sa.Heun(), 2, STEPS), (sa.Midpoint(), 2, STEPS), (sa.AdamsBashforth(2), 2, STEPS), (sa.RK4(), 4, (16, 32, 64))],
     ids=repr,
 )
 def test_orders_on_the_ode(solver: sa.Solver, order: int, steps: Sequence[int], states: str) -> None:
-    """Interpolated states (Midpoint, RK4) have order 4 and do not get in the way. Where coarse grids show the order,
-    these are enough: the lower end of the interval is a quarter below it at most, and the next order is 1 below."""
+    """Interpolated states (Midpoint, RK4) have order 4 and do not get in the way."""
     errors = scalar_errors(sa.RK4(), sa.ContinuousAdjoint(solver, states), steps)
     low, _ = slope(steps, errors)
     assert low > order - 0.25
