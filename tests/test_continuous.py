@@ -422,7 +422,7 @@ def reconstruction_error(steps: int, eta: float, solver: sa.Solver, noise: sa.No
 
 @pytest.mark.parametrize(("solver", "order"), [(sa.Euler(), 1), (sa.DPMSolverPP2M(), 2)], ids=repr)
 def test_reconstructed_states_converge_with_the_solver(solver: sa.Solver, order: int) -> None:
-    steps = (20, 40, 80, 160)
+    steps = (10, 20, 40, 80)
     low, _ = slope(steps, torch.stack([reconstruction_error(n, 0.0, solver, None) for n in steps]))
     assert low > order - 0.3
 
@@ -439,7 +439,7 @@ def test_noise_that_is_not_replayed_is_refused(areas: bool) -> None:
 
 def test_reconstruction_needs_the_same_noise() -> None:
     """One seed per number of steps: each grid has a path of its own, so the slope is one of averages."""
-    steps = (20, 40, 80, 160)
+    steps = (20, 40, 80)
     same = torch.stack([reconstruction_error(n, 0.5, sa.Euler(), sa.BrownianPath(5)) for n in steps])
     other = torch.stack([reconstruction_error(n, 0.5, sa.Euler(), Forgetful()) for n in steps])
     low, _ = slope(steps, same)
@@ -451,7 +451,7 @@ def test_reconstruction_needs_the_same_noise() -> None:
 @pytest.mark.parametrize(("solver", "order"), [(sa.SRA1(), 1.5), (sa.Midpoint(), 2.0), (sa.Heun(), 2.0)], ids=repr)
 def test_levy_areas_are_reversed_too(solver: sa.Solver, order: float) -> None:
     """C6, 2: the way back with replayed increments and areas; with a wrong sign of either the slope is 1 at most."""
-    steps = (20, 40, 80, 160)
+    steps = (20, 40, 80)
     errors = torch.stack([reconstruction_error(n, 0.5, solver, sa.BrownianPath(5)) for n in steps])
     low, _ = slope(steps, errors)
     assert low > order - 0.15
@@ -786,11 +786,12 @@ def test_trajectories_and_hooks() -> None:
         out = problem.sample(sa.Hooked(adjoint, hook), trajectory=True, solver=sa.Heun(), **options)
         return list(torch.autograd.grad(out, problem.leaves, cotangent))
 
-    for adjoint in (sa.ContinuousAdjoint(sa.Heun(), kind="data"), sa.ContinuousAdjoint(sa.Heun(), "reconstructed")):
-        for change in (None, 1.0, -0.5):
+    for change in (None, 1.0, -0.5):
+        expected: list = []
+        want = run(sa.Checkpoint(), expected, change)
+        for adjoint in (sa.ContinuousAdjoint(sa.Heun(), kind="data"), sa.ContinuousAdjoint(sa.Heun(), "reconstructed")):
             seen: list = []
-            expected: list = []
-            got, want = run(adjoint, seen, change), run(sa.Checkpoint(), expected, change)
+            got = run(adjoint, seen, change)
             assert max(map(relative, got, want)) <= 2e-2
             assert [entry[:2] for entry in seen] == [entry[:2] for entry in expected]
             assert max(relative(a[2], b[2]) for a, b in zip(seen, expected, strict=True)) <= 2e-2

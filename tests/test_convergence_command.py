@@ -86,7 +86,8 @@ def solvers_in(path: Path) -> list[str]:
     return [result["solver"] for result in json.loads(path.read_text())]
 
 
-def test_another_study_in_a_directory_has_files_of_its_own(tmp_path: Path) -> None:
+def test_another_study_in_a_directory_has_files_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "SUFFIXES", (".pdf",))  # numbers are given to stems, whatever the figures
     first, other = (("--solver", name, "--out", str(tmp_path)) for name in ("Euler", "Heun"))
     assert {study(*own, quick=TINY) for own in (first, other, first)} <= {HOLDS, VIOLATED, INCONCLUSIVE}
     assert solvers_in(tmp_path / "study.json") == ["Euler()"]
@@ -99,8 +100,9 @@ def test_another_study_in_a_directory_has_files_of_its_own(tmp_path: Path) -> No
     assert solvers_in(tmp_path / "study-3.json") == ["Euler()"]
 
 
-def test_the_same_numbers_with_any_number_of_workers(tmp_path: Path) -> None:
+def test_the_same_numbers_with_any_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
+    monkeypatch.setattr(command, "SUFFIXES", ())  # the numbers are in study.json
     results = []
     for workers in ("1", "2"):
         out = tmp_path / workers
@@ -288,11 +290,12 @@ setting = sa.convergence.settings.line()
 def test_a_solver_and_a_problem_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_solver_for_study.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
+    few = ("--steps", "8,16,32,64", "--paths", "60")  # enough without noise: intervals are narrower than 0.1
     own = ("--solver", "own_solver_for_study:Wrong", "--eta", "0")
-    assert study(*own, "--problem", "line") == VIOLATED
-    assert study(*own, "--problem", "own_solver_for_study:problem") == VIOLATED
-    assert study("--solver", "RK4", "--eta", "0", "--problem", "line", "--quantity", "gradient") == HOLDS
-    assert study("--solver", "Euler", *own, "--problem", "line") == VIOLATED  # one claim of two
+    assert study(*own, "--problem", "line", quick=few) == VIOLATED
+    assert study(*own, "--problem", "own_solver_for_study:problem", quick=few) == VIOLATED
+    assert study("--solver", "RK4", "--eta", "0", "--problem", "line", "--quantity", "gradient", quick=few) == HOLDS
+    assert study("--solver", "Euler", *own, "--problem", "line", quick=few) == VIOLATED  # one claim of two
     # A setting of the ODE, whose exact solution is not that of the SDE which is asked for.
     assert study("--solver", "Euler", "--eta", "1", "--problem", "own_solver_for_study:setting") == HOLDS
 

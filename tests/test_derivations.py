@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -34,16 +35,22 @@ def errors_of_state_and_gradient(
     solver: sa.Solver, name: str, driven: Callable[[Tensor, Noise], Noise], reference: Callable[[Tensor, Noise], Noise]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Against ShARK on the finest grid, 4 times finer than the last level."""
-
-    def both(solver: sa.Solver, level: int, driven: Callable[[Tensor, Noise], Noise]) -> Tensor:
-        s, tau, noise = levels(name)[level]
-        y = randn(PATHS, seed=3).requires_grad_()
-        out = solve(solver, drift, s.tolist(), y, driven(tau, noise))
-        return torch.stack([out.detach(), torch.autograd.grad(out.sum(), y)[0]])
-
-    exact = both(sa.ShARK(), -1, reference)
-    state, gradient = zip(*(both(solver, level, driven) - exact for level in range(len(levels(name)) - 2)), strict=True)
+    exact, coarser = fine_state_and_gradient(name, reference), range(len(levels(name)) - 2)
+    found = (state_and_gradient(solver, name, level, driven) - exact for level in coarser)
+    state, gradient = zip(*found, strict=True)
     return list(state), list(gradient)
+
+
+def state_and_gradient(solver: sa.Solver, name: str, level: int, driven: Callable[[Tensor, Noise], Noise]) -> Tensor:
+    s, tau, noise = levels(name)[level]
+    y = randn(PATHS, seed=3).requires_grad_()
+    out = solve(solver, drift, s.tolist(), y, driven(tau, noise))
+    return torch.stack([out.detach(), torch.autograd.grad(out.sum(), y)[0]])
+
+
+@cache
+def fine_state_and_gradient(name: str, driven: Callable[[Tensor, Noise], Noise]) -> Tensor:
+    return state_and_gradient(sa.ShARK(), name, -1, driven)
 
 
 def own(tau: Tensor, noise: Noise) -> Noise:

@@ -178,8 +178,13 @@ def errors(solver: sa.Solver, steps: Sequence[int]) -> list[float]:
 
 
 def slope(solver: sa.Solver) -> float:
-    """The order that three levels show. A slope that still rises is ahead of its mean, and will gain as much again."""
-    found = errors(solver, (24, 48, 96))
+    """The order that three levels show. A slope that still rises is ahead of its mean, and will gain as much again.
+
+    On 24 steps no slope is short of its order by more than 0.03, a sixth of ``ALLOWED``. The first steps of a method
+    that another one starts weigh more.
+    """
+    started = isinstance(solver, sa.AdamsBashforth) and solver.start is not None
+    found = errors(solver, (24, 48, 96) if started else (6, 12, 24))
     first, last = (math.log2(coarse / fine) for coarse, fine in pairwise(found))
     return max((first + last) / 2, last + (last - first))
 
@@ -242,6 +247,10 @@ def gradients(divergence: Any, adjoint: sa.Adjoint, solver: sa.Solver, *, leaf: 
     return [found.log_prob.detach(), *torch.autograd.grad(value, leaves)]
 
 
+DIRECT: dict[tuple[str, str], list[Tensor]] = {}
+"""The gradients of plain autograd, for all adjoints that are compared with them."""
+
+
 @pytest.mark.parametrize(
     "divergence", [sa.ExactDivergence(), sa.Hutchinson(2), sa.Hutchinson(1, [3, 4], "normal")], ids=repr
 )
@@ -253,8 +262,9 @@ def test_gradients_are_those_of_plain_autograd(divergence: Any, solver: sa.Solve
     """In x_0, Scheduled conditioning, guidance and weights: to the round-off of some hundred products."""
     if adjoint == sa.Reversible() and solver != sa.Coupled(sa.Heun()):
         adjoint = sa.Checkpoint(1)
-    want = gradients(divergence, sa.Direct(), solver)
-    for got, exact in zip(gradients(divergence, adjoint, solver), want, strict=True):
+    if (case := (repr(divergence), repr(solver))) not in DIRECT:
+        DIRECT[case] = gradients(divergence, sa.Direct(), solver)
+    for got, exact in zip(gradients(divergence, adjoint, solver), DIRECT[case], strict=True):
         assert exact.abs().max() > 0
         assert torch.allclose(got, exact, rtol=1e-9, atol=1e-10 * float(exact.abs().max()))
 

@@ -54,14 +54,10 @@ def watched(n: int, s: float, a: Any) -> None:
 
 
 ADJOINTS = [
-    sa.Direct(),
-    sa.Checkpoint(),
-    sa.Checkpoint(1),
-    sa.Checkpoint(2),
-    sa.Checkpoint(memory=3000),
-    sa.Checkpoint(memory="1MiB"),
-    sa.Truncated(100),
-    sa.Hooked(sa.Checkpoint(), watched),
+    (sa.Direct(), sa.Checkpoint(memory=3000)),
+    (sa.Checkpoint(), sa.Checkpoint(memory="1MiB")),
+    (sa.Checkpoint(1), sa.Truncated(100)),  # which knows no trajectories
+    (sa.Checkpoint(2), sa.Hooked(sa.Checkpoint(), watched)),
 ]
 
 
@@ -70,18 +66,19 @@ ADJOINTS = [
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 def test_every_solver_with_every_adjoint_is_the_loop(solver: sa.Solver) -> None:
-    """States, noises, clocks and options in turn, so that each meets each over the solvers."""
+    """States, noises, clocks and options in turn, so that each meets each over the solvers. Two adjoints have one loop:
+    they are told nothing of each other, and each meets every state and noise with other solvers."""
     k = SOLVERS.index(solver)
-    for j, adjoint in enumerate(ADJOINTS):
+    for j, adjoints in enumerate(ADJOINTS):
         written = Written(
             solver,
-            state=list(STATES)[(k + j) % len(STATES)],
+            state=list(STATES)[(k + 2 * j) % len(STATES)],
             clock=(RISING, FALLING)[(k + j) % 2],
-            noise=NOISES[(3 * k + j) % len(NOISES)],
-            after=j % 2 == 0,
-            trajectory=k % 2 == 0 and not isinstance(adjoint, sa.Truncated),
+            noise=NOISES[(k + 5 * j) % len(NOISES)],
+            after=(k // 2 + j // 2) % 2 == 0,
+            trajectory=k % 4 < 2 and j != 2,
         )
-        written.check(adjoint, EXACT)
+        written.check_each(adjoints, EXACT)
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)

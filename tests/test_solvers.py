@@ -452,7 +452,7 @@ def test_the_order_is_that_of_the_start_and_one_more(
         errors.append(error(solver, nodes))
     check_order(torch.stack(errors), ode)
     if ode < order:  # and no more, once the error of the start is the largest
-        grids = ([0.5 * 4.0 ** (n / steps) for n in range(steps + 1)] for steps in (1024, 2048))
+        grids = ([0.5 * 4.0 ** (n / steps) for n in range(steps + 1)] for steps in (512, 1024))
         rms = torch.stack([error(solver, nodes) for nodes in grids]).square().mean(1).sqrt()
         assert float((rms[0] / rms[1]).log2()) < ode + 0.5
 
@@ -549,9 +549,11 @@ def error(solver: sa.Solver, nodes: Sequence[float]) -> Tensor:
 @each_solver
 def test_order_on_an_ode(solver: sa.Solver, stretch: str, backwards: bool) -> None:
     errors = []
-    # Polynomials through past drifts need finer grids than stages do; the terms of order 3 and 4 of UniPC(3) cross.
-    levels = (128, 256, 512) if solver.claims.ode <= 2 or remembers(solver) else (32, 64, 128)
-    for steps in (512, 1024, 2048) if solver == sa.UniPC(3) else levels:
+    # Polynomials through past drifts need finer grids than stages do, and still finer ones after a start by another
+    # method; the terms of order 3 and 4 of UniPC(3) cross. On these grids each solver but Dopri5, which is at times
+    # better than it says, fails with an order more than it claims.
+    started, levels = solver in STARTED, (32, 64, 128) if remembers(solver) else (16, 32, 64)
+    for steps in (512, 1024, 2048) if solver == sa.UniPC(3) else (64, 128, 256) if started else levels:
         nodes = [STRETCHES[stretch](n / steps) for n in range(steps + 1)]
         errors.append(error(solver, nodes[::-1] if backwards else nodes))
     check_order(torch.stack(errors), solver.claims.ode)
@@ -600,6 +602,16 @@ def test_what_a_start_by_rk4_is_worth() -> None:
     assert sa.AdamsBashforth(4, start=sa.RK4()).claims.calls(256) - sa.AdamsBashforth(4).claims.calls(256) == 9
 
 
+def levels_of_gradients(solver: sa.Solver) -> tuple[int, int, int]:
+    """Coarse enough for errors above 1e-11, to which the exact gradient is known. Polynomials through three nodes and
+    more need finer grids. On these each solver but UniPC(3) fails with an order more than it claims."""
+    if solver == sa.UniPC(3):
+        return (32, 64, 128)
+    if isinstance(solver, sa.AdamsBashforth) and solver.order >= 3:
+        return (16, 32, 64)
+    return (4, 8, 16) if solver.claims.ode == 5 else (8, 16, 32)
+
+
 @pytest.mark.parametrize("kind", ["noise", "flow"])  # the data kind is measured for GUARANTEES
 @each_solver
 def test_order_of_the_gradient_in_x_T(solver: sa.Solver, kind: str) -> None:
@@ -608,9 +620,7 @@ def test_order_of_the_gradient_in_x_T(solver: sa.Solver, kind: str) -> None:
     exact = MIXTURE.ode_gradient(x_T, SCHEDULE, t_max, t_min)  # p_T(x_T) / p_0(x_0)
     x_T.requires_grad_()
     frame, denoiser, errors = sa.Frame(SCHEDULE, kind=kind), MIXTURE.denoiser(SCHEDULE), []
-    # Coarse enough for errors above 1e-11, to which the exact gradient is known.
-    levels = {3: (8, 16, 32), 4: (8, 16, 32), 5: (4, 8, 16)}.get(solver.claims.ode, (32, 64, 128))
-    for steps in (32, 64, 128) if remembers(solver) else levels:
+    for steps in levels_of_gradients(solver):
         grid = sa.uniform_logsnr(SCHEDULE, steps, t_max=t_max, t_min=t_min)
         x = sa.sample(denoiser, x_T, frame=frame, grid=grid, solver=solver, adjoint=sa.Direct())
         errors.append(torch.autograd.grad(x.sum(), x_T)[0] - exact)

@@ -94,8 +94,10 @@ def swept(solver: sa.Solver, s: list[float], states: Tensor) -> Tensor:
         defects.append(out - states[n] - (s1 - s0) * drift(s0, states[n]))
     for n in reversed(range(len(defects))):
         y, target = states[n], found[0] - defects[n]
-        for _ in range(16):  # |ds F_y| < 0.12: to round-off
-            y = target - (s[n + 1] - s[n]) * drift(s[n], y)
+        for _ in range(16):  # |ds F_y| < 0.12: to round-off, which finer steps reach sooner
+            y, before = target - (s[n + 1] - s[n]) * drift(s[n], y), y
+            if float((y - before).abs().max()) < 1e-15:
+                break
         found.insert(0, y)
     return torch.stack(found)
 
@@ -107,12 +109,13 @@ def contraction(solver: sa.Solver, lengths: Tensor) -> float:
     s = (torch.cat([torch.zeros(1).double(), lengths.cumsum(0)]) / lengths.sum() * 1.5 + 0.5).tolist()
     start = torch.linspace(-2, 2, 20).double().repeat(4)
     states = torch.stack(trajectory(solver, drift, s, start, (silent, silent))[0])
-    torch.testing.assert_close(swept(solver, s, states), states, rtol=0, atol=1e-12)
     e = randn(steps + 1, 80, seed=0)
     e[:, :20] = (-1.0) ** torch.arange(steps + 1.0).double()[:, None]
     e = e / e.abs().amax(0)
     e[-1] = 0.0
-    return float((swept(solver, s, states + 1e-6 * e) - states).abs().max()) / 1e-6
+    still, moved = swept(solver, s, torch.cat([states, states + 1e-6 * e], 1)).chunk(2, 1)  # paths do not mix
+    torch.testing.assert_close(still, states, rtol=0, atol=1e-12)
+    return float((moved - states).abs().max()) / 1e-6
 
 
 MULTISTEP = [solver for solver in SOLVERS if isinstance(solver, sa.DPMSolverPP2M | sa.AdamsBashforth)]
@@ -185,7 +188,7 @@ def with_slots_on_finer_steps(steps: int) -> Tensor:
 def test_orders_with_slots_that_sample_a_smooth_function_and_with_slots_that_jump(
     solver: sa.Solver, smooth: int, jumping: int
 ) -> None:
-    sampled = (torch.sin(2 * SCHEDULE.lam(even_grid(steps)[:-1])) for steps in (32, 64, 128))
+    sampled = (torch.sin(2 * SCHEDULE.lam(even_grid(steps)[:-1])) for steps in (16, 32, 64))
     errors = [with_slots(solver, values) - with_a_smooth_function() for values in sampled]
     assert smooth - MARGIN < slope(errors) < smooth + 3 * MARGIN
     errors = [with_slots(solver, alternating(n)) - with_slots_on_finer_steps(n) for n in (16, 32, 64)]

@@ -157,19 +157,24 @@ def exact_mean_gradients(falling: bool) -> Tensor:
     return torch.cat([grad.flatten() for grads in found for grad in grads if grad is not None]).detach()
 
 
+ONE_AND_NO_MORE = ("Euler()", "Midpoint()", "RK4()", "Coupled(base=RK4(), zeta=0.999)")
+
+
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 def test_weak_order_of_mean_gradients_of_everything(solver: sa.Solver) -> None:
     """D4: of gradients in start, conditioning and weight of two functions; both directions of the clock together."""
-    # The first steps of a method that another one starts weigh more on coarse clocks: its slopes are 1.87 and 1.94.
+    # The first steps of a method that another one starts weigh more on coarse clocks; and where no more than order 1 is
+    # to be seen, terms of order 2 must have faded.
     started = isinstance(solver, sa.AdamsBashforth) and solver.start is not None
+    coarsest = 32 if started else 16 if repr(solver) in ONE_AND_NO_MORE else 8
     errors = [
         torch.cat([mean_gradients(solver, Triangular(f), n) - exact_mean_gradients(f) for f in (False, True)])
-        for n in ((64, 128, 256) if started else (16, 32, 64))
+        for n in (coarsest, 2 * coarsest, 4 * coarsest)
     ]
     before, last = slopes(errors)
     # A slope that still rises will rise about as much again, as in ``check_weak_order``.
     assert last + max(0.0, last - before) > PROVED[repr(solver)] - 0.15
-    if repr(solver) in ("Euler()", "Midpoint()", "RK4()", "Coupled(base=RK4(), zeta=0.999)"):
+    if repr(solver) in ONE_AND_NO_MORE:
         assert last < 1.5
 
 
@@ -220,22 +225,27 @@ def test_weak_order_of_the_mean_gradient(solver: RungeKutta) -> None:
     assert slopes(errors)[-1] > PROVED[repr(solver)] - 0.25
 
 
+def mean_gradient(solver: sa.Solver, steps: int, of: str, eps: float = 1e-3) -> np.ndarray:
+    """A central difference of the mean in the conditioning or the weight."""
+
+    def mean(p: float) -> np.ndarray:
+        z, v = (p, 1.0) if of == "conditioning" else (0.0, 1.0 + p)
+        return expectation(solver, steps, lambda s, y: drift(s, v * y + z))
+
+    return (mean(eps) - mean(-eps)) / (2 * eps)
+
+
+@cache
+def exact_mean_gradient(of: str) -> np.ndarray:
+    fine, coarse = (mean_gradient(sa.Heun(), steps, of) for steps in (128, 64))
+    return fine + (fine - coarse) / 3
+
+
 @pytest.mark.parametrize("of", ["conditioning", "weight"])
 @pytest.mark.parametrize("solver", [sa.Euler(), sa.Heun(), sa.RK4(), sa.ShARK()], ids=repr)
 def test_weak_order_of_the_mean_gradient_in_a_parameter(solver: RungeKutta, of: str) -> None:
-    """D4 with a nonlinear drift: the mean gradient is the derivative of the mean, here a central difference of it."""
-    eps = 1e-3
-
-    def gradient(solver: sa.Solver, steps: int) -> np.ndarray:
-        def mean(p: float) -> np.ndarray:
-            z, v = (p, 1.0) if of == "conditioning" else (0.0, 1.0 + p)
-            return expectation(solver, steps, lambda s, y: drift(s, v * y + z))
-
-        return (mean(eps) - mean(-eps)) / (2 * eps)
-
-    fine, coarse = (gradient(sa.Heun(), steps) for steps in (128, 64))
-    exact = fine + (fine - coarse) / 3
-    errors = [torch.from_numpy(gradient(solver, steps) - exact) for steps in (8, 16, 32)]
+    """D4 with a nonlinear drift: the mean gradient is the derivative of the mean."""
+    errors = [torch.from_numpy(mean_gradient(solver, steps, of) - exact_mean_gradient(of)) for steps in (8, 16, 32)]
     assert slopes(errors)[-1] > PROVED[repr(solver)] - 0.25
 
 
@@ -269,8 +279,8 @@ def pair_expectation(solver: sa.Solver, steps: int) -> np.ndarray:
         state = (gap, drift(float(s[n]), y + gap)) if isinstance(solver, sa.ReversibleHeun) else (gap,)
         end, (gap_end, *_) = solver.step(drift, sa.Interval(float(s[n]), float(s[n + 1]), dB, H), y, state)
         inside = np.clip(end.numpy(), COARSE_Y[0], COARSE_Y[-1])
-        parts = zip(at_gaps(gap_end.numpy()), values, strict=True)
-        means = sum(part * make_interp_spline(COARSE_Y, value, k=5)(inside) for part, value in parts)
+        splines = make_interp_spline(COARSE_Y, np.stack(values, axis=1), k=5)  # at once: they share points and basis
+        means = np.einsum("k...,...k->...", np.stack(at_gaps(gap_end.numpy())), splines(inside))
         values = [*np.einsum("w,gwy->gy", weights / weights.sum(), means)]
     together = np.stack(at_gaps(np.zeros(1))).T @ np.stack(values)
     return together[0, np.abs(COARSE_Y) < 2]

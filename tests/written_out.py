@@ -333,12 +333,23 @@ class Written:
 
     def check(self, adjoint: sa.Adjoint, tolerance: float, **loop: Any) -> None:
         """``sa.solve`` and the loop agree, in values and in all gradients, relative to the norms."""
-        got, want = self.solved(adjoint), self.looped(**loop)
+        self.check_each([adjoint], tolerance, **loop)
+
+    def check_each(self, adjoints: Sequence[sa.Adjoint], tolerance: float, **loop: Any) -> None:
+        """The same for several adjoints, with one loop for all of them."""
+        want = self.looped(**loop)
+        exact = self.gradients(want)
+        for adjoint in adjoints:
+            self._compare(self.solved(adjoint), want, exact, tolerance)
+
+    def _compare(
+        self, got: list[Tensor], want: list[Tensor], exact: list[Tensor | None], tolerance: float
+    ) -> None:
         assert [out.shape for out in got] == [out.shape for out in want]
         assert {out.dtype for out in got} == {self.dtype}
         assert apart(got, want) <= tolerance
         names = range(len(self.leaves))
-        for name, one, two in zip(names, self.gradients(got), self.gradients(want), strict=True):
+        for name, one, two in zip(names, self.gradients(got), exact, strict=True):
             zero = one if two is None else two
             if one is None or two is None:
                 assert zero is None or not zero.any(), f"leaf {name}: None and not 0"

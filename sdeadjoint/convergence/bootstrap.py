@@ -62,14 +62,15 @@ def studentized(z: Array, power: float, a: Array, confidence: float) -> float:
 
 def log_medians(errors: Array) -> Array:
     """``log2 median_i e_li`` of each resample, (resamples, levels); the whole sample's is not among them."""
-    counts = _counts(errors.shape[1])
-    columns = []
-    for level in errors:
-        order = np.argsort(level)
-        seen = np.cumsum(counts[:, order], axis=1)
-        middle = (seen < errors.shape[1] / 2).sum(axis=1)
-        columns.append(np.log2(np.maximum(level[order][middle], TINY)))
-    return np.stack(columns, axis=1)
+    counts = np.ascontiguousarray(_counts(errors.shape[1]).T, dtype=np.int32)  # (n, resamples)
+    order = np.argsort(errors, axis=1)
+    seen = np.zeros((len(errors), RESAMPLES), dtype=np.int32)
+    middle = np.zeros_like(seen)
+    for paths in order.T:  # from each level's smallest error to its largest
+        seen += counts[paths]
+        middle += seen < errors.shape[1] / 2
+    medians = np.take_along_axis(np.take_along_axis(errors, order, axis=1), middle, axis=1)
+    return np.ascontiguousarray(np.log2(np.maximum(medians, TINY)).T)
 
 
 @lru_cache(maxsize=4)
