@@ -12,16 +12,33 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
 import sdeadjoint as sa
+from sdeadjoint.convergence import State as States
 from sdeadjoint.convergence import Study, Weak, measure
+from sdeadjoint.convergence.errors import runs
 from sdeadjoint.convergence.verdict import MARGIN
 from sdeadjoint.solvers import Drift, RungeKutta, State, Tableau
 from sdeadjoint.testing.strategies import SOLVERS
 from theory.guarantees import GUARANTEES
 
-from .measured_orders import COLUMNS, FRAMES, LEVY, Measured, capped, cells, frame_row, measured, pathwise, row, summary
+from .measured_orders import (
+    COLUMNS,
+    FRAMES,
+    LEVY,
+    Measured,
+    capped,
+    cells,
+    frame_row,
+    integrated,
+    measured,
+    pathwise,
+    row,
+    study,
+    summary,
+)
 
 HALF_WIDTH = 0.15
 NEXT = 0.5  # orders that are possible lie a half apart
@@ -73,6 +90,20 @@ def test_what_is_proved_is_measured_and_printed(subject: str) -> None:
             printed = TABLE[f"`{subject}`"][COLUMNS.index(column)]
             missed += [f"{column}: {text}" for text in differences(printed, guarantee.order, found)]
     assert missed == []
+
+
+@pytest.mark.parametrize(("kind", "eta"), [("data", 0.0), *FRAMES])
+def test_the_drift_that_is_written_out_is_the_samplers(kind: str, eta: float) -> None:
+    """States and gradients through ``sdeadjoint.solve`` and ``Reverse``; ShARK calls inside of steps, with areas."""
+    for solver in (sa.ShARK(), sa.AdamsBashforth(3, "log")):
+        tasks = runs(study(solver, States(), kind, eta), 0)
+        (run,) = (run for task, run in tasks if task.steps == 16)
+        x_T = run.x_T.clone().requires_grad_()
+        found = []
+        for x in (integrated(run, x_T), replace(run, x_T=x_T).solve(sa.Direct())):
+            found.append((x.detach(), *torch.autograd.grad(x.sin().sum(), x_T)))
+        # 16 steps, of some 30 roundings each, of numbers of size 1.
+        torch.testing.assert_close(*found, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("kind", "eta"), FRAMES[1:])  # the first is the table's own
@@ -234,5 +265,5 @@ class Claiming(sa.Solver):
 def test_a_study_of_weak_errors_does_not_call_a_slope_violated_that_still_rises(
     solver: sa.Solver, outcomes: tuple[str, ...]
 ) -> None:
-    result = measure(Study(solver, quantity=Weak(), steps=(8, 16, 32, 64), paths=4000))
+    result = measure(Study(solver, quantity=Weak(), steps=(8, 16, 32, 64), paths=4000, batch=4000))
     assert result.verdict.outcome in outcomes, result

@@ -15,9 +15,9 @@ from torch import Tensor
 from ..adjoints import Adjoint, Direct, RoundTripWarning
 from ..arguments import named
 from ..sample import sample
-from ..solvers import SRA1, Coupled, DPMSolverPP2M, Euler, Heun, ReversibleHeun, ShARK, Solver
+from ..solvers import Solver
 from .contract import Item, Subject, ViolationError, distance, hold, require
-from .problems import Gradients, Recomputed, Solve, cotangent, solves
+from .problems import ANY, REVERSIBLE, Gradients, Recomputed, Solve, cotangent, known, solves
 from .second import SecondChecks
 
 T = TypeVar("T")
@@ -26,8 +26,6 @@ REFUSALS = (RuntimeError, TypeError, ValueError, RoundTripWarning)
 ROUND_OFF = 1e4
 """In units of eps, which gradients in narrow dtypes may be off: sums of some hundred numbers, and the way back of a
 reversible solver, which a warning refuses from 1e-4 on."""
-_ANY: tuple[Solver, ...] = (Euler(), Heun(), DPMSolverPP2M(), ShARK(), SRA1())
-_REVERSIBLE: tuple[Solver, ...] = (Coupled(Euler()), Coupled(Heun()), ReversibleHeun())
 
 
 @dataclass(frozen=True)
@@ -141,15 +139,13 @@ class _Checks:
                 raise ViolationError(f"it refused: {type(refusal).__name__}: {refusal}") from refusal
 
 
-@lru_cache(maxsize=128)
-def _known(case: Solve) -> Gradients:
-    return case.gradients(Direct())
-
-
 def _exact(case: Solve) -> Gradients:
-    """What ``Direct()`` has; for this library's own solvers the same for every adjoint, so it is computed once."""
-    own = any(case.solver is solver for solver in (*_ANY, *_REVERSIBLE))
-    return _known(case) if own else case.gradients(Direct())
+    """What ``Direct()`` has."""
+    return known(_direct, case)
+
+
+def _direct(case: Solve) -> Gradients:
+    return case.gradients(Direct())
 
 
 def check_recomputed(solver: Solver, case: Recomputed, tolerance: float = 1e-9) -> None:
@@ -227,10 +223,10 @@ def _solvers(adjoint: Adjoint) -> tuple[Solver, ...]:
             Solve(latent=latent).gradients(adjoint)
         except (TypeError, ValueError) as refusal:
             if "solver" in str(refusal):
-                return _REVERSIBLE
+                return REVERSIBLE
         except RuntimeError:
             continue
-    return _ANY
+    return ANY
 
 
 def _takes_latents(adjoint: Adjoint, solver: Solver) -> bool:

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 from ..noise import Noise
 from .contract import Case, require
@@ -99,7 +99,7 @@ def _between(names: list[str], rows: Array, other: Array, which: str) -> Iterato
 
 def _variance(name: str, values: Array) -> tuple[float, str]:
     total, count = float(values @ values), len(values)
-    p = 2 * min(stats.chi2.sf(total, count), stats.chi2.cdf(total, count))
+    p = 2 * min(special.chdtrc(count, total), special.chdtr(count, total))
     return float(min(p, 1.0)), f"the variance of {name} is {total / count:.4f} of what the law says"
 
 
@@ -109,4 +109,4 @@ def _correlation(name: str, other: str, a: Array, b: Array) -> tuple[float, str]
 
 
 def _two_sided(z: float) -> float:
-    return float(2 * stats.norm.sf(abs(z)))
+    return float(2 * special.ndtr(-abs(z)))

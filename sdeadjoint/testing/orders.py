@@ -50,11 +50,11 @@ class Refinement(Case):
         return numbers(16, 2)
 
     def intervals(self, steps: int) -> list[Interval]:
-        found = []
-        for s0, s1 in pairwise(self.nodes(steps)):
-            unit = torch.ones(16, 2, dtype=torch.float64, device="cpu")
-            found.append(Interval(s0, s1, *([] if self.velocity == 0 else [self.velocity * (s1 - s0) * unit])))
-        return found
+        ends = pairwise(self.nodes(steps))
+        if self.velocity == 0:
+            return [Interval(s0, s1) for s0, s1 in ends]
+        unit = torch.ones(16, 2, dtype=torch.float64, device="cpu")
+        return [Interval(s0, s1, self.velocity * (s1 - s0) * unit) for s0, s1 in ends]
 
     def code(self, name: str) -> str:
         return "\n".join(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from hypothesis import strategies as st
@@ -20,9 +21,11 @@ from ..diffusion.predictions import PREDICTIONS
 from ..diffusion.schedules import RectifiedFlow, Schedule, VPCosine, VPLinear
 from ..noise import BrownianPath, FixedNoise, Noise, ShiftedNoise
 from ..sample import sample
-from ..solvers import Euler, Solver
+from ..solvers import SRA1, Coupled, DPMSolverPP2M, Euler, Heun, ReversibleHeun, ShARK, Solver
 from .contract import Case, numbers
 from .networks import Network
+
+T = TypeVar("T")
 
 NOISES = ("fixed", "shifted", "replayed")
 GUIDED = ("none", "batched", "two calls")
@@ -185,6 +188,23 @@ class Recomputed(Case):
         solve = f"Solve({name}, {self.steps}, {self.eta}, {self.kind!r}, {self.noise!r})"
         lines = ["from sdeadjoint import *", "from sdeadjoint.testing.problems import Solve"]
         return "\n".join([*lines, *(f"print({solve}.gradients({adjoint}))" for adjoint in (self.adjoint, "Direct()"))])
+
+
+ANY: tuple[Solver, ...] = (Euler(), Heun(), DPMSolverPP2M(), ShARK(), SRA1())
+REVERSIBLE: tuple[Solver, ...] = (Coupled(Euler()), Coupled(Heun()), ReversibleHeun())
+
+
+def known(compute: Callable[[Solve], T], case: Solve) -> T:
+    """``compute(case)``; with this library's own solvers it is the same for every adjoint, so it is computed once."""
+    if any(case.solver is solver for solver in (*ANY, *REVERSIBLE)):
+        found: T = _kept(compute, case)
+        return found
+    return compute(case)
+
+
+@lru_cache(maxsize=512)
+def _kept(compute: Callable[[Solve], Any], case: Solve) -> Any:
+    return compute(case)
 
 
 def cotangent(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from ..adjoints import Adjoint, Direct
 from ..sample import sample
 from .contract import numbers, require
-from .problems import Gradients, Solve, cotangent
+from .problems import Gradients, Solve, cotangent, known
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ class SecondChecks:
 
     def products(self, adjoint: Adjoint, case: Solve) -> None:
         """Hessian-vector products are those of ``Direct()``."""
-        want = products(Direct(), case)
+        want = known(_direct, case)
         got = self.attempt(lambda: products(adjoint, case))
         if not isinstance(got, Gradients):
             return
@@ -61,8 +61,7 @@ class SecondChecks:
         if not isinstance(found, tuple):
             return
         value, slope = found
-        steps = [2.0**-power for power in POWERS]
-        losses = {h: loss_at(case, h) for h in steps}
+        losses = known(_losses, case)
         self._falls(losses, 2, "gradient", lambda h: value + h * slope)
         bend = self.attempt(lambda: curvature_along(adjoint, case))
         if isinstance(bend, float):
@@ -95,6 +94,16 @@ class SecondChecks:
                 abs(left - right) <= self.tolerance * size,
                 f"<J v, w> = {left!r} by {name}, and <v, J^T w> = {right!r}",
             )
+
+
+def _direct(case: Solve) -> Gradients:
+    return products(Direct(), case)
+
+
+def _losses(case: Solve) -> dict[float, float]:
+    """By the length of the step along the direction."""
+    steps = (2.0**-power for power in POWERS)
+    return {h: loss_at(case, h) for h in steps}
 
 
 def loss_of(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -57,9 +57,14 @@ class Triangular(Case):
         )
 
 
-def _drift(s: float, y: Tensor) -> Tensor:
+@lru_cache(maxsize=4096)
+def _rates(s: float) -> tuple[Tensor, Tensor]:
     w = torch.from_numpy(FREQUENCIES)
-    a, c = torch.cos(w * s), torch.sin(s + w)
+    return torch.cos(w * s), torch.sin(s + w)
+
+
+def _drift(s: float, y: Tensor) -> Tensor:
+    a, c = _rates(s)
     return torch.stack([a * y[..., 0], a * y[..., 1] + c * y[..., 0] ** 2], -1)
 
 
