@@ -142,7 +142,7 @@ def test_reads_do_not_grow_with_the_steps(adjoint: str) -> None:
 @pytest.mark.parametrize(
     "options",
     [{"trajectory": True}, {"after_step": lambda n, t, x: 0.9 * x}, {"callback": lambda *given: None}],
-    ids=str,
+    ids=["trajectory", "after_step", "callback"],
 )
 def test_options(options: dict[str, Any]) -> None:
     same(sampled(sa.Checkpoint(), NOISES["a path"], **options))
