@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -36,6 +37,10 @@ class Checkpoint(Adjoint):
             few, mostly one or two, in whose memory the states lie and a step's gradients. The workspace of the step at
             hand comes on top of the budget, as always: its activations where its graph is not kept, and its gradients.
 
+        states: ``"cpu"`` keeps the stored states on the host, for a state on an accelerator (on CUDA in pinned memory;
+            the copies run while the host goes on), where they would be many: long solves of large latents. A budget is
+            then for graphs alone. Second derivatives bring all states back.
+
     With p network calls a step, ``None`` costs N p forward calls, then N p again with their vector-Jacobian products.
     Memory: the states (with what a multistep solver remembers) and the activations of one step.
 
@@ -59,8 +64,11 @@ class Checkpoint(Adjoint):
 
     snapshots: int | None = None
     memory: int | str | None = None
+    states: Literal["device", "cpu"] = "device"
 
     def __post_init__(self) -> None:
+        if self.states not in ("device", "cpu"):
+            raise ValueError(f"states: got {self.states!r}; pass 'device', or 'cpu' to keep stored states on the host")
         bad_type = isinstance(self.snapshots, bool) or not isinstance(self.snapshots, int | None)
         if bad_type or (self.snapshots is not None and self.snapshots < 1):
             raise ValueError(
@@ -75,10 +83,12 @@ class Checkpoint(Adjoint):
                 )
 
     def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
-        snapshots, graphs = self.snapshots or recursion.steps, 0
-        if self.memory is not None:
+        snapshots, graphs, on_host = self.snapshots or recursion.steps, 0, self.states == "cpu"
+        if self.memory is not None and on_host:
+            graphs = parse_bytes(self.memory)
+        elif self.memory is not None:
             snapshots, graphs = _spend(parse_bytes(self.memory), recursion, y)
-        replayed = Replayed(Snapshots(snapshots), graphs=graphs)
+        replayed = Replayed(Snapshots(snapshots, on_host), graphs=graphs)
         return replayed.solve(recursion, y, keep=keep, observe=observe)
 
 

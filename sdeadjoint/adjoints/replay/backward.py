@@ -46,6 +46,10 @@ class Retrieval(ABC):
         ``stack``: the stored stages, which are used up; ``end``: ``y_N``.
         """
 
+    def put(self, stage: Stage) -> Stage:
+        """A stage as it is stored."""
+        return stage
+
     def permanent(self, stages: list[tuple[int, Stage]]) -> list[tuple[int, Stage]]:
         """Those of the stored stages that a second backward pass over a retained graph starts from."""
         return stages

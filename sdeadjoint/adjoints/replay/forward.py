@@ -72,7 +72,8 @@ class Replayed:
         if has_tangents(recursion, y):
             return push_forward(recursion, y, keep=keep, observe=observe)
         first = 0 if self.last is None else max(0, recursion.steps - self.last)
-        how = Sweep(self.retrieval.stored(first, recursion.steps), keep, observe, graphs=self.graphs, first=first)
+        stored, put = self.retrieval.stored(first, recursion.steps), self.retrieval.put
+        how = Sweep(stored, keep, observe, graphs=self.graphs, first=first, put=put)
         swept, plan = sweep_and_plan(recursion, y, self.retrieval, how)
         if swept.random and self.refuse_random:
             raise RuntimeError(self.refuse_random)
@@ -89,7 +90,8 @@ class Sweep(NamedTuple):
     """How to sweep: which stages to store, whether all states are outputs, who watches.
 
     ``states``: all states are returned, although only the last is an output; ``graphs``: bytes for whole graphs;
-    ``first``: the first step that is differentiated: leaves of earlier ones are not looked for.
+    ``first``: the first step that is differentiated: leaves of earlier ones are not looked for; ``put``: makes of a
+    stage what is stored.
     """
 
     stored: frozenset[int]
@@ -98,6 +100,7 @@ class Sweep(NamedTuple):
     states: bool = False
     graphs: int = 0
     first: int = 0
+    put: Callable[[Stage], Stage] = lambda stage: stage
 
 
 def sweep_and_plan(recursion: Recursion, y: Tensor, retrieval: Retrieval, how: Sweep) -> tuple[Swept, Plan | None]:
@@ -173,7 +176,7 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep, autocast: Autocast, sour
         held = state.mark()
         stage = Stage(carry, before, state.values())
         if n in how.stored or n == last:
-            stages.append((n, stage))
+            stages.append((n, how.put(stage)))
         window.make_room()
         done = runner.run(n, stage, wanted, keep=window.is_open)
         seen = reading.read(n, done, state)

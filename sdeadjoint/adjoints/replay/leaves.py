@@ -134,6 +134,17 @@ class Stage(NamedTuple):
     generators: GeneratorStates
     held: dict[int, Any]
 
+    def on(self, device: torch.device) -> Stage:
+        """The same with its carry on a device; the host may go on before it is there."""
+        return self._replace(carry=nests.map_tensors(lambda tensor: _moved(tensor, device), self.carry))
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; of CUDA's on the host in pinned memory, which its device writes and reads by itself."""
+    if device.type == "cpu" and tensor.device.type == "cuda":
+        return torch.empty_like(tensor, device=device, pin_memory=True).copy_(tensor, non_blocking=True)
+    return tensor.to(device, non_blocking=True)
+
 
 class Trace(NamedTuple):
     """What the forward sweep saw of a step.

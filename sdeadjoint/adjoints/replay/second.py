@@ -141,7 +141,8 @@ class Solved(NamedTuple):
         grads, more = [_cut(grad) for grad in grads], more or [None] * len(grads)
         stored = self.reversal.stored(self.plan.first, self.plan.recursion.steps)
         with explained(), SecondSweep(self.plan, [_cut(v) for v in directions], wanted) as sweep:
-            twins, tangents = sweep.push_all(dict(self.stages), stored, self.end)
+            stages = {n: stage.on(self.end.device) for n, stage in self.stages}
+            twins, tangents = sweep.push_all(stages, stored, self.end)
             moved = [own if grad is not None else None for own, grad in zip(tangents, grads, strict=True)]
             if any(wanted):
                 sweep.pull_all(self.reversal.in_reverse(self.plan, twins, self.end, sweep.advance), grads, more)

@@ -32,12 +32,19 @@ T = TypeVar("T", bound=HasCarry)
 
 @dataclass(frozen=True)
 class Snapshots(Retrieval):
-    """At most ``count`` stages at any time, the first included, placed by the binomial schedule."""
+    """At most ``count`` stages at any time, the first included, placed by the binomial schedule.
+
+    ``on_host``: they are stored on the CPU, and moved over when they are needed.
+    """
 
     count: int
+    on_host: bool = False
 
     def stored(self, first: int, steps: int) -> frozenset[int]:
         return frozenset(first + n for n in positions(steps - first, self.count))
+
+    def put(self, stage: Stage) -> Stage:
+        return stage.on(torch.device("cpu")) if self.on_host else stage
 
     def permanent(self, stages: list[tuple[int, Stage]]) -> list[tuple[int, Stage]]:
         """The first, from which all others can be had again."""
@@ -58,10 +65,25 @@ class Snapshots(Retrieval):
 
         To advance a tangent costs four steps or more. Half as many snapshots again leave it two thirds as often to do.
         """
-        return Snapshots(max(1, 3 * self.count // 2))
+        return Snapshots(max(1, 3 * self.count // 2), self.on_host)
 
     def backwards(self, plan: Plan, stack: list[tuple[int, Stage]], end: Tensor) -> Iterator[tuple[int, Stage, Tensor]]:
-        return self.in_reverse(plan, stack, end, partial(advance, plan))
+        if not self.on_host:
+            return self.in_reverse(plan, stack, end, partial(advance, plan))
+        return self._from_the_host(plan, stack, end)
+
+    def _from_the_host(
+        self, plan: Plan, stack: list[tuple[int, Stage]], end: Tensor
+    ) -> Iterator[tuple[int, Stage, Tensor]]:
+        device = end.device
+
+        def advanced(stage: Stage, start: int, stop: int) -> Stage:
+            return self.put(advance(plan, stage.on(device), start, stop))
+
+        for n, stage, _ in self.in_reverse(plan, stack, end, advanced):
+            near = stage.on(device)
+            yield n, near, end
+            end = near.carry.y
 
     def in_reverse(
         self, plan: Plan, stack: list[tuple[int, T]], end: Tensor, advance: Callable[[T, int, int], T]
