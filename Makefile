@@ -21,8 +21,8 @@ unexport PYTHONDONTWRITEBYTECODE
 # The processes share the cores; threads of each would only wait for one another.
 test test-examples test-last-bits test-wheel test-oldest docs bench mutants: export OMP_NUM_THREADS = 1
 
-# What shares work goes to one process: see tests/conftest.py.
-PYTEST := -m pytest -n 2 --dist loadgroup
+# What shares work goes to one of the processes: see tests/conftest.py.
+PYTEST := -m pytest -n 2
 
 # Files that compare numbers with numbers computed otherwise, and take little time.
 NUMERICAL := $(patsubst %,tests/test_%.py,frames grids schedules predictions problems solvers samplers encode \

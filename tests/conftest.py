@@ -2,7 +2,9 @@
 
 import functools
 import os
-from collections.abc import Sequence
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,12 +24,22 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: Sequence[pytest.Function]) -> None:
-    """Leave to one process what shares work: a function's cases; a whole module with fixtures or caches of its own."""
-    for item in items:
-        fixtures = [found for each in item._fixtureinfo.name2fixturedefs.values() for found in each]
-        shares = any(fixture.scope in ("module", "session") and fixture.baseid for fixture in fixtures)
-        cached = any(isinstance(value, functools._lru_cache_wrapper) for value in vars(item.module).values())
-        name = item.module.__name__
-        item.add_marker(pytest.mark.xdist_group(name if shares or cached else f"{name}.{item.originalname}"))
+SHARES_WORK = re.compile(r'scope="(module|session)"|^@(functools\.)?cache|^from \.(measured_\w+|driven)', re.MULTILINE)
+
+
+@functools.cache
+def scope_of_file(path: str) -> str:
+    """The file itself if it has fixtures or caches of its own, else nothing."""
+    return path if SHARES_WORK.search(Path(path).read_text()) else ""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Leave to one process what shares work: the cases of a function, or a whole file with fixtures or caches."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return scope_of_file(nodeid.partition("::")[0]) or nodeid.partition("[")[0]
+
+    return Together(config, log)
