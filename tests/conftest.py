@@ -24,6 +24,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 torch.set_num_threads(1)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Draw the same unseeded layers and dropout masks in a test, whatever ran before it."""
+    torch.manual_seed(0)
+
+
 SHARES_WORK = re.compile(r'scope="(module|session)"|^@(functools\.)?cache|^from \.(measured_\w+|driven)', re.MULTILINE)
 
 

@@ -22,6 +22,7 @@ DEFAULTS: dict[ModuleType, dict[str, dict[str, Any]]] = {
         "AdamsBashforth": {"order": 2, "variable": "log"},
         "Adaptive": {"rtol": 1e-6, "atol": 1e-9, "method": "DOP853"},
         "BrownianPath": {"device": "cpu"},
+        "Checkpoint": {"states": "device"},
         "Claims": {"levy": "none", "weak": 1.0},
         "ContinuousAdjoint": {"states": "recorded"},
         "Coupled": {"zeta": 0.999},
