@@ -102,4 +102,4 @@ $(PY):
 	$(PYTHON) -m venv .venv
 
 clean:
-	rm -rf .venv .venv-oldest demo-out site docs/reference build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest demo-out site jupyter_execute docs/reference build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
