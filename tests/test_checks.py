@@ -87,9 +87,7 @@ def named(value: Any) -> str:
 
 @pytest.mark.parametrize("solver", strategies.SOLVERS, ids=repr)
 def test_every_exported_solver_passes(solver: sa.Solver) -> None:
-    """Of each class the last one, of the highest order, takes these too; ``test_guarantees.py`` measures all orders."""
-    *_, last = (one for one in strategies.SOLVERS if type(one) is type(solver))
-    check_solver(solver, skip=() if solver is last else ("equations", "strong order"))
+    check_solver(solver)
 
 
 @pytest.mark.parametrize("solver", [s for s in strategies.SOLVERS if isinstance(s, ReversibleSolver)], ids=repr)
@@ -114,8 +112,7 @@ def test_a_path_passes_on_one_grid() -> None:
 
 
 def test_a_refinable_path_passes_on_nested_grids() -> None:
-    # The law of such a path is held against more draws by test_noise.py, whose grids ask for all parts of its tree.
-    check_noise(refinable, refinable=True, skip=("law",))
+    check_noise(refinable, refinable=True)
 
 
 @pytest.mark.parametrize("kind", ["fixed", "shifted"])

@@ -36,7 +36,6 @@ class Checkpoint(Adjoint):
             one of ``Checkpoint()`` and ``Direct``, to within 16 KiB: with room for all graphs it leaves out the first
             few, mostly one or two, in whose memory the states lie and a step's gradients. The workspace of the step at
             hand comes on top of the budget, as always: its activations where its graph is not kept, and its gradients.
-
         states: ``"cpu"`` keeps the stored states on the host, for a state on an accelerator (on CUDA in pinned memory;
             the copies run while the host goes on), where they would be many: long solves of large latents. A budget is
             then for graphs alone. Second derivatives bring all states back.

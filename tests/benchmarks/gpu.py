@@ -185,8 +185,7 @@ def floors(bench: Bench) -> None:
 
 def _floor(bench: Bench, problem: Problem, frozen: bool, mode: str) -> None:
     hand, ours = bench.seconds([problem.by_hand, lambda: problem.gradient(sa.Checkpoint())])
-    name = str(problem.words.dtype).removeprefix("torch.")
-    each = 1e3 / (len(problem.grid) - 1)
+    name, each = named(problem.words.dtype), 1e3 / (len(problem.grid) - 1)
     print(
         f"| {name} | {len(problem.x)} | {'frozen' if frozen else 'trained'} | {mode} | {hand * each:.1f} "
         f"| {ours * each:.1f} | {ours / hand:.3f} |",
@@ -238,7 +237,7 @@ def gradients(bench: Bench) -> None:
         got, want = problem.gradient(sa.Checkpoint()), problem.gradient(sa.Direct())
         parts = [_apart(got[k : k + 1], want[k : k + 1]) for k in (0, 1)] + [_apart(got[2:], want[2:])]
         shown = " | ".join(f"{part:.1e}" for part in parts)
-        print(f"| {str(dtype).removeprefix('torch.')} | {shown} | {torch.finfo(dtype).eps:.1e} |", flush=True)
+        print(f"| {named(dtype)} | {shown} | {torch.finfo(dtype).eps:.1e} |", flush=True)
 
 
 def rounding(bench: Bench) -> None:
@@ -253,8 +252,12 @@ def rounding(bench: Bench) -> None:
             torch.use_deterministic_algorithms(False)
             worst = max(_apart([other], [found[0]]) for other in found)
             allowed = round_off(torch.float32, bench.device.type, dtype != torch.float32)
-            name, kernels = str(dtype).removeprefix("torch."), "deterministic" if deterministic else "as they are"
-            print(f"| {name} | {kernels} | {worst:.1e} | {allowed:.1e} |", flush=True)
+            kernels = "deterministic" if deterministic else "as they are"
+            print(f"| {named(dtype)} | {kernels} | {worst:.1e} | {allowed:.1e} |", flush=True)
+
+
+def named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _apart(found: Sequence[Tensor | None], wanted: Sequence[Tensor | None]) -> float:

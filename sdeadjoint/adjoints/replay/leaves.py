@@ -135,15 +135,15 @@ class Stage(NamedTuple):
     held: dict[int, Any]
 
     def on(self, device: torch.device) -> Stage:
-        """The same with its carry on a device; the host may go on before it is there."""
+        """The same with its carry on a device; with CUDA the host may go on before it is there."""
         return self._replace(carry=nests.map_tensors(lambda tensor: _moved(tensor, device), self.carry))
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; of CUDA's on the host in pinned memory, which its device writes and reads by itself."""
+    """A tensor on a device; CUDA's lie on the host in pinned memory. Only CUDA's copies are known to be in order."""
     if device.type == "cpu" and tensor.device.type == "cuda":
         return torch.empty_like(tensor, device=device, pin_memory=True).copy_(tensor, non_blocking=True)
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 class Trace(NamedTuple):
