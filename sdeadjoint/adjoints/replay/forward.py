@@ -43,7 +43,8 @@ from .leaves import (
 )
 from .module_state import ModuleState
 from .parallel import Parallel, refuse_flat_parameters
-from .sources import Sources, Watch
+from .places import Watch
+from .sources import Sources
 from .surroundings import Autocast, GeneratorStates
 
 
@@ -107,7 +108,7 @@ def sweep_and_plan(recursion: Recursion, y: Tensor, retrieval: Retrieval, how: S
     """The forward sweep, and the plan of the backward pass unless the outputs depend on nothing that has a gradient."""
     held = nests.others(recursion.equation.tensors)
     sources = Sources.of(recursion.equation.module, recursion.after_step, *held)
-    modes, watch, autocast = training_modes(sources), Watch.begin(sources), Autocast.current(y.device)
+    modes, watch, autocast = training_modes(sources), Watch(sources.places), Autocast.current(y.device)
     isolated, parallel = Isolated.of(recursion), Parallel.of(sources.modules)
     with parallel.sweeping():
         swept = sweep(isolated, recursion.start(y), how, autocast, sources)
@@ -186,7 +187,7 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep, autocast: Autocast, sour
         carry = nests.map_tensors(Tensor.detach, done.out)
         # Compiled graphs give their buffers away in a backward pass, and allow none that keeps what lies behind gates.
         is_compiled = seen is not None and seen.kinds is None and not sources.is_scripted
-        if is_compiled or (seen is not None and seen.is_new):
+        if is_compiled or (seen is not None and bool(seen.new)):
             done.activations.release()
         else:
             window.add(n, done)
@@ -249,8 +250,7 @@ class _Seen(NamedTuple):
 
     ``enters``, ``noise``: whether it depends on the carry before the step, and on its noise; ``kinds``, ``numbers``: of
     its nodes; ``known``: the arguments that it depends on, by their place; ``copies``: those of the equation among
-    them; ``others``: its other leaves; ``is_new``: whether one of these was not seen before, which may be the step's
-    own.
+    them; ``others``: its other leaves, ``new``: those of them that were not seen before, which may be the step's own.
     """
 
     enters: bool
@@ -259,8 +259,8 @@ class _Seen(NamedTuple):
     numbers: array[float]
     known: frozenset[int]
     copies: list[Tensor]
-    others: list[weakref.ref[Tensor]]
-    is_new: bool
+    others: list[Tensor]
+    new: list[weakref.ref[Tensor]]
 
 
 class _Reading:
@@ -271,7 +271,8 @@ class _Reading:
         self._isolated, self._how, self._sources = isolated, how, sources
         self._mark = sequence_number()
         self._made = weakref.WeakValueDictionary[int, Tensor]()
-        self._vetted = set(map(id, sources.parameters))
+        self._parameters = list(sources.parameters)  # held, so that nobody else gets their numbers
+        self._vetted = set(map(id, self._parameters))
         self._latest: Fingerprint | None = None
 
     def read(self, n: int, done: Evaluation, state: ModuleState) -> _Seen | None:
@@ -288,6 +289,8 @@ class _Reading:
         known = done.known(self._isolated)
         others = found.leaves_but(known)
         new = [tensor for tensor in others if id(tensor) not in self._vetted]
+        if new:
+            others = [tensor for tensor in others if id(tensor) in self._vetted]
         refuse_flat_parameters(new)
         if any(self._made.get(id(tensor)) is tensor for tensor in new):
             raise RuntimeError(
@@ -304,8 +307,8 @@ class _Reading:
             NO_NUMBERS if kinds is None else numbers_of(found),
             places_of(found, known),
             [copy for copy in self._isolated.copies if id(copy) in met],
-            [weakref.ref(tensor) for tensor in others],
-            bool(new),
+            others,
+            [weakref.ref(tensor) for tensor in new],
         )
 
     def settle(self, n: int, seen: _Seen) -> Fingerprint:
@@ -313,16 +316,16 @@ class _Reading:
 
         A leaf that goes with the graph is the step's own, made in each evaluation anew.
         """
-        others = [tensor for reference in seen.others if (tensor := reference()) is not None]
+        new = [tensor for reference in seen.new if (tensor := reference()) is not None]
+        others = [*seen.others, *new]
         before = self.reached if seen.enters or self._how.keep else Reached()
         leaves = {id(leaf): leaf for leaf in (*seen.copies, *others)}
         self.reached = Reached(
             before.start or (n == 0 and seen.enters), before.noise or seen.noise, before.leaves | leaves
         )
         self._isolated.guard.extend(others)
-        names = frozenset(map(id, others))
-        self._vetted |= names
-        fingerprint = Fingerprint(seen.kinds, seen.known | names, len(seen.others) - len(others))
+        self._vetted.update(map(id, new))
+        fingerprint = Fingerprint(seen.kinds, seen.known.union(map(id, others)), len(seen.new) - len(new))
         if self._latest != fingerprint:
             self._latest = fingerprint
         return self._latest

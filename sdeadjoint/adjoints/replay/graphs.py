@@ -7,7 +7,7 @@ from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import chain, islice
+from itertools import chain, compress, islice
 from operator import attrgetter, itemgetter, methodcaller
 from typing import Any, NamedTuple
 
@@ -118,11 +118,9 @@ def numbers_of(found: Dependencies) -> array[float]:
     in the same places count as well.
     """
     numbers = array("d")
-    for node in found.nodes:
-        if (name := _FACTORS.get(type(node))) is None:
-            continue
+    for node in compress(found.nodes, map(_FACTORS.__contains__, map(type, found.nodes))):
         try:
-            value = _number(getattr(node, name))
+            value = _number(getattr(node, _FACTORS[type(node)]))
         except RuntimeError:
             continue  # the network has pulled back through this node, and what it saved is freed
         if isinstance(value, complex):
