@@ -458,7 +458,7 @@ class Totals:
         totals = [total for k, _ in found if (total := self._grads[k]) is not None]
         parts = [grad for _, grad in found]
         once = len({k for k, _ in found}) == len(found) == len(totals)  # and not one tensor in two roles
-        if once and _are_plain(totals) and _are_plain(parts):
+        if found and once and _are_plain(totals) and _are_plain(parts):
             torch._foreach_add_(totals, parts)
             return
         for k, grad in found:
