@@ -266,6 +266,7 @@ class BackwardSweep:
         self.plan = plan
         self.totals = Totals(plan.inputs, plan.recursion)
         self.hooks = MutedHooks(plan.inputs)
+        self._ends: tuple[Any, ...] = ()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -356,6 +357,7 @@ class BackwardSweep:
         """The leaves that step n reads without having been given them; refuses another graph than the forward one's."""
         plan, known = self.plan, done.known(self.plan.isolated)
         found = done.dependencies(last=n == plan.recursion.steps - 1)
+        self._ends = found.ends
         others, expected = found.leaves_but(known), plan.swept.traces[n].fingerprint
         if kept or expected is None:
             return others

@@ -7,8 +7,8 @@ from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import chain, compress, islice
-from operator import attrgetter, itemgetter, methodcaller
+from itertools import chain, compress, islice, repeat
+from operator import attrgetter, is_, itemgetter, methodcaller
 from typing import Any, NamedTuple
 
 import torch
@@ -20,10 +20,14 @@ from .guard import Gate
 
 
 class Dependencies(NamedTuple):
-    """The leaves that outputs depend on, and all graph nodes in between."""
+    """The leaves that outputs depend on, and all graph nodes in between.
+
+    ``ends``: the nodes of leaves that belong to nobody's step. Who holds them spares the next walk to make them anew.
+    """
 
     leaves: tuple[Tensor, ...]
     nodes: tuple[Any, ...]
+    ends: tuple[Any, ...] = ()
 
     def includes(self, tensor: Tensor) -> bool:
         """Whether a tensor that is not a leaf was met on the way."""
@@ -61,10 +65,10 @@ def dependencies(outputs: Iterable[Tensor]) -> Dependencies:
         front = list(islice(reversed(found), len(found) - before))
     del found[None]  # stands for what needs no gradient
     kinds = list(map(type, found))
-    leaves = [node.variable for node, kind in zip(found, kinds, strict=True) if kind is _LEAF]
-    leaves += [node.own for node, kind in zip(found, kinds, strict=True) if kind is _GATE]
-    nodes = [node for node, kind in zip(found, kinds, strict=True) if kind is not _LEAF and kind is not _GATE]
-    return Dependencies(tuple(leaves), tuple(nodes))
+    ends = tuple(compress(found, map(is_, kinds, repeat(_LEAF))))
+    gates = compress(found, map(is_, kinds, repeat(_GATE)))
+    inner = [kind is not _LEAF and kind is not _GATE for kind in kinds]
+    return Dependencies((*map(_VARIABLE, ends), *map(_OWN, gates)), tuple(compress(found, inner)), ends)
 
 
 def _node_of(tensor: Tensor) -> Any:
@@ -202,3 +206,4 @@ _GATE: type = Gate._backward_cls
 _LEAF = _type_of_leaves()
 _CAST = _type_of_casts()
 _EDGES, _SOURCE = attrgetter("next_functions"), itemgetter(0)
+_VARIABLE, _OWN = attrgetter("variable"), attrgetter("own")
