@@ -16,6 +16,7 @@ from torch._C import _functorch
 from torch.nn import Parameter
 
 from ... import nests
+from ...compiling import eagerly
 from ...ledger import read_at_the_end, require
 from ...recursion import Carry, Recursion
 from .graphs import Dependencies, Fingerprint, kinds_of, missing_number, numbers_of, places_of
@@ -199,6 +200,7 @@ class Replay(torch.autograd.Function):
         return swept.outputs
 
     @staticmethod
+    @eagerly
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         plan: Plan = ctx.plan
         if all(grad is None for grad in grads):
