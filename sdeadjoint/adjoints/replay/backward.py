@@ -358,6 +358,8 @@ class BackwardSweep:
     def others(self, n: int, done: Evaluation, *, kept: bool = False) -> list[Tensor]:
         """The leaves that step n reads without having been given them; refuses another graph than the forward one's."""
         plan, known = self.plan, done.known(self.plan.isolated)
+        if plan.swept.traces[n].is_unexamined:
+            return [tensor for tensor in plan.inputs if tensor.is_leaf]
         found = done.dependencies(last=n == plan.recursion.steps - 1)
         self._ends = found.ends
         others, expected = found.leaves_but(known), plan.swept.traces[n].fingerprint
