@@ -43,7 +43,8 @@ class Checkpoint(Adjoint):
             without gradients, and its weights are its modules' or are read in the first or the last step. Then only
             these two steps' graphs are examined, and the others are taken without one, which spares the time of
             building and reading it where a network is many small operations. What is checked at each step is the
-            recomputed state; a network that does not keep the promise may get a wrong gradient.
+            recomputed state; a network that does not keep the promise may get a wrong gradient. Without effect for
+            networks that are compiled, differentiate inside or change their buffers, and beside whole graphs.
 
     With p network calls a step, ``None`` costs N p forward calls, then N p again with their vector-Jacobian products.
     Memory: the states (with what a multistep solver remembers) and the activations of one step.
