@@ -268,7 +268,6 @@ class BackwardSweep:
         self.plan = plan
         self.totals = Totals(plan.inputs, plan.recursion)
         self.hooks = MutedHooks(plan.inputs)
-        self._ends: tuple[Any, ...] = ()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -361,7 +360,6 @@ class BackwardSweep:
         if plan.swept.traces[n].is_unexamined:
             return [tensor for tensor in plan.inputs if tensor.is_leaf]
         found = done.dependencies(last=n == plan.recursion.steps - 1)
-        self._ends = found.ends
         others, expected = found.leaves_but(known), plan.swept.traces[n].fingerprint
         if kept or expected is None:
             return others

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -328,12 +328,10 @@ class _Reading:
         self._parameters = list(sources.parameters)  # held, so that nobody else gets their numbers
         self._vetted = set(map(id, self._parameters))
         self._latest: Fingerprint | None = None
-        self._ends: tuple[Any, ...] = ()
 
     def read(self, n: int, done: Evaluation, state: ModuleState) -> _Seen | None:
         """What is to be settled once the graph is gone; None if the step does not count."""
         found = done.dependencies(last=n == self._isolated.base.steps - 1)
-        self._ends = found.ends
         updates = _refuse_what_cannot_be_repeated(found)
         state.notice(updates=updates)
         if updates and not state.changing:

@@ -20,14 +20,10 @@ from .guard import Gate
 
 
 class Dependencies(NamedTuple):
-    """The leaves that outputs depend on, and all graph nodes in between.
-
-    ``ends``: the nodes of leaves that belong to nobody's step. Who holds them spares the next walk to make them anew.
-    """
+    """The leaves that outputs depend on, and all graph nodes in between."""
 
     leaves: tuple[Tensor, ...]
     nodes: tuple[Any, ...]
-    ends: tuple[Any, ...] = ()
 
     def includes(self, tensor: Tensor) -> bool:
         """Whether a tensor that is not a leaf was met on the way."""
@@ -65,10 +61,10 @@ def dependencies(outputs: Iterable[Tensor]) -> Dependencies:
         front = list(islice(reversed(found), len(found) - before))
     del found[None]  # stands for what needs no gradient
     kinds = list(map(type, found))
-    ends = tuple(compress(found, map(is_, kinds, repeat(_LEAF))))
+    ends = compress(found, map(is_, kinds, repeat(_LEAF)))
     gates = compress(found, map(is_, kinds, repeat(_GATE)))
     inner = [kind is not _LEAF and kind is not _GATE for kind in kinds]
-    return Dependencies((*map(_VARIABLE, ends), *map(_OWN, gates)), tuple(compress(found, inner)), ends)
+    return Dependencies((*map(_VARIABLE, ends), *map(_OWN, gates)), tuple(compress(found, inner)))
 
 
 def _node_of(tensor: Tensor) -> Any:
