@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import nests
 from .arguments import check_state, check_types
+from .compiling import eagerly
 from .diffusion.denoiser import Denoiser
 from .diffusion.equation import Diffusion
 from .diffusion.frames import Frame
@@ -31,6 +32,7 @@ class Encoded(NamedTuple):
     noise: FixedNoise | None
 
 
+@eagerly
 def encode(
     denoiser: Denoiser,
     x_0: Tensor,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from . import nests
 from .adjoints import Adjoint, Checkpoint
 from .arguments import check_state, check_types
+from .compiling import eagerly
 from .diffusion.denoiser import Denoiser
 from .diffusion.equation import Diffusion
 from .diffusion.frames import Frame
@@ -21,6 +22,7 @@ from .solve import Call, Callback
 from .solvers import Solver
 
 
+@eagerly
 def sample(
     denoiser: Denoiser,
     x_T: Tensor,

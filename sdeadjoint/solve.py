@@ -13,6 +13,7 @@ from torch import Tensor
 from . import nests
 from .adjoints import Adjoint, Checkpoint
 from .arguments import check_types, has_values, named
+from .compiling import eagerly
 from .equation import Equation
 from .field import Field
 from .ledger import read_at_the_end
@@ -28,6 +29,7 @@ Callback = Callable[[int, float, Any], None]
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 
+@eagerly
 def solve(
     drift: Callable[..., Any] | Equation,
     y0: Any,

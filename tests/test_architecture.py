@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "sdeadjoint"
 
 # From the bottom up. A module imports from lower layers, and from its own folder.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"nests", "arguments", "ledger", "progress", "memory", "workers"}),
+    frozenset({"nests", "arguments", "ledger", "progress", "memory", "workers", "compiling"}),
     frozenset({"packing", "fixed_point", "curvature"}),
     frozenset({"solvers", "noise", "conditioning"}),
     frozenset({"equation"}),

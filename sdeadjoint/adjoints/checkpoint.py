@@ -39,6 +39,12 @@ class Checkpoint(Adjoint):
         states: ``"cpu"`` keeps the stored states on the host, for a state on an accelerator (on CUDA in pinned memory;
             the copies run while the host goes on), where they would be many: long solves of large latents. A budget is
             then for graphs alone. Second derivatives bring all states back.
+        pure: you vouch for the network: it is a function of its arguments and of weights alone, the same one with and
+            without gradients, and its weights are its modules' or are read in the first or the last step. Then only
+            these two steps' graphs are examined, and the others are taken without one, which spares the time of
+            building and reading it where a network is many small operations. What is checked at each step is the
+            recomputed state; a network that does not keep the promise may get a wrong gradient. Without effect for
+            networks that are compiled, differentiate inside or change their buffers, and beside whole graphs.
 
     With p network calls a step, ``None`` costs N p forward calls, then N p again with their vector-Jacobian products.
     Memory: the states (with what a multistep solver remembers) and the activations of one step.
@@ -64,10 +70,13 @@ class Checkpoint(Adjoint):
     snapshots: int | None = None
     memory: int | str | None = None
     states: Literal["device", "cpu"] = "device"
+    pure: bool = False
 
     def __post_init__(self) -> None:
         if self.states not in ("device", "cpu"):
             raise ValueError(f"states: got {self.states!r}; pass 'device', or 'cpu' to keep stored states on the host")
+        if not isinstance(self.pure, bool):
+            raise TypeError(f"pure: got {self.pure!r}; pass True to vouch for the network, or False")
         bad_type = isinstance(self.snapshots, bool) or not isinstance(self.snapshots, int | None)
         if bad_type or (self.snapshots is not None and self.snapshots < 1):
             raise ValueError(
@@ -87,7 +96,7 @@ class Checkpoint(Adjoint):
             graphs = parse_bytes(self.memory)
         elif self.memory is not None:
             snapshots, graphs = _spend(parse_bytes(self.memory), recursion, y)
-        replayed = Replayed(Snapshots(snapshots, on_host), graphs=graphs)
+        replayed = Replayed(Snapshots(snapshots, on_host), graphs=graphs, pure=self.pure)
         return replayed.solve(recursion, y, keep=keep, observe=observe)
 
 

@@ -13,6 +13,7 @@ from ..adjoints.replay.graphs import dependencies, sequence_number
 from ..adjoints.replay.hooks import MutedHooks
 from ..adjoints.replay.leaves import distinct
 from ..adjoints.replay.surroundings import Autocast
+from ..compiling import eagerly
 from ..fixed_point import Found
 from .gradients import Gradient, Request
 from .map import Map
@@ -134,6 +135,7 @@ class Equilibrium(torch.autograd.Function):
         return z.clone()
 
     @staticmethod
+    @eagerly
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import nests
 from ..arguments import check_types, named
+from ..compiling import eagerly
 from ..fixed_point import Anderson, Derivative, Method, fixed_point
 from .attach import attach
 from .gradients import Gradient, Implicit, Request, check_tol
@@ -22,6 +23,7 @@ REMEDY = (
 )
 
 
+@eagerly
 def solve(
     f: Callable[..., Any],
     z0: Any,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..adjoints import Adjoint, Checkpoint, Direct
 from ..arguments import check_state, check_types, is_number, named
+from ..compiling import eagerly
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.equation import Diffusion
 from ..diffusion.frames import Frame
@@ -64,6 +65,7 @@ def dequantise(x: Tensor, width: float, *, seed: int | Sequence[int] = 0) -> Ten
     return x + (width * (torch.stack(draws) - 0.5)).to(x)
 
 
+@eagerly
 def log_likelihood(
     denoiser: Denoiser,
     x_0: Tensor,
@@ -144,6 +146,7 @@ class Pushforward(NamedTuple):
     log_prob: Tensor
 
 
+@eagerly
 def pushforward_log_prob(
     denoiser: Denoiser,
     x_T: Tensor,

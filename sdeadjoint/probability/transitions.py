@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..adjoints import Adjoint, Checkpoint, Direct
 from ..arguments import check_state, check_types, is_integer, named
+from ..compiling import eagerly
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.equation import Diffusion
 from ..diffusion.frames import Frame
@@ -95,6 +96,7 @@ def _summed(values: Tensor) -> Tensor:
     return values.reshape(*values.shape[:2], -1).sum(2)
 
 
+@eagerly
 def transitions(
     denoiser: Denoiser | Equation,
     trajectory: Tensor,
@@ -166,6 +168,7 @@ def transitions(
     return Transitions(trajectory[[n + 1 for n in wanted]], scaled, variance)
 
 
+@eagerly
 def transition_log_prob(
     denoiser: Denoiser | Equation,
     trajectory: Tensor,
@@ -201,6 +204,7 @@ def transition_log_prob(
     ).log_prob
 
 
+@eagerly
 def transition_kl(
     denoiser: Denoiser,
     reference: Denoiser,
@@ -225,6 +229,7 @@ def transition_kl(
     return own.kl(other)
 
 
+@eagerly
 def path_log_weight(
     denoiser: Denoiser,
     reference: Denoiser,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import nests
+from ...compiling import eagerly
 from ...noise import Increment
 from ...solvers import Solver
 from ...solvers.facts import Weights, quadrature_weights
@@ -168,6 +169,7 @@ class Descended(torch.autograd.Function):
         return states if descent.plan.keep else states[-1:]
 
     @staticmethod
+    @eagerly
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         descent: BackwardSolve = ctx.descent
         plan = descent.plan

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
+from operator import attrgetter
 from typing import Any, NamedTuple, NoReturn, Self
 
 import torch
@@ -15,6 +16,7 @@ from torch._C import _functorch
 from torch.nn import Parameter
 
 from ... import nests
+from ...compiling import eagerly
 from ...ledger import read_at_the_end, require
 from ...recursion import Carry, Recursion
 from .graphs import Dependencies, Fingerprint, kinds_of, missing_number, numbers_of, places_of
@@ -22,7 +24,8 @@ from .hooks import MutedHooks
 from .leaves import Evaluation, Isolated, Saving, Stage, Trace, evaluate
 from .module_state import ModuleState
 from .parallel import Parallel
-from .sources import Sources, Watch
+from .places import Watch
+from .sources import Sources
 from .surroundings import Autocast, generators_untouched
 
 LARGE = 2**16
@@ -197,6 +200,7 @@ class Replay(torch.autograd.Function):
         return swept.outputs
 
     @staticmethod
+    @eagerly
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         plan: Plan = ctx.plan
         if all(grad is None for grad in grads):
@@ -353,6 +357,8 @@ class BackwardSweep:
     def others(self, n: int, done: Evaluation, *, kept: bool = False) -> list[Tensor]:
         """The leaves that step n reads without having been given them; refuses another graph than the forward one's."""
         plan, known = self.plan, done.known(self.plan.isolated)
+        if plan.swept.traces[n].is_unexamined:
+            return [tensor for tensor in plan.inputs if tensor.is_leaf]
         found = done.dependencies(last=n == plan.recursion.steps - 1)
         others, expected = found.leaves_but(known), plan.swept.traces[n].fingerprint
         if kept or expected is None:
@@ -450,23 +456,17 @@ class Totals:
 
     def add(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         """Add one step's gradients of inputs; tensors that are not inputs get none."""
-        found = [(k, grad) for tensor, grad in zip(tensors, grads, strict=True)
-                 if grad is not None and (k := self.slots.get(id(tensor))) is not None
-                 and grad is not self._grads[k]]  # fmt: skip
-        if len({k for k, _ in found}) < len(found):  # one tensor in two roles
-            for k, grad in found:
-                self._add_one(k, grad)
-            return
-        totals, parts = list[Tensor](), list[Tensor]()
-        for k, grad in found:
-            total = self._grads[k]
-            if total is not None and _is_plain(total) and _is_plain(grad):
-                totals.append(total)
-                parts.append(grad)
-            else:
-                self._add_one(k, grad)
-        if totals:
+        places = map(self.slots.get, map(id, tensors))
+        found = [(k, grad) for k, grad in zip(places, grads, strict=True)
+                 if k is not None and grad is not None and grad is not self._grads[k]]  # fmt: skip
+        totals = [total for k, _ in found if (total := self._grads[k]) is not None]
+        parts = [grad for _, grad in found]
+        once = len({k for k, _ in found}) == len(found) == len(totals)  # and not one tensor in two roles
+        if found and once and _are_plain(totals) and _are_plain(parts):
             torch._foreach_add_(totals, parts)
+            return
+        for k, grad in found:
+            self._add_one(k, grad)
 
     def _add_one(self, k: int, grad: Tensor) -> None:
         total = self._grads[k]
@@ -499,6 +499,14 @@ class Totals:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is added to others of its kind by one operation for all: no subclass, sparse or batched one."""
-    batched = _functorch.is_functorch_wrapped_tensor(tensor) or _functorch.is_legacy_batchedtensor(tensor)
-    return type(tensor) in (Tensor, Parameter) and tensor.layout is torch.strided and not batched
+    return _are_plain([tensor])
+
+
+def _are_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether tensors are added to others of their kind by one operation for all: none is sparse or batched."""
+    if not set(map(type, tensors)) <= {Tensor, Parameter} or not set(map(_LAYOUT, tensors)) <= {torch.strided}:
+        return False
+    return not any(map(_functorch.is_functorch_wrapped_tensor, tensors)) and not any(map(_BATCHED, tensors))
+
+
+_LAYOUT, _BATCHED = attrgetter("layout"), _functorch.is_legacy_batchedtensor

@@ -40,10 +40,12 @@ from .leaves import (
     Trace,
     distinct,
     evaluate,
+    evaluate_without_graph,
 )
 from .module_state import ModuleState
 from .parallel import Parallel, refuse_flat_parameters
-from .sources import Sources, Watch
+from .places import Watch
+from .sources import Sources
 from .surroundings import Autocast, GeneratorStates
 
 
@@ -57,6 +59,7 @@ class Replayed:
         last: how many steps are differentiated, counted from the end; None for all.
         refuse_random, refuse_state: the sentences for networks that draw from torch's global generators, and for those
             whose modules change their ``{name}`` at each step; empty if they may.
+        pure: whether the caller vouches for the network, so that steps like the first one need no graph.
     """
 
     retrieval: Retrieval
@@ -64,6 +67,7 @@ class Replayed:
     last: int | None = None
     refuse_random: str = ""
     refuse_state: str = ""
+    pure: bool = False
 
     def solve(self, recursion: Recursion, y: Tensor, *, keep: bool, observe: Observer) -> tuple[Tensor, ...]:
         if not torch.is_grad_enabled():
@@ -73,7 +77,7 @@ class Replayed:
             return push_forward(recursion, y, keep=keep, observe=observe)
         first = 0 if self.last is None else max(0, recursion.steps - self.last)
         stored, put = self.retrieval.stored(first, recursion.steps), self.retrieval.put
-        how = Sweep(stored, keep, observe, graphs=self.graphs, first=first, put=put)
+        how = Sweep(stored, keep, observe, graphs=self.graphs, first=first, put=put, pure=self.pure)
         swept, plan = sweep_and_plan(recursion, y, self.retrieval, how)
         if swept.random and self.refuse_random:
             raise RuntimeError(self.refuse_random)
@@ -91,7 +95,7 @@ class Sweep(NamedTuple):
 
     ``states``: all states are returned, although only the last is an output; ``graphs``: bytes for whole graphs;
     ``first``: the first step that is differentiated: leaves of earlier ones are not looked for; ``put``: makes of a
-    stage what is stored.
+    stage what is stored; ``pure``: whether steps between the first and the last may be taken without a graph.
     """
 
     stored: frozenset[int]
@@ -101,13 +105,14 @@ class Sweep(NamedTuple):
     graphs: int = 0
     first: int = 0
     put: Callable[[Stage], Stage] = lambda stage: stage
+    pure: bool = False
 
 
 def sweep_and_plan(recursion: Recursion, y: Tensor, retrieval: Retrieval, how: Sweep) -> tuple[Swept, Plan | None]:
     """The forward sweep, and the plan of the backward pass unless the outputs depend on nothing that has a gradient."""
     held = nests.others(recursion.equation.tensors)
     sources = Sources.of(recursion.equation.module, recursion.after_step, *held)
-    modes, watch, autocast = training_modes(sources), Watch.begin(sources), Autocast.current(y.device)
+    modes, watch, autocast = training_modes(sources), Watch(sources.places), Autocast.current(y.device)
     isolated, parallel = Isolated.of(recursion), Parallel.of(sources.modules)
     with parallel.sweeping():
         swept = sweep(isolated, recursion.start(y), how, autocast, sources)
@@ -116,7 +121,12 @@ def sweep_and_plan(recursion: Recursion, y: Tensor, retrieval: Retrieval, how: S
     noise = () if recursion.noise is None else recursion.noise.tensors
     given = [y, *nests.tensors(recursion.equation.tensors), *sources.parameters, *noise]
     declared = distinct(tensor for tensor in given if not swept.state.changes(tensor))
-    inputs = _inputs(declared, isolated, y, swept.reached)
+    reached = swept.reached
+    if any(trace.is_unexamined for trace in swept.traces[how.first :]):
+        # What these steps read is not known, so that all is asked for.
+        found = {id(tensor): tensor for tensor in sources.parameters if tensor.requires_grad and tensor.is_leaf}
+        reached = reached._replace(leaves=reached.leaves | found)
+    inputs = _inputs(declared, isolated, y, reached)
     if not inputs:
         return swept, None
     return swept, Plan(
@@ -161,10 +171,11 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep, autocast: Autocast, sour
     lose its history in silence; with one, the values are those of ``Direct`` bit by bit and a cached tensor is noticed.
     A step whose network needs its own activations, as it calls autograd itself, is evaluated again and keeps them until
     it is done, and so are the following ones. With bytes for graphs, those of the latest steps stay whole.
+    Where the caller vouches for the network, the first and the last step say for all what they depend on.
     """
     last, device = isolated.base.steps - 1, carry.y.device
-    runner, reading = _Runner(isolated, autocast, sources, carry.y), _Reading(isolated, how, sources)
-    window, state = KeptGraphs(how.graphs, sources, isolated), runner.state
+    steps = _Steps(isolated, how, autocast, sources, carry.y)
+    state = steps.runner.state
     stages: list[tuple[int, Stage]] = []
     outputs: list[Tensor] = []
     traces: list[Trace] = []
@@ -177,29 +188,69 @@ def sweep(isolated: Isolated, carry: Carry, how: Sweep, autocast: Autocast, sour
         stage = Stage(carry, before, state.values())
         if n in how.stored or n == last:
             stages.append((n, how.put(stage)))
-        window.make_room()
-        done = runner.run(n, stage, wanted, keep=window.is_open)
-        seen = reading.read(n, done, state)
+        taken = steps.take(n, stage, wanted)
         generators = GeneratorStates.current(device, before)
-        entered, wanted = wanted, tuple(tensor.requires_grad for tensor in nests.tensors(done.out))
-        refuse_hidden_tangents(done.out)
-        carry = nests.map_tensors(Tensor.detach, done.out)
-        # Compiled graphs give their buffers away in a backward pass, and allow none that keeps what lies behind gates.
-        is_compiled = seen is not None and seen.kinds is None and not sources.is_scripted
-        if is_compiled or (seen is not None and seen.is_new):
-            done.activations.release()
-        else:
-            window.add(n, done)
-        del done
-        fingerprint = None if seen is None else reading.settle(n, seen)
-        numbers = NO_NUMBERS if seen is None else seen.numbers
-        traces.append(Trace(entered, fingerprint, numbers, generators is not before, held, drawn))
+        traces.append(Trace(wanted, taken.fingerprint, taken.numbers, generators is not before, held, drawn))
+        carry, wanted = taken.carry, taken.wanted
         how.observe(n + 1, carry)
         if how.keep or how.states or n == last:
             outputs.append(carry.y)
     state.settle()
-    found = (reading.reached, tuple(traces), reading.borrows, runner.saving, state)
-    return Swept(stages, dict(window.kept), tuple(outputs), *found)
+    reading = steps.reading
+    found = (reading.reached, tuple(traces), reading.borrows, steps.runner.saving, state)
+    return Swept(stages, dict(steps.window.kept), tuple(outputs), *found)
+
+
+class _Taken(NamedTuple):
+    """A step that was taken: the carry it made, which of its tensors require gradients, and what its graph said."""
+
+    carry: Carry
+    wanted: tuple[bool, ...]
+    fingerprint: Fingerprint | None
+    numbers: array[float]
+
+
+class _Steps:
+    """Takes the steps of a forward sweep."""
+
+    def __init__(self, isolated: Isolated, how: Sweep, autocast: Autocast, sources: Sources, y: Tensor) -> None:
+        self._how, self._sources, self._last = how, sources, isolated.base.steps - 1
+        self.runner, self.reading = _Runner(isolated, autocast, sources, y), _Reading(isolated, how, sources)
+        self.window = KeptGraphs(how.graphs, sources, isolated)
+        self._is_known = False
+
+    def take(self, n: int, stage: Stage, wanted: tuple[bool, ...]) -> _Taken:
+        """Step n: with its graph, or without it if it may be taken for like the ones before."""
+        if self._is_known and n < self._last:
+            carry = self.runner.run_without_graph(n, stage)
+            self.runner.state.notice(updates=False)
+            return _Taken(carry, (True,) * len(list(nests.tensors(carry))), None, NO_NUMBERS)
+        return self._examined(n, stage, wanted)
+
+    def _examined(self, n: int, stage: Stage, wanted: tuple[bool, ...]) -> _Taken:
+        self.window.make_room()
+        done = self.runner.run(n, stage, wanted, keep=self.window.is_open)
+        seen = self.reading.read(n, done, self.runner.state)
+        wanted = tuple(tensor.requires_grad for tensor in nests.tensors(done.out))
+        refuse_hidden_tangents(done.out)
+        carry = nests.map_tensors(Tensor.detach, done.out)
+        # Compiled graphs give their buffers away in a backward pass, and allow none that keeps what lies behind gates.
+        is_compiled = seen is not None and seen.kinds is None and not self._sources.is_scripted
+        if is_compiled or (seen is not None and bool(seen.new)):
+            done.activations.release()
+        else:
+            self.window.add(n, done)
+        del done
+        if seen is None:
+            return _Taken(carry, wanted, None, NO_NUMBERS)
+        self._is_known = self._how.pure and all(wanted) and self._is_plain(seen)
+        return _Taken(carry, wanted, self.reading.settle(n, seen), seen.numbers)
+
+    def _is_plain(self, seen: _Seen) -> bool:
+        """Whether a step was as one expects: nothing compiled, differentiated inside, or changed by modules."""
+        if seen.kinds is None or seen.new or not seen.enters or self._how.graphs:
+            return False
+        return self.runner.saving is Saving.DROPPED and not self.runner.state.changing
 
 
 class _Runner:
@@ -235,6 +286,10 @@ class _Runner:
             self._isolated.hand_on_hooks()
             return done
 
+    def run_without_graph(self, n: int, stage: Stage) -> Carry:
+        """Step n's carry alone."""
+        return evaluate_without_graph(self._isolated, n, stage.carry, self._autocast)
+
     def _grads(self) -> list[tuple[int, int]]:
         """What tells whether gradients were accumulated, by networks that differentiate by themselves."""
         grads = [grad for grad in map(_GRAD, self._weights) if grad is not None]
@@ -249,8 +304,7 @@ class _Seen(NamedTuple):
 
     ``enters``, ``noise``: whether it depends on the carry before the step, and on its noise; ``kinds``, ``numbers``: of
     its nodes; ``known``: the arguments that it depends on, by their place; ``copies``: those of the equation among
-    them; ``others``: its other leaves; ``is_new``: whether one of these was not seen before, which may be the step's
-    own.
+    them; ``others``: its other leaves, ``new``: those of them that were not seen before, which may be the step's own.
     """
 
     enters: bool
@@ -259,8 +313,8 @@ class _Seen(NamedTuple):
     numbers: array[float]
     known: frozenset[int]
     copies: list[Tensor]
-    others: list[weakref.ref[Tensor]]
-    is_new: bool
+    others: list[Tensor]
+    new: list[weakref.ref[Tensor]]
 
 
 class _Reading:
@@ -271,7 +325,8 @@ class _Reading:
         self._isolated, self._how, self._sources = isolated, how, sources
         self._mark = sequence_number()
         self._made = weakref.WeakValueDictionary[int, Tensor]()
-        self._vetted = set(map(id, sources.parameters))
+        self._parameters = list(sources.parameters)  # held, so that nobody else gets their numbers
+        self._vetted = set(map(id, self._parameters))
         self._latest: Fingerprint | None = None
 
     def read(self, n: int, done: Evaluation, state: ModuleState) -> _Seen | None:
@@ -288,6 +343,8 @@ class _Reading:
         known = done.known(self._isolated)
         others = found.leaves_but(known)
         new = [tensor for tensor in others if id(tensor) not in self._vetted]
+        if new:
+            others = [tensor for tensor in others if id(tensor) in self._vetted]
         refuse_flat_parameters(new)
         if any(self._made.get(id(tensor)) is tensor for tensor in new):
             raise RuntimeError(
@@ -304,8 +361,8 @@ class _Reading:
             NO_NUMBERS if kinds is None else numbers_of(found),
             places_of(found, known),
             [copy for copy in self._isolated.copies if id(copy) in met],
-            [weakref.ref(tensor) for tensor in others],
-            bool(new),
+            others,
+            [weakref.ref(tensor) for tensor in new],
         )
 
     def settle(self, n: int, seen: _Seen) -> Fingerprint:
@@ -313,16 +370,16 @@ class _Reading:
 
         A leaf that goes with the graph is the step's own, made in each evaluation anew.
         """
-        others = [tensor for reference in seen.others if (tensor := reference()) is not None]
+        new = [tensor for reference in seen.new if (tensor := reference()) is not None]
+        others = [*seen.others, *new]
         before = self.reached if seen.enters or self._how.keep else Reached()
         leaves = {id(leaf): leaf for leaf in (*seen.copies, *others)}
         self.reached = Reached(
             before.start or (n == 0 and seen.enters), before.noise or seen.noise, before.leaves | leaves
         )
         self._isolated.guard.extend(others)
-        names = frozenset(map(id, others))
-        self._vetted |= names
-        fingerprint = Fingerprint(seen.kinds, seen.known | names, len(seen.others) - len(others))
+        self._vetted.update(map(id, new))
+        fingerprint = Fingerprint(seen.kinds, seen.known.union(map(id, others)), len(seen.new) - len(new))
         if self._latest != fingerprint:
             self._latest = fingerprint
         return self._latest

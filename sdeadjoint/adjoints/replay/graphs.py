@@ -7,8 +7,8 @@ from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import chain, islice
-from operator import attrgetter, itemgetter, methodcaller
+from itertools import chain, compress, islice, repeat
+from operator import attrgetter, is_, itemgetter, methodcaller
 from typing import Any, NamedTuple
 
 import torch
@@ -61,10 +61,10 @@ def dependencies(outputs: Iterable[Tensor]) -> Dependencies:
         front = list(islice(reversed(found), len(found) - before))
     del found[None]  # stands for what needs no gradient
     kinds = list(map(type, found))
-    leaves = [node.variable for node, kind in zip(found, kinds, strict=True) if kind is _LEAF]
-    leaves += [node.own for node, kind in zip(found, kinds, strict=True) if kind is _GATE]
-    nodes = [node for node, kind in zip(found, kinds, strict=True) if kind is not _LEAF and kind is not _GATE]
-    return Dependencies(tuple(leaves), tuple(nodes))
+    ends = compress(found, map(is_, kinds, repeat(_LEAF)))
+    gates = compress(found, map(is_, kinds, repeat(_GATE)))
+    inner = [kind is not _LEAF and kind is not _GATE for kind in kinds]
+    return Dependencies((*map(_VARIABLE, ends), *map(_OWN, gates)), tuple(compress(found, inner)))
 
 
 def _node_of(tensor: Tensor) -> Any:
@@ -118,11 +118,9 @@ def numbers_of(found: Dependencies) -> array[float]:
     in the same places count as well.
     """
     numbers = array("d")
-    for node in found.nodes:
-        if (name := _FACTORS.get(type(node))) is None:
-            continue
+    for node in compress(found.nodes, map(_FACTORS.__contains__, map(type, found.nodes))):
         try:
-            value = _number(getattr(node, name))
+            value = _number(getattr(node, _FACTORS[type(node)]))
         except RuntimeError:
             continue  # the network has pulled back through this node, and what it saved is freed
         if isinstance(value, complex):
@@ -204,3 +202,4 @@ _GATE: type = Gate._backward_cls
 _LEAF = _type_of_leaves()
 _CAST = _type_of_casts()
 _EDGES, _SOURCE = attrgetter("next_functions"), itemgetter(0)
+_VARIABLE, _OWN = attrgetter("variable"), attrgetter("own")

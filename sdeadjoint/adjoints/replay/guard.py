@@ -29,7 +29,7 @@ class Guard:
 
     def extend(self, tensors: Iterable[Tensor]) -> None:
         """From now on these lie behind each entry, too."""
-        new = [tensor for tensor in tensors if tensor.requires_grad and id(tensor) not in self._known]
+        new = [tensor for tensor in tensors if id(tensor) not in self._known and tensor.requires_grad]
         if new:
             self._known.update(map(id, new))
             self.behind = Behind.apply(*new, *(() if self.behind is None else (self.behind,)))

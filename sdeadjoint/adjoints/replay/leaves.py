@@ -150,9 +150,9 @@ class Trace(NamedTuple):
     """What the forward sweep saw of a step.
 
     ``wanted``: which tensors of the carry before it require gradients; ``fingerprint``: of its graph, None before the
-    first step that counts; ``numbers``: that its graph multiplies by; ``draws``: whether it drew from a global
-    generator; ``held``, ``generators``: what modules hold before it, and the generators' states, where a callback
-    changed them after the step before.
+    first step that counts, and of steps that were taken without one; ``numbers``: that its graph multiplies by;
+    ``draws``: whether it drew from a global generator; ``held``, ``generators``: what modules hold before it, and the
+    generators' states, where a callback changed them after the step before.
     """
 
     wanted: tuple[bool, ...]
@@ -161,6 +161,11 @@ class Trace(NamedTuple):
     draws: bool
     held: dict[int, Any]
     generators: GeneratorStates | None
+
+    @property
+    def is_unexamined(self) -> bool:
+        """Whether nobody has looked at the step's graph."""
+        return self.fingerprint is None
 
 
 class Evaluation(NamedTuple):
@@ -217,6 +222,12 @@ def evaluate(
             raise ActivationsNeededError(Saving.PLAIN) from failed
         raise failed
     return Evaluation(own, noise, out, activations)
+
+
+def evaluate_without_graph(isolated: Isolated, n: int, carry: Carry, autocast: Autocast) -> Carry:
+    """Step n's carry alone, of a network that is known to compute the same without gradients."""
+    with torch.no_grad(), autocast.replayed():
+        return isolated.recursion.step(n, carry, isolated.base.increment(n))
 
 
 class ActivationsNeededError(RuntimeError):

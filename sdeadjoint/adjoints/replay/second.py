@@ -25,6 +25,7 @@ from torch import Tensor
 from torch._C import _functorch
 
 from ... import nests
+from ...compiling import eagerly
 from ...recursion import Carry
 from .backward import BackwardSweep, Cotangents, Held, Plan, _refuse_mismatch, pull_back_all, unchanged
 from .leaves import Evaluation, Saving, Stage, evaluate
@@ -97,6 +98,7 @@ class Gradient(torch.autograd.Function):
         return tuple(pull_back_all(held, grads))
 
     @staticmethod
+    @eagerly
     def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
         plan: Plan = ctx.plan
         if all(direction is None for direction in directions):
@@ -171,6 +173,7 @@ class Product(torch.autograd.Function):
         return solved.product(directions, grads, [True] * inputs)
 
     @staticmethod
+    @eagerly
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         solved: Solved = ctx.solved
         inputs = len(solved.plan.inputs)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ... import nests
 from ...recursion import Carry
 from .backward import Held, Plan, Retrieval, pull_back_all, refuse_second
-from .leaves import Stage, evaluate
+from .leaves import Stage, evaluate, evaluate_without_graph
 from .second import gradient
 from .surroundings import GeneratorStates, generators_untouched
 
@@ -117,8 +117,11 @@ def advance(plan: Plan, stage: Stage, start: int, stop: int) -> Stage:
             stack.enter_context(generators_untouched(device))
             stage.generators.restore()
         for n in range(start, stop):
-            done = evaluate(plan.isolated, n, carry, swept.traces[n].wanted, plan.autocast, swept.saving)
-            carry = nests.map_tensors(Tensor.detach, done.out)
+            if swept.traces[n].is_unexamined:
+                carry = evaluate_without_graph(plan.isolated, n, carry, plan.autocast)
+            else:
+                done = evaluate(plan.isolated, n, carry, swept.traces[n].wanted, plan.autocast, swept.saving)
+                carry = nests.map_tensors(Tensor.detach, done.out)
             following = swept.traces[n + 1]
             swept.state.put(following.held)
             if draws and following.generators is not None:

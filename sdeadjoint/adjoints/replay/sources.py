@@ -6,47 +6,15 @@ import functools
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
-from types import CellType, CodeType, FunctionType, MethodType
-from typing import Any, NamedTuple
+from types import CodeType, FunctionType, MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .places import ITEMS, Places, is_plain
+
 DEPTH = 8  # how many objects deep a closure is followed
-ITEMS = 64  # longer lists and dictionaries are data, not settings
-_CONTAINERS = (dict, list, tuple, set, frozenset)
-
-
-class Place(NamedTuple):
-    """Where a value stands: in a closure's cell, or in a dictionary under a name.
-
-    ``settings``: whether all that stands there is a setting, as with a module's attributes. Functions also read what
-    they keep books with: counters, labels, lists.
-    """
-
-    holder: Any
-    name: str
-    settings: bool = False
-
-    @property
-    def is_plain_setting(self) -> bool:
-        """Whether a number, a label or nothing stands there that a module's forward pass may change, as a counter."""
-        return self.settings and is_plain(self.holder.get(self.name))
-
-    @property
-    def is_constant_tensor(self) -> bool:
-        """Whether a tensor without gradient stands there that a module's forward pass may change, as an average."""
-        value = self.holder.get(self.name) if self.settings else None
-        return isinstance(value, Tensor) and not value.requires_grad
-
-    def read(self) -> Any:
-        """What stands there now."""
-        try:
-            return self.holder.cell_contents if isinstance(self.holder, CellType) else self.holder[self.name]
-        except (ValueError, KeyError):
-            return "(nothing)"
-
 
 @dataclass
 class Sources:
@@ -62,7 +30,7 @@ class Sources:
 
     modules: list[nn.Module] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
+    places: Places = field(default_factory=Places)
     generators: list[torch.Generator] = field(default_factory=list)
     seen: set[int] = field(default_factory=set)
     is_scripted: bool = False
@@ -111,28 +79,30 @@ class Sources:
         if isinstance(module, torch.jit.ScriptModule):
             self.is_scripted = True
             return
-        parts: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module._modules)
-        self.places += [Place(held, name) for held in parts for name in held]
-        self.places += [Place(module.__dict__, name) for name in ("forward", "_forward_hooks", "_forward_pre_hooks")]
+        for held in (module._parameters, module._buffers, module._modules):
+            self.places.add(held, held)
+        self.places.add(module.__dict__, ("forward", "_forward_hooks", "_forward_pre_hooks"))
         owner: Any = type(module)
         names, inherited = _names_of_modules(owner, names)
         # The wrappers of several processes keep books of their own, for each forward pass anew.
         settings = not type(module).__module__.startswith(("torch.distributed", "torch.nn.parallel"))
         self._visit_attributes(module.__dict__, names, depth, settings=settings)
         # What the class has, and the module may get.
-        self.places += [Place(module.__dict__, name, settings) for name in inherited if name not in module.__dict__]
+        missing = [name for name in inherited if name not in module.__dict__]
+        self.places.add(module.__dict__, missing, settings=settings)
 
     def _visit_attributes(
         self, held: Mapping[str, Any], names: frozenset[str], depth: int, *, settings: bool = False
     ) -> None:
-        for name in sorted(held.keys() & names):
-            self.places.append(Place(held, name, settings))
+        read = sorted(held.keys() & names)
+        self.places.add(held, read, settings=settings)
+        for name in read:
             self.visit(held[name], names, depth - 1)
 
     def _visit_function(self, function: FunctionType, depth: int) -> None:
         names = _names(function.__code__)
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            self.places.append(Place(cell, name))
+            self.places.add_cell(cell, name)
             try:
                 self.visit(cell.cell_contents, names, depth - 1)
             except ValueError:
@@ -141,7 +111,7 @@ class Sources:
         for name in sorted(own.keys() & names):
             value = own[name]
             if is_plain(value):
-                self.places.append(Place(own, name))
+                self.places.add(own, [name])
             elif not isinstance(value, FunctionType) or value.__globals__ is own:
                 self.visit(value, names, depth - 1)
         for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
@@ -161,55 +131,8 @@ class Sources:
     def dtypes(self) -> set[torch.dtype]:
         """Floating dtypes of parameters, buffers and tensors, and those that are read by name."""
         found = {tensor.dtype for tensor in self.parameters}
-        found |= {value for place in self.places if isinstance(value := place.read(), torch.dtype)}
+        found |= {value for value in self.places.read() if isinstance(value, torch.dtype)}
         return {dtype for dtype in found if dtype.is_floating_point}
-
-
-@dataclass
-class Watch:
-    """Values that a forward sweep leaves as they are, to be found unchanged by the backward pass.
-
-    What the forward sweep itself changes (a counter, a cache) is not watched: the states and graphs of the
-    recomputation tell whether it matters.
-    """
-
-    values: list[Watched]
-
-    @classmethod
-    def begin(cls, sources: Sources) -> Watch:
-        return cls([Watched.at(place) for place in sources.places])
-
-    def settle(self) -> None:
-        """Forget what changed since the beginning."""
-        self.values = [each for each in self.values if not each.is_another]
-
-    def changed(self) -> str | None:
-        """The name of the first value that is another now."""
-        return next((each.place.name for each in self.values if each.is_another), None)
-
-
-class Watched(NamedTuple):
-    """A value that stood in a place; ``content``: what could be compared of a container, whose items may change."""
-
-    place: Place
-    value: Any
-    content: Any
-
-    @classmethod
-    def at(cls, place: Place) -> Watched:
-        value = place.read()
-        return cls(place, value, comparable(value, place.settings) if isinstance(value, _CONTAINERS) else None)
-
-    @property
-    def is_another(self) -> bool:
-        """Whether something else stands there now."""
-        place, value, content = self
-        now = place.read()
-        if not isinstance(value, _CONTAINERS):
-            if now is value:
-                return False
-            content = comparable(value, place.settings)
-        return bool(comparable(now, place.settings) != content)
 
 
 def _names_read(owner: object, method: str) -> frozenset[str]:
@@ -265,43 +188,3 @@ def _codes(attribute: Any) -> Iterator[CodeType]:
 def _names(code: CodeType) -> frozenset[str]:
     inner = (const for const in code.co_consts if isinstance(const, CodeType))
     return frozenset(code.co_names).union(*map(_names, inner))
-
-
-def is_plain(value: Any) -> bool:
-    """Whether a value is a number, a label, a setting or None: nothing that can be changed in place."""
-    return value is None or isinstance(value, int | float | complex | str | bytes | torch.dtype | torch.device | Enum)
-
-
-class Same:
-    """Equals what holds the same object. It is kept alive: its number would go to another one else."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-
-def comparable(value: Any, settings: bool, depth: int = 3) -> Any:
-    """What can be compared of a value: floats, plain ones among settings, and functions and tensors by identity.
-
-    In small dictionaries their values, and among settings the items of other small containers.
-    """
-    if isinstance(value, float) and value != value:
-        return "nan"
-    if isinstance(value, float | complex | torch.dtype) or (settings and is_plain(value)):
-        return value
-    if isinstance(value, Tensor) or callable(value):
-        return Same(value)
-    if depth == 0 or not isinstance(value, _CONTAINERS) or len(value) > ITEMS:
-        return None
-    if isinstance(value, dict):
-        return {name: comparable(item, settings, depth - 1) for name, item in value.items()}
-    if not settings:
-        return None
-    return [type(value), *(comparable(item, settings, depth - 1) for item in value)]
