@@ -11,7 +11,6 @@ from typing import Protocol, final
 
 import torch
 from torch import Tensor
-from torchsde import BrownianInterval
 
 from .. import nests
 from .ahead import DrawnAhead
@@ -25,14 +24,15 @@ from .base import (
     checked_clock,
     checked_like,
     checked_step,
-    release_with,
 )
+from .bridge import ROOT, Normals, Pair, closed
 from .normal import scales
 from .refinable import LinePath, check_range
+from .tree import Fork, Tree
 
-# Pairs of tensors that torchsde keeps to climb the tree. It forgets the oldest first, so a small number serves any
-# length. Nodes computed per query, 1000 steps in reverse: 6.1 with 4 pairs, 3.9 with 8, 2.8 with 10, 2.1 with 45.
-CACHE = 10
+# Pairs of tensors that a path keeps: the nodes beside the way to the last step, and what came before. With 10, a sweep
+# over 1000 steps cuts each node once; one over 100 000 steps cuts 1.02 nodes a step.
+CAPACITY = 10
 
 
 @final
@@ -100,15 +100,16 @@ class BrownianPath(Noise):
         checked_like(like)
         numel = like.numel() if isinstance(self.seed, int) else math.prod(like.shape[1:])
         draws = Draws.holding(numel, self.dtype, str(self.device))
-        paths: list[SeededPath] = []
+        normals = Normals(self._seeds(like), draws)
+        path: SeededPath
         if self.refinable:
             self._check_layout(like)
             check_range(nodes)
-            paths += [LinePath(seed, nodes, draws) for seed in self._seeds(like)]
+            path = LinePath(normals, nodes, areas=levy)
         else:
             _check_scale(nodes, self.dtype)
-            paths += [_GridPath(seed, nodes, draws) for seed in self._seeds(like)]
-        bound = _BoundPath(nodes, tuple(paths), numel, levy, like.shape, like.dtype, like.device)
+            path = _GridPath(normals, nodes, areas=levy)
+        bound = _BoundPath(nodes, path, numel, levy, like.shape, like.dtype, like.device)
         if like.device.type == "cpu" or torch.device(self.device).type != "cpu":
             return bound
         host = replace(bound, device=torch.device("cpu"))
@@ -155,54 +156,69 @@ class BrownianPath(Noise):
 
 
 class SeededPath(Protocol):
-    """One path of flat draws, bound to a grid."""
+    """Paths of flat draws, one for each seed, bound to a grid."""
 
-    def step(self, n: int) -> tuple[Tensor, Tensor]:
-        """``(W, H)`` over step ``n``, over which the clock advances. Perhaps cached: not to be edited."""
+    def step(self, n: int) -> Pair:
+        """The pair over step ``n``, over which the clock advances; perhaps kept, so not to be edited."""
 
 
 class _GridPath:
-    """One seed's path over a grid: torchsde's tree, split at the grid's own indices in a fixed dyadic order.
+    """Paths over a grid: torchsde's tree, cut at the grid's own indices in a fixed dyadic order.
 
-    torchsde keys a node by its place in the tree, so a tree that is always split in the same places is the
+    A node's normals follow from its place in the tree, so a tree that is always cut in the same places is the
     same path, whichever branch is grown first; and its depth is log2(steps), where queries in order would
-    make it ``steps``.
+    make it ``steps``. Nodes at which the clock stands still are passed over.
     """
 
-    def __init__(self, seed: int, nodes: tuple[float, ...], draws: Draws) -> None:
+    def __init__(self, normals: Normals, nodes: tuple[float, ...], *, areas: bool) -> None:
+        self._normals, self._areas = normals, areas
         self._nodes = nodes[:-1] if math.isinf(nodes[-1]) else nodes
-        self._is_split = bytearray(len(self._nodes))
-        self._path = BrownianInterval(
-            t0=self._nodes[0],
-            t1=self._nodes[-1],
-            size=(draws.size,),
-            dtype=draws.dtype,
-            device=draws.device,
-            entropy=seed,
-            dt=self._nodes[-1] - self._nodes[0],  # the whole span: torchsde plants no tree of its own
-            cache_size=CACHE,
-            levy_area_approximation="space-time",  # always: without it torchsde's increments are other numbers
-        )
-        release_with(self, self._path)
+        self._tree = Tree(normals, self._nodes[-1] - self._nodes[0], self._fork)
 
-    def step(self, n: int) -> tuple[Tensor, Tensor]:
-        nodes, lo, hi = self._nodes, 0, len(self._nodes) - 1
+    def step(self, n: int) -> Pair:
+        number = self._leaf(n)
+        self._tree.use([number], CAPACITY)
+        pair = self._tree.pair(number, areas=self._areas)
+        if not self._areas:
+            return pair
+        H = self._normals.empty()
+        for rows, columns in self._normals.blocks():
+            closed(pair.block(rows, columns), self._nodes[n + 1] - self._nodes[n], out=H[rows, columns])
+        return Pair(pair.W, H)
+
+    def _leaf(self, n: int) -> int:
+        """The number of the node that is step ``n``."""
+        number, (lo, middle, hi) = ROOT, self._cut(0, len(self._nodes) - 1)
+        while middle < hi:
+            is_right = n >= middle
+            number = 2 * number + is_right
+            lo, middle, hi = self._cut(middle, hi) if is_right else self._cut(lo, middle)
+        return number
+
+    def _fork(self, number: int) -> Fork:
+        lo, middle, hi = self._cut(0, len(self._nodes) - 1)
+        for bit in f"{number:b}"[1:]:
+            lo, middle, hi = self._cut(middle, hi) if bit == "1" else self._cut(lo, middle)
+        ends = (self._cut(lo, middle), self._cut(middle, hi))
+        is_last = all(middle == hi for _, middle, hi in ends)
+        return Fork(self._nodes[lo], self._nodes[middle], self._nodes[hi], is_last)
+
+    def _cut(self, lo: int, hi: int) -> tuple[int, int, int]:
+        """Where the steps ``lo`` to ``hi`` are cut, with the ends that the clock moves away from; at ``hi`` for a leaf."""
+        nodes = self._nodes
         while hi - lo > 1:
-            mid = (lo + hi) // 2
-            if not self._is_split[mid]:
-                if nodes[lo] < nodes[mid]:
-                    self._path(nodes[lo], nodes[mid])  # splits [lo, hi] at mid
-                self._is_split[mid] = 1
-            lo, hi = (lo, mid) if n < mid else (mid, hi)
-        W, U = self._path(nodes[n], nodes[n + 1], return_U=True)
-        return W, U / (nodes[n + 1] - nodes[n]) - W / 2
+            middle = (lo + hi) // 2
+            if nodes[lo] < nodes[middle] < nodes[hi]:
+                return lo, middle, hi
+            lo, hi = (middle, hi) if nodes[lo] == nodes[middle] else (lo, middle)
+        return lo, hi, hi
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class _BoundPath(BoundNoise):
     nodes: tuple[float, ...]
-    paths: tuple[SeededPath, ...]
+    path: SeededPath
     numel: int  # numbers used of each path's flat draw
     levy: bool
     shape: torch.Size
@@ -218,13 +234,12 @@ class _BoundPath(BoundNoise):
         if not advances(self.nodes[n], self.nodes[n + 1]):
             zeros = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
             return Increment(zeros, torch.zeros_like(zeros) if self.levy else None)
-        drawn = [path.step(n) for path in self.paths]
-        dB = self._assembled([W for W, _ in drawn])
-        return Increment(dB, self._assembled([H for _, H in drawn]) if self.levy else None)
+        W, H = self.path.step(n)
+        return Increment(self._laid_out(W), self._laid_out(H) if self.levy else None)
 
-    def _assembled(self, flat: list[Tensor]) -> Tensor:
-        rows = torch.stack([row[: self.numel] for row in flat])  # a copy: the row may be torchsde's cached tensor
-        return rows.reshape(self.shape).to(dtype=self.dtype, device=self.device)
+    def _laid_out(self, rows: Tensor) -> Tensor:
+        # A copy always: the rows may be those that the path keeps.
+        return rows[:, : self.numel].to(dtype=self.dtype, device=self.device, copy=True).reshape(self.shape)
 
 
 def _noise_clock(frame: HasNoiseClock, grid: Tensor | Sequence[float]) -> Tensor:

@@ -1,17 +1,17 @@
 """A Brownian path that depends on its seed alone: not on the grid, the order of the queries, or the batch.
 
 The noise clock is cut at the powers of two, ``2^k <= |nu| < 2^(k+1)``, with one more cell ``[0, 2^-64)`` at
-the bottom. Increments over disjoint cells are independent, so each cell has a ``torchsde.BrownianInterval``
-of its own, whose entropy is made of (seed, sign, cell). Powers of two, because then a node's cell and its
-place in it follow from the bits of the number (``math.frexp``) without rounding: a ``nu`` that is bitwise
-equal in two grids is the same point of the path.
+the bottom. Increments over disjoint cells are independent, so each cell has a tree (``tree.py``) of its own, whose
+entropy is made of (seed, sign, cell). Powers of two, because then a node's cell and its place in it follow from the
+bits of the number (``math.frexp``) without rounding: a ``nu`` that is bitwise equal in two grids is the same
+point of the path.
 
-Inside a cell torchsde's ``halfway_tree`` is queried at integers only, on a lattice of ``2^DEPTH`` leaves. A node
-between two lattice points is not snapped to one: the leaf is split there exactly, by the Brownian bridge with
-two further normals of its own, made of (seed, sign, cell, leaf). They do not depend on where the leaf is
-split, so each point of the path has the exact law, and the path is a continuous function of ``nu``. The price
-is that *two* nodes inside one leaf, closer than ``2^-DEPTH`` of their own size, would see a smooth curve between
-them instead of fresh Brownian detail: such steps are refused.
+Inside a cell the tree is cut in halves only, down to a lattice of ``2^DEPTH`` leaves. A node between two lattice
+points is not snapped to one: the leaf is cut there exactly, by the Brownian bridge with two further normals of its
+own, made of (seed, sign, cell, leaf). They do not depend on where the leaf is cut, so each point of the path has the
+exact law, and the path is a continuous function of ``nu``. The price is that *two* nodes inside one leaf, closer
+than ``2^-DEPTH`` of their own size, would see a smooth curve between them instead of fresh Brownian detail: such steps are
+refused.
 
 Negative clocks (the noise kind runs from below up to 0) are mirrored, ``B(nu) = -X(-nu)`` with X another such
 path: an increment of B is the increment of X over the mirrored interval, and the Levy area changes sign. A step
@@ -21,22 +21,24 @@ across zero is joined from its two sides.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from itertools import pairwise
 from typing import NamedTuple
 
 from torch import Tensor
-from torchsde import BrownianInterval
 
-from .base import Draws, advances, release, release_with
+from .base import advances
+from .bridge import ROOT, Cut, Normals, Pair, closed
+from .tree import Fork, Tree
 
 DEPTH = 16  # levels of the tree in a cell. Measured: 20 costs a quarter more time; 2^-16 tells 2 million steps apart
 LEAVES = 2**DEPTH
 BOTTOM, TOP = -64, 128  # the bottom cell is [0, 2^BOTTOM); |nu| must be below 2^TOP
 SHORTEST = 1e-100  # the bridge in a leaf cubes lengths
-CACHE = 16  # pairs of tensors torchsde keeps per cell. Measured: 8 costs a quarter more time, 32 saves a tenth
+# Pairs of tensors that a cell keeps for each end of a step that lies inside of it: its leaf, the nodes beside the way to
+# it, and the root. All that a sweep needs again.
+CAPACITY = DEPTH + 2
 
 
 class Piece(NamedTuple):
@@ -59,12 +61,6 @@ def combine(left: Piece, right: Piece) -> Piece:
     return Piece(h, left.W + right.W, H)
 
 
-def query(path: BrownianInterval, a: float, b: float) -> Piece:
-    """torchsde's answer over [a, b], which must lie inside the path: one unit outside ends in a RecursionError."""
-    W, U = path(a, b, return_U=True)
-    return Piece(b - a, W, U / (b - a) - W / 2)
-
-
 def locate(m: float) -> tuple[int, float]:
     """The cell of ``m >= 0`` and the place in it, from 0 to LEAVES, both exact."""
     if m < 2.0**BOTTOM:
@@ -73,99 +69,154 @@ def locate(m: float) -> tuple[int, float]:
     return exponent - 1, math.ldexp(2 * mantissa - 1, DEPTH)
 
 
+class Stretch(NamedTuple):
+    """Adjacent intervals of one cell, in lattice units, that are answered as one: their lengths and their pairs."""
+
+    lengths: Sequence[float]
+    pairs: Sequence[Pair]
+
+    def joined(self, rows: slice, columns: slice, *, areas: bool) -> Piece:
+        """A block of the whole."""
+        blocks = [pair.block(rows, columns) for pair in self.pairs]
+        whole = _chained([Piece(h, W, H) for h, (W, H) in zip(self.lengths, blocks, strict=True)], areas)
+        return whole._replace(H=closed(Pair(whole.W, whole.H), whole.h)) if areas else whole
+
+
+def _chained(pieces: Sequence[Piece], areas: bool) -> Piece:
+    """Adjacent pieces as one; without areas, with an empty one."""
+    if areas:
+        return reduce(combine, pieces)
+    W = reduce(Tensor.add, [piece.W for piece in pieces])
+    return Piece(sum(piece.h for piece in pieces), W, W[:0])
+
+
 class _Cell:
-    """The path inside one cell, in lattice units: LEAVES unit intervals."""
+    """The paths inside one cell, in lattice units: LEAVES unit intervals."""
 
-    def __init__(self, entropy: int, draws: Draws) -> None:
-        self._entropy = entropy
-        self._splits: OrderedDict[float, tuple[Piece, Piece]] = OrderedDict()
-        self._lattice = BrownianInterval(
-            t0=0.0,
-            t1=float(LEAVES),
-            size=(draws.size,),
-            dtype=draws.dtype,
-            device=draws.device,
-            entropy=entropy,
-            tol=1.0,  # rounds times to whole numbers, which they are
-            cache_size=CACHE,
-            halfway_tree=True,
-            levy_area_approximation="space-time",
-        )
-        release_with(self, self._lattice)
+    def __init__(self, normals: Normals, *, areas: bool) -> None:
+        self._normals, self._areas = normals, areas
+        self._tree = Tree(normals, float(LEAVES), _fork)
+        self._splits: dict[float, tuple[Pair, Pair]] = {}
 
-    def pieces(self, x0: float, x1: float) -> Iterator[Piece]:
-        """Adjacent pieces that make up [x0, x1], left to right; at most one end may lie inside any one leaf."""
+    def stretches(self, x0: float, x1: float) -> Iterator[Stretch]:
+        """Adjacent stretches that make up [x0, x1], left to right; at most one end may lie inside any one leaf."""
+        ends = [x for x in (x0, x1) if 0 < x < LEAVES]
+        self._tree.use([_beside(x) for x in ends], max(1, len(ends)) * CAPACITY)
+        self._splits = {x: parts for x, parts in self._splits.items() if x in ends}
         i0, i1 = math.floor(x0), math.floor(x1)
         if x0 > i0:
-            yield self._split(x0)[1]
+            yield Stretch([1.0 - (x0 - i0)], [self._split(x0)[1]])
             i0 += 1
         if i0 < i1:
-            yield query(self._lattice, float(i0), float(i1))
+            nodes = list(_cover(i0, i1))
+            lengths = [float(_length(number)) for number in nodes]
+            yield Stretch(lengths, [self._tree.pair(number) for number in nodes])
         if x1 > i1:
-            yield self._split(x1)[0]
+            yield Stretch([x1 - i1], [self._split(x1)[0]])
 
-    def _split(self, x: float) -> tuple[Piece, Piece]:
-        """The leaf around ``x``, cut there. A fresh tree each time: one cut elsewhere before is another path."""
+    def _split(self, x: float) -> tuple[Pair, Pair]:
+        """The leaf around ``x``, cut there, as if it had never been cut elsewhere."""
         if x not in self._splits:
             start = math.floor(x)
-            leaf = query(self._lattice, float(start), float(start + 1))
-            bridge = BrownianInterval(
-                t0=0.0,
-                t1=1.0,
-                W=leaf.W,
-                H=leaf.H,
-                dt=1.0,  # no tree of its own
-                entropy=self._entropy | (start + 1) << 96,
-                levy_area_approximation="space-time",
-            )
-            self._splits[x] = query(bridge, 0.0, x - start), query(bridge, x - start, 1.0)
-            release(bridge)
-            if len(self._splits) > 2:  # both ends of a step
-                self._splits.popitem(last=False)
+            leaf = self._tree.pair(LEAVES + start)
+            H = self._normals.empty()
+            for rows, columns in self._normals.blocks():
+                closed(leaf.block(rows, columns), 1.0, out=H[rows, columns])
+            own = [entropy | (start + 1) << 96 for entropy in self._normals.entropies]
+            normals = Normals(own, self._normals.draws)
+            cut = Cut.at(0.0, x - start, 1.0)
+            self._splits[x] = normals.parts(Pair(leaf.W, H), cut, ROOT, areas=self._areas)
         return self._splits[x]
 
 
-class LinePath:
-    """One seed's path over the whole noise clock, asked for the steps of ``clock``."""
+def _length(number: int) -> int:
+    """The leaves below a node."""
+    return LEAVES >> (number.bit_length() - 1)
 
-    def __init__(self, seed: int, clock: tuple[float, ...], draws: Draws) -> None:
-        self._seed = seed
+
+def _fork(number: int) -> Fork:
+    """Nodes are cut in halves."""
+    length = _length(number)
+    start = number * length - LEAVES
+    return Fork(float(start), start + length / 2, float(start + length))
+
+
+def _beside(x: float) -> int:
+    """The node to which the way leads that the nodes on both sides of ``x`` lie beside."""
+    number = LEAVES + math.floor(x)
+    if x > math.floor(x):
+        return number
+    return number // (number & -number)  # the longest that begins at x
+
+
+def _cover(i0: int, i1: int) -> Iterator[int]:
+    """The nodes that make up the leaves from ``i0`` to ``i1 - 1``, left to right: the fewest there are."""
+    while i0 < i1:
+        length = i0 & -i0 or LEAVES
+        while length > i1 - i0:
+            length //= 2
+        yield (LEAVES + i0) // length
+        i0 += length
+
+
+class LinePath:
+    """Paths over the whole noise clock, one for each seed, asked for the steps of ``clock``."""
+
+    def __init__(self, normals: Normals, clock: tuple[float, ...], *, areas: bool) -> None:
+        self._normals = normals  # with the seeds for entropies, from which those of the cells are made
         self._clock = clock
-        self._draws = draws
+        self._areas = areas
         # Of the last step, by (is_mirrored, cell): its neighbours begin in one of them.
         self._ends: dict[tuple[bool, int], _Cell] = {}
 
-    def step(self, n: int) -> tuple[Tensor, Tensor]:
-        """``(W, H)`` over step ``n``, flat."""
+    def step(self, n: int) -> Pair:
+        """The pair over step ``n``; not kept."""
         nu0, nu1 = self._clock[n], self._clock[n + 1]
         sides: list[Piece] = []
         if nu0 < 0:
             side = self._over(max(0.0, -nu1), -nu0, is_mirrored=True)
-            sides.append(Piece(side.h, side.W, -side.H))
+            sides.append(side._replace(H=side.H.neg_()))
         if nu1 > 0:
             sides.append(self._over(max(0.0, nu0), nu1, is_mirrored=False))
-        whole = reduce(combine, sides)
-        return whole.W, whole.H
+        whole = _chained(sides, self._areas)
+        return Pair(whole.W, whole.H)
 
     def _over(self, m0: float, m1: float, *, is_mirrored: bool) -> Piece:
         """The path X of one half over ``[m0, m1]``, ``m0 >= 0``."""
         (k0, x0), (k1, x1) = locate(m0), locate(m1)
         ends = [(is_mirrored, k) for k in (k0, k1)]
         self._ends = {end: self._ends[end] if end in self._ends else self._cell(*end) for end in ends}
-        pieces: list[Piece] = []
+        room = self._normals.pair(areas=self._areas)
+        h = 0.0
         for k in range(k0, k1 + 1):
             a, b = (x0 if k == k0 else 0.0), (x1 if k == k1 else float(LEAVES))
             if a < b:  # not where m1 is the lower edge of its cell
                 cell = self._ends[is_mirrored, k] if k in (k0, k1) else self._cell(is_mirrored, k)
                 unit = math.ldexp(1.0, max(k, BOTTOM) - DEPTH)
-                pieces.extend(piece.scaled(unit) for piece in cell.pieces(a, b))
-        return reduce(combine, pieces)
+                for stretch in cell.stretches(a, b):
+                    h = self._lengthen(h, room, stretch, unit)
+        return Piece(h, room.W, room.H)
+
+    def _lengthen(self, h: float, pair: Pair, stretch: Stretch, unit: float) -> float:
+        """Add a stretch at the right end of what is ``h`` long, in place; the new length."""
+        longer = h
+        for rows, columns in self._normals.blocks():
+            W, H = pair.block(rows, columns)
+            more = stretch.joined(rows, columns, areas=self._areas).scaled(unit)
+            if h > 0:
+                more = _chained([Piece(h, W, H), more], self._areas)
+            W.copy_(more.W)
+            if self._areas:
+                H.copy_(more.H)
+            longer = more.h
+        return longer
 
     def _cell(self, is_mirrored: bool, k: int) -> _Cell:
         """A cell is a function of its entropy, whatever it was asked before: it may be dropped and made anew."""
         # Positive and below 2^32: a word of the entropy that is zero in the default mode, which so is another path.
         number = 2 * (k - BOTTOM + 2) + is_mirrored
-        return _Cell(self._seed | number << 64, self._draws)
+        own = [seed | number << 64 for seed in self._normals.entropies]
+        return _Cell(Normals(own, self._normals.draws), areas=self._areas)
 
 
 def check_range(clock: tuple[float, ...]) -> None:

@@ -1,0 +1,211 @@
+"""A piece of Brownian path, cut in two by normals that a seed and a place in a tree determine.
+
+Over a piece of length ``h``, let ``W`` be its increment and ``H`` its space-time Levy area. Given both, the pairs of its
+two parts, of lengths ``l`` and ``r``, are linear in ``W``, ``H`` and two vectors ``X1`` and ``X2`` of standard normals:
+
+    W_l = (l/h) W + s_l H + t X1        H_l = (l/h)^2 H - a X1 + c r X2
+    W_r = (r/h) W - s_r H - t X1        H_r = (r/h)^2 H - b X1 - c l X2
+
+(Foster, Lyons, Oberhauser, "An optimal polynomial approximation of Brownian motion", 2020, theorem 3.7 and its proof.)
+Seeds, coefficients and the order of all roundings are those of ``torchsde.BrownianInterval``, so the numbers are
+its own, bit by bit; ``tests/test_noise.py`` compares them. It draws ``X1`` and ``X2`` for each part anew. Here both
+parts are made of one draw, in blocks that stay in the processor's cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .base import Draws
+
+BLOCK = 2**15  # numbers that are worked on at a time; a multiple of 16, as draws are
+ROOT = 1  # nodes of a tree have the numbers of a heap: the parts of node m are 2 m and 2 m + 1
+
+
+class Pair(NamedTuple):
+    """Increments and space-time Levy areas over one interval, each (paths, size); H is empty where nobody needs it."""
+
+    W: Tensor
+    H: Tensor
+
+    def block(self, rows: slice, columns: slice) -> Pair:
+        """The pair of some paths and some of their numbers, as views."""
+        return Pair(self.W[rows, columns], self.H[rows, columns])
+
+
+class Part(NamedTuple):
+    """The coefficients of one part: of ``W`` and ``H`` in its increment; of ``H``, ``X1`` and ``X2`` in its area."""
+
+    W_of_W: float
+    W_of_H: float
+    H_of_H: float
+    H_of_X1: float
+    H_of_X2: float
+
+
+class Cut(NamedTuple):
+    """The coefficients of both parts, and that of ``X1`` in their increments."""
+
+    W_of_X1: float
+    left: Part
+    right: Part
+
+    @classmethod
+    def at(cls, start: float, middle: float, end: float) -> Cut:
+        """Cut ``[start, end]`` at ``middle``. The order of the operations decides the last bits: it is not to change."""
+        per_h = 1 / (end - start)
+        l, r = middle - start, end - middle
+        l_squared, r_squared = l**2, r**2
+        v = 0.5 * math.sqrt(l * r / (l * l_squared + r * r_squared))
+        a, b, c = v * l_squared * per_h, v * r_squared * per_h, v * (1 / math.sqrt(3))
+        part_l, part_r = l * per_h, r * per_h
+        return cls(
+            2 * (a * l + b * r) * per_h,
+            Part(part_l, 6 * part_l * r * per_h, part_l**2, a, c * r),
+            Part(part_r, 6 * part_r * l * per_h, part_r**2, b, c * l),
+        )
+
+
+class Normals:
+    """What several paths are made of, a row for each: the normals of their trees' nodes.
+
+    Args:
+        entropies: of the paths, one for each.
+        draws: the vector that each draws at each node.
+    """
+
+    def __init__(self, entropies: Sequence[int], draws: Draws) -> None:
+        self.entropies = tuple(entropies)
+        self.draws = draws
+        # Seeded anew for each node and row.
+        self._generators = [torch.Generator(device=draws.device) for _ in range(2)]
+
+    def empty(self) -> Tensor:
+        """Room for one number of each place, (paths, size)."""
+        return self._room(len(self.entropies), self.draws.size)
+
+    def pair(self, *, areas: bool = True) -> Pair:
+        """Room for a pair."""
+        return Pair(self.empty(), self.empty() if areas else self._room(0, 0))
+
+    def blocks(self) -> Iterator[tuple[slice, slice]]:
+        """Rows and columns of the blocks, which fill ``empty()``: some whole rows, or a part of one.
+
+        On the CPU ``torch.randn`` fills its vector from the front, in sixteens (see ``Draws.holding``), so what is drawn
+        in parts is the same. On other devices everything is one block.
+        """
+        paths, size = len(self.entropies), self.draws.size
+        rows, columns = (max(1, BLOCK // size), BLOCK) if self.draws.device == "cpu" else (paths, size)
+        for row in range(0, paths, rows):
+            for column in range(0, size, columns):
+                yield slice(row, min(row + rows, paths)), slice(column, min(column + columns, size))
+
+    def whole(self, length: float) -> Pair:
+        """The root of the paths' trees: the pair over an interval of this length, from nothing."""
+        seeds = [_root_seeds(entropy) for entropy in self.entropies]
+        pair = self.pair()
+        for rows, columns in self.blocks():
+            W, H = pair.block(rows, columns)
+            self._fill(W, 0, seeds[rows], is_new=columns.start == 0)
+            self._fill(H, 1, seeds[rows], is_new=columns.start == 0)
+            W.mul_(math.sqrt(length))
+            H.mul_(math.sqrt(length / 12))
+        return pair
+
+    def parts(self, whole: Pair, cut: Cut, number: int, *, areas: bool = True) -> tuple[Pair, Pair]:
+        """The pairs of both parts of the node with this number, whose pair is ``whole``. Two draws, or one without areas."""
+        seeds = [_seeds(entropy, number) for entropy in self.entropies]
+        left, right = (self.pair(areas=areas) for _ in range(2))
+        room: list[Tensor] = []
+        for rows, columns in self.blocks():
+            at = whole.block(rows, columns)
+            if not room or room[0].shape != at.W.shape:
+                room = [self._room(*at.W.shape) for _ in range(4)]
+            X1, X2, *spare = room
+            self._fill(X1, 0, seeds[rows], is_new=columns.start == 0)
+            if areas:
+                self._fill(X2, 1, seeds[rows], is_new=columns.start == 0)
+            outs = left.block(rows, columns), right.block(rows, columns)
+            _increments(at, X1, cut, (outs[0].W, outs[1].W), spare)
+            if areas:
+                _areas(at.H, (X1, X2), cut, (outs[0].H, outs[1].H), spare[0])
+        return left, right
+
+    def _fill(self, out: Tensor, which: int, seeds: Sequence[tuple[int, int]], *, is_new: bool) -> None:
+        """Normals into each row of ``out``: from its seed, or the generator's next ones."""
+        generator = self._generators[which]
+        for row, pair in zip(out, seeds, strict=True):
+            if is_new:
+                generator.manual_seed(pair[which])
+            row.normal_(generator=generator)
+
+    def _room(self, rows: int, columns: int) -> Tensor:
+        return torch.empty(rows, columns, dtype=self.draws.dtype, device=self.draws.device)
+
+
+def _increments(whole: Pair, X1: Tensor, cut: Cut, outs: tuple[Tensor, Tensor], spare: Sequence[Tensor]) -> None:
+    """Both parts' ``W`` into ``outs``. Products and sums are rounded one by one: never joined, as ``addcmul`` may."""
+    shift, turn = spare
+    torch.mul(X1, cut.W_of_X1, out=shift)
+    left, right = outs
+    torch.mul(whole.W, cut.left.W_of_W, out=left)
+    torch.mul(whole.H, cut.left.W_of_H, out=turn)
+    if cut.left == cut.right:
+        torch.sub(left, turn, out=right)
+        left.add_(turn)
+    else:
+        left.add_(turn)
+        torch.mul(whole.W, cut.right.W_of_W, out=right)
+        torch.mul(whole.H, cut.right.W_of_H, out=turn)
+        right.sub_(turn)
+    left.add_(shift)
+    right.sub_(shift)
+
+
+def _areas(
+    H: Tensor, normals: tuple[Tensor, Tensor], cut: Cut, outs: tuple[Tensor, Tensor], spare: Tensor
+) -> None:
+    """Both parts' ``H`` into ``outs``."""
+    X1, X2 = normals
+    left, right = outs
+    torch.mul(H, cut.left.H_of_H, out=left)
+    left.sub_(torch.mul(X1, cut.left.H_of_X1, out=spare))
+    torch.mul(X2, cut.left.H_of_X2, out=spare)
+    if cut.left == cut.right:
+        torch.sub(left, spare, out=right)
+        left.add_(spare)
+    else:
+        left.add_(spare)
+        torch.mul(H, cut.right.H_of_H, out=right)
+        right.sub_(torch.mul(X1, cut.right.H_of_X1, out=spare))
+        right.sub_(torch.mul(X2, cut.right.H_of_X2, out=spare))
+
+
+def closed(pair: Pair, h: float, out: Tensor | None = None) -> Tensor:
+    """The area, taken to ``U``, the integral of the path, and back: ``U/h - W/2`` with ``U = h (W/2 + H)``.
+
+    torchsde answers with ``U``, and the roundings of that way are part of the numbers.
+    """
+    half = pair.W * 0.5
+    return torch.add(half, pair.H, out=out).mul_(h).div_(h).sub_(half)
+
+
+def _root_seeds(entropy: int) -> tuple[int, int]:
+    W, H = np.random.SeedSequence(entropy=entropy, pool_size=8).generate_state(2).tolist()
+    return W, H
+
+
+@lru_cache(maxsize=4096)  # the backward sweep asks for what the forward sweep did
+def _seeds(entropy: int, number: int) -> tuple[int, int]:
+    """The seeds of a node's two normals, by its place in its row of the tree, and the row's depth."""
+    depth = number.bit_length() - 1
+    place = (number - (ROOT << depth), depth)
+    W, H = np.random.SeedSequence(entropy=entropy, spawn_key=place, pool_size=8).generate_state(2).tolist()
+    return W, H

@@ -1,0 +1,75 @@
+"""A tree of cuts, the pairs of which are computed when they are asked for, and a few of them kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from .bridge import ROOT, Cut, Normals, Pair
+
+
+class Fork(NamedTuple):
+    """Where a node is cut: ``[start, middle]`` and ``[middle, end]``. ``is_last``: neither part is ever cut again."""
+
+    start: float
+    middle: float
+    end: float
+    is_last: bool = False
+
+
+class Tree:
+    """Pairs of increments and areas at the nodes of a binary tree, which are numbered as in a heap.
+
+    A node's pair is a function of its number: the nodes above it are cut, one after another, from the nearest that is
+    kept. Both parts of each cut are kept, so that a sweep over the leaves, in either direction, cuts each node once. Beyond
+    ``capacity`` pairs those are dropped first that are not next to the way to a leaf which is in use, as no
+    neighbour of that leaf needs them; then those nearest to the root, which the sweep needs last.
+
+    Args:
+        normals: of the paths whose tree it is.
+        length: of the root's interval.
+        fork: where the node with this number is cut.
+    """
+
+    def __init__(self, normals: Normals, length: float, fork: Callable[[int], Fork]) -> None:
+        self._normals, self._length, self._fork = normals, length, fork
+        self._kept: dict[int, Pair] = {}  # from the oldest to the newest
+        self._used: Sequence[int] = ()
+        self._capacity = 0
+
+    def use(self, numbers: Sequence[int], capacity: int) -> None:
+        """From now on keep what leads to these nodes and their neighbours, ``capacity`` pairs at most."""
+        self._used, self._capacity = numbers, capacity
+        self._forget()
+
+    def pair(self, number: int, *, areas: bool = True) -> Pair:
+        """The pair of this node, not to be edited; without areas, the parts of a last fork have none."""
+        depth = number.bit_length() - 1
+        up = next((k for k in range(depth + 1) if number >> k in self._kept), depth)
+        at = number >> up
+        if at not in self._kept:
+            self._kept[at] = self._normals.whole(self._length)
+        pair = self._kept[at]
+        for k in reversed(range(up)):
+            fork = self._fork(at)
+            cut = Cut.at(fork.start, fork.middle, fork.end)
+            parts = self._normals.parts(pair, cut, at, areas=areas or not fork.is_last)
+            self._kept[2 * at], self._kept[2 * at + 1] = parts
+            at = number >> k
+            pair = self._kept[at]
+            self._forget()
+        return pair
+
+    def _forget(self) -> None:
+        while len(self._kept) > self._capacity:
+            idle = (number for number in self._kept if not self._is_near(number))
+            number = next(idle, None)
+            del self._kept[min(self._kept) if number is None else number]
+
+    def _is_near(self, number: int) -> bool:
+        """Whether it is the root, a node in use, or the other part of a node above one."""
+        beside = number ^ 1
+        return number == ROOT or any(
+            number == used or used >> max(0, used.bit_length() - beside.bit_length()) == beside
+            for used in self._used
+        )
