@@ -15,7 +15,7 @@ parts are made of one draw, in blocks that stay in the processor's cache.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -23,21 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Draws
+from .buffers import Buffers, Pair
 
-BLOCK = 2**15  # numbers that are worked on at a time; a multiple of 16, as draws are
 ROOT = 1  # nodes of a tree have the numbers of a heap: the parts of node m are 2 m and 2 m + 1
-
-
-class Pair(NamedTuple):
-    """Increments and space-time Levy areas over one interval, each (paths, size); H is empty where nobody needs it."""
-
-    W: Tensor
-    H: Tensor
-
-    def block(self, rows: slice, columns: slice) -> Pair:
-        """The pair of some paths and some of their numbers, as views."""
-        return Pair(self.W[rows, columns], self.H[rows, columns])
 
 
 class Part(NamedTuple):
@@ -78,40 +66,20 @@ class Normals:
 
     Args:
         entropies: of the paths, one for each.
-        draws: the vector that each draws at each node.
+        buffers: whose tensors hold what is made of them.
     """
 
-    def __init__(self, entropies: Sequence[int], draws: Draws) -> None:
+    def __init__(self, entropies: Sequence[int], buffers: Buffers) -> None:
         self.entropies = tuple(entropies)
-        self.draws = draws
+        self.buffers = buffers
         # Seeded anew for each node and row.
-        self._generators = [torch.Generator(device=draws.device) for _ in range(2)]
-
-    def empty(self) -> Tensor:
-        """Room for one number of each place, (paths, size)."""
-        return self._room(len(self.entropies), self.draws.size)
-
-    def pair(self, *, areas: bool = True) -> Pair:
-        """Room for a pair."""
-        return Pair(self.empty(), self.empty() if areas else self._room(0, 0))
-
-    def blocks(self) -> Iterator[tuple[slice, slice]]:
-        """Rows and columns of the blocks, which fill ``empty()``: some whole rows, or a part of one.
-
-        On the CPU ``torch.randn`` fills its vector from the front, in sixteens (see ``Draws.holding``), so what is drawn
-        in parts is the same. On other devices everything is one block.
-        """
-        paths, size = len(self.entropies), self.draws.size
-        rows, columns = (max(1, BLOCK // size), BLOCK) if self.draws.device == "cpu" else (paths, size)
-        for row in range(0, paths, rows):
-            for column in range(0, size, columns):
-                yield slice(row, min(row + rows, paths)), slice(column, min(column + columns, size))
+        self._generators = [torch.Generator(device=buffers.draws.device) for _ in range(2)]
 
     def whole(self, length: float) -> Pair:
-        """The root of the paths' trees: the pair over an interval of this length, from nothing."""
+        """The root of the paths' trees: the pair over an interval of this length, from nothing. Two draws."""
         seeds = [_root_seeds(entropy) for entropy in self.entropies]
-        pair = self.pair()
-        for rows, columns in self.blocks():
+        pair = self.buffers.take_pair()
+        for rows, columns in self.buffers.blocks():
             W, H = pair.block(rows, columns)
             self._fill(W, 0, seeds[rows], is_new=columns.start == 0)
             self._fill(H, 1, seeds[rows], is_new=columns.start == 0)
@@ -120,34 +88,30 @@ class Normals:
         return pair
 
     def parts(self, whole: Pair, cut: Cut, number: int, *, areas: bool = True) -> tuple[Pair, Pair]:
-        """The pairs of both parts of the node with this number, whose pair is ``whole``. Two draws, or one without areas."""
+        """The pairs of both parts of the node with this number, whose pair is ``whole``.
+
+        Two draws, or one where only increments are asked for.
+        """
         seeds = [_seeds(entropy, number) for entropy in self.entropies]
-        left, right = (self.pair(areas=areas) for _ in range(2))
-        room: list[Tensor] = []
-        for rows, columns in self.blocks():
-            at = whole.block(rows, columns)
-            if not room or room[0].shape != at.W.shape:
-                room = [self._room(*at.W.shape) for _ in range(4)]
-            X1, X2, *spare = room
+        left, right = (self.buffers.take_pair(areas=areas) for _ in range(2))
+        for rows, columns in self.buffers.blocks():
+            W, H = whole.block(rows, columns)
+            X1, X2, *spare = self.buffers.spare(W)
+            left_block, right_block = left.block(rows, columns), right.block(rows, columns)
             self._fill(X1, 0, seeds[rows], is_new=columns.start == 0)
+            _increments(Pair(W, H), X1, cut, (left_block.W, right_block.W), spare)
             if areas:
                 self._fill(X2, 1, seeds[rows], is_new=columns.start == 0)
-            outs = left.block(rows, columns), right.block(rows, columns)
-            _increments(at, X1, cut, (outs[0].W, outs[1].W), spare)
-            if areas:
-                _areas(at.H, (X1, X2), cut, (outs[0].H, outs[1].H), spare[0])
+                _areas(H, (X1, X2), cut, (left_block.H, right_block.H), spare[0])
         return left, right
 
-    def _fill(self, out: Tensor, which: int, seeds: Sequence[tuple[int, int]], *, is_new: bool) -> None:
+    def _fill(self, out: Tensor, which: int, seeds: Iterable[tuple[int, int]], *, is_new: bool) -> None:
         """Normals into each row of ``out``: from its seed, or the generator's next ones."""
         generator = self._generators[which]
         for row, pair in zip(out, seeds, strict=True):
             if is_new:
                 generator.manual_seed(pair[which])
             row.normal_(generator=generator)
-
-    def _room(self, rows: int, columns: int) -> Tensor:
-        return torch.empty(rows, columns, dtype=self.draws.dtype, device=self.draws.device)
 
 
 def _increments(whole: Pair, X1: Tensor, cut: Cut, outs: tuple[Tensor, Tensor], spare: Sequence[Tensor]) -> None:
@@ -188,13 +152,23 @@ def _areas(
         right.sub_(torch.mul(X2, cut.right.H_of_X2, out=spare))
 
 
-def closed(pair: Pair, h: float, out: Tensor | None = None) -> Tensor:
-    """The area, taken to ``U``, the integral of the path, and back: ``U/h - W/2`` with ``U = h (W/2 + H)``.
+def close(pair: Pair, h: float, out: Tensor, spare: Tensor) -> None:
+    """The area, taken to ``U``, the integral of the path, and back, into ``out``: ``U/h - W/2``, ``U = h (W/2 + H)``.
 
     torchsde answers with ``U``, and the roundings of that way are part of the numbers.
     """
-    half = pair.W * 0.5
-    return torch.add(half, pair.H, out=out).mul_(h).div_(h).sub_(half)
+    torch.mul(pair.W, 0.5, out=spare)
+    torch.add(spare, pair.H, out=out).mul_(h).div_(h).sub_(spare)
+
+
+def lengthen(left: Pair, h: float, right: Pair, more: float, spare: Sequence[Tensor]) -> None:
+    """Make the pair over ``h`` that over ``h + more``, in place: ``combine`` of the pieces, in its bits."""
+    one, other = spare
+    torch.mul(left.W, 0.5, out=one)
+    one.add_(right.H).mul_(more)
+    torch.mul(right.W, 0.5, out=other)
+    left.H.sub_(other).mul_(h).add_(one).div_(h + more)
+    left.W.add_(right.W)
 
 
 def _root_seeds(entropy: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from numbers import Integral
+from threading import Lock
 from typing import Protocol, final
 
 import torch
@@ -25,7 +26,8 @@ from .base import (
     checked_like,
     checked_step,
 )
-from .bridge import ROOT, Normals, Pair, closed
+from .bridge import ROOT, Normals, close
+from .buffers import Buffers, Pair
 from .normal import scales
 from .refinable import LinePath, check_range
 from .tree import Fork, Tree
@@ -100,7 +102,8 @@ class BrownianPath(Noise):
         checked_like(like)
         numel = like.numel() if isinstance(self.seed, int) else math.prod(like.shape[1:])
         draws = Draws.holding(numel, self.dtype, str(self.device))
-        normals = Normals(self._seeds(like), draws)
+        seeds = self._seeds(like)
+        normals = Normals(seeds, Buffers(len(seeds), draws))
         path: SeededPath
         if self.refinable:
             self._check_layout(like)
@@ -156,10 +159,10 @@ class BrownianPath(Noise):
 
 
 class SeededPath(Protocol):
-    """Paths of flat draws, one for each seed, bound to a grid."""
+    """Paths of flat draws, one for each seed, bound to a grid. Not for two threads at once."""
 
     def step(self, n: int) -> Pair:
-        """The pair over step ``n``, over which the clock advances; perhaps kept, so not to be edited."""
+        """The pair over step ``n``, over which the clock advances: not to be edited, nor to be read after another step."""
 
 
 class _GridPath:
@@ -174,17 +177,20 @@ class _GridPath:
         self._normals, self._areas = normals, areas
         self._nodes = nodes[:-1] if math.isinf(nodes[-1]) else nodes
         self._tree = Tree(normals, self._nodes[-1] - self._nodes[0], self._fork)
+        self._area: Tensor | None = None
 
     def step(self, n: int) -> Pair:
         number = self._leaf(n)
         self._tree.use([number], CAPACITY)
-        pair = self._tree.pair(number, areas=self._areas)
+        pair, buffers = self._tree.pair(number, areas=self._areas), self._normals.buffers
         if not self._areas:
             return pair
-        H = self._normals.empty()
-        for rows, columns in self._normals.blocks():
-            closed(pair.block(rows, columns), self._nodes[n + 1] - self._nodes[n], out=H[rows, columns])
-        return Pair(pair.W, H)
+        buffers.give([self._area])
+        self._area = buffers.take()
+        for rows, columns in buffers.blocks():
+            block, out = pair.block(rows, columns), self._area[rows, columns]
+            close(block, self._nodes[n + 1] - self._nodes[n], out, buffers.spare(out)[0])
+        return Pair(pair.W, self._area)
 
     def _leaf(self, n: int) -> int:
         """The number of the node that is step ``n``."""
@@ -224,6 +230,7 @@ class _BoundPath(BoundNoise):
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
+    lock: Lock = field(default_factory=Lock)  # the path writes on its own memory
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -234,11 +241,12 @@ class _BoundPath(BoundNoise):
         if not advances(self.nodes[n], self.nodes[n + 1]):
             zeros = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
             return Increment(zeros, torch.zeros_like(zeros) if self.levy else None)
-        W, H = self.path.step(n)
-        return Increment(self._laid_out(W), self._laid_out(H) if self.levy else None)
+        with self.lock:
+            W, H = self.path.step(n)
+            return Increment(self._laid_out(W), self._laid_out(H) if self.levy else None)
 
     def _laid_out(self, rows: Tensor) -> Tensor:
-        # A copy always: the rows may be those that the path keeps.
+        # A copy always: the path goes on to use its own.
         return rows[:, : self.numel].to(dtype=self.dtype, device=self.device, copy=True).reshape(self.shape)
 
 

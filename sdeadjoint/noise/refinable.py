@@ -21,7 +21,7 @@ across zero is joined from its two sides.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from itertools import pairwise
 from typing import NamedTuple
@@ -29,7 +29,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .base import advances
-from .bridge import ROOT, Cut, Normals, Pair, closed
+from .bridge import ROOT, Cut, Normals, close, lengthen
+from .buffers import Pair
 from .tree import Fork, Tree
 
 DEPTH = 16  # levels of the tree in a cell. Measured: 20 costs a quarter more time; 2^-16 tells 2 million steps apart
@@ -75,19 +76,18 @@ class Stretch(NamedTuple):
     lengths: Sequence[float]
     pairs: Sequence[Pair]
 
-    def joined(self, rows: slice, columns: slice, *, areas: bool) -> Piece:
-        """A block of the whole."""
-        blocks = [pair.block(rows, columns) for pair in self.pairs]
-        whole = _chained([Piece(h, W, H) for h, (W, H) in zip(self.lengths, blocks, strict=True)], areas)
-        return whole._replace(H=closed(Pair(whole.W, whole.H), whole.h)) if areas else whole
-
-
-def _chained(pieces: Sequence[Piece], areas: bool) -> Piece:
-    """Adjacent pieces as one; without areas, with an empty one."""
-    if areas:
-        return reduce(combine, pieces)
-    W = reduce(Tensor.add, [piece.W for piece in pieces])
-    return Piece(sum(piece.h for piece in pieces), W, W[:0])
+    def write(
+        self, rows: slice, columns: slice, out: Pair, join: Callable[[Pair, float, Pair, float], None]
+    ) -> None:
+        """A block of the whole, into ``out``."""
+        first, *others = (pair.block(rows, columns) for pair in self.pairs)
+        h, *lengths = self.lengths
+        for to, part in zip(out, first, strict=True):
+            if to.numel():
+                to.copy_(part)
+        for right, more in zip(others, lengths, strict=True):
+            join(out, h, right, more)
+            h += more
 
 
 class _Cell:
@@ -102,7 +102,7 @@ class _Cell:
         """Adjacent stretches that make up [x0, x1], left to right; at most one end may lie inside any one leaf."""
         ends = [x for x in (x0, x1) if 0 < x < LEAVES]
         self._tree.use([_beside(x) for x in ends], max(1, len(ends)) * CAPACITY)
-        self._splits = {x: parts for x, parts in self._splits.items() if x in ends}
+        self._drop_splits(ends)
         i0, i1 = math.floor(x0), math.floor(x1)
         if x0 > i0:
             yield Stretch([1.0 - (x0 - i0)], [self._split(x0)[1]])
@@ -114,18 +114,29 @@ class _Cell:
         if x1 > i1:
             yield Stretch([x1 - i1], [self._split(x1)[0]])
 
+    def clear(self) -> None:
+        """Give all memory back."""
+        self._tree.clear()
+        self._drop_splits(but=())
+
+    def _drop_splits(self, but: Sequence[float]) -> None:
+        for x in self._splits.keys() - set(but):
+            for pair in self._splits.pop(x):
+                self._normals.buffers.give(pair)
+
     def _split(self, x: float) -> tuple[Pair, Pair]:
         """The leaf around ``x``, cut there, as if it had never been cut elsewhere."""
         if x not in self._splits:
             start = math.floor(x)
-            leaf = self._tree.pair(LEAVES + start)
-            H = self._normals.empty()
-            for rows, columns in self._normals.blocks():
-                closed(leaf.block(rows, columns), 1.0, out=H[rows, columns])
-            own = [entropy | (start + 1) << 96 for entropy in self._normals.entropies]
-            normals = Normals(own, self._normals.draws)
+            leaf, buffers = self._tree.pair(LEAVES + start), self._normals.buffers
+            H = buffers.take()
+            for rows, columns in buffers.blocks():
+                out = H[rows, columns]
+                close(leaf.block(rows, columns), 1.0, out, buffers.spare(out)[0])
+            normals = Normals([entropy | (start + 1) << 96 for entropy in self._normals.entropies], buffers)
             cut = Cut.at(0.0, x - start, 1.0)
             self._splits[x] = normals.parts(Pair(leaf.W, H), cut, ROOT, areas=self._areas)
+            buffers.give([H])
         return self._splits[x]
 
 
@@ -168,55 +179,80 @@ class LinePath:
         self._areas = areas
         # Of the last step, by (is_mirrored, cell): its neighbours begin in one of them.
         self._ends: dict[tuple[bool, int], _Cell] = {}
+        self._sides: list[Piece] = []
 
     def step(self, n: int) -> Pair:
-        """The pair over step ``n``; not kept."""
+        """See ``SeededPath``."""
         nu0, nu1 = self._clock[n], self._clock[n + 1]
-        sides: list[Piece] = []
+        for side in self._sides:
+            self._normals.buffers.give([side.W, side.H])
+        self._sides = []
         if nu0 < 0:
             side = self._over(max(0.0, -nu1), -nu0, is_mirrored=True)
-            sides.append(side._replace(H=side.H.neg_()))
+            side.H.neg_()
+            self._sides.append(side)
         if nu1 > 0:
-            sides.append(self._over(max(0.0, nu0), nu1, is_mirrored=False))
-        whole = _chained(sides, self._areas)
-        return Pair(whole.W, whole.H)
+            self._sides.append(self._over(max(0.0, nu0), nu1, is_mirrored=False))
+        left, *others = (Pair(W, H) for _, W, H in self._sides)
+        for right in others:
+            for rows, columns in self._normals.buffers.blocks():
+                at = left.block(rows, columns)
+                self._join(at, self._sides[0].h, right.block(rows, columns), self._sides[1].h)
+        return left
 
     def _over(self, m0: float, m1: float, *, is_mirrored: bool) -> Piece:
-        """The path X of one half over ``[m0, m1]``, ``m0 >= 0``."""
+        """The path X of one half over ``[m0, m1]``, ``m0 >= 0``, in memory of its own."""
         (k0, x0), (k1, x1) = locate(m0), locate(m1)
-        ends = [(is_mirrored, k) for k in (k0, k1)]
-        self._ends = {end: self._ends[end] if end in self._ends else self._cell(*end) for end in ends}
-        room = self._normals.pair(areas=self._areas)
-        h = 0.0
+        self._turn_to([(is_mirrored, k) for k in (k0, k1)])
+        whole, h = self._normals.buffers.take_pair(areas=self._areas), 0.0
         for k in range(k0, k1 + 1):
             a, b = (x0 if k == k0 else 0.0), (x1 if k == k1 else float(LEAVES))
             if a < b:  # not where m1 is the lower edge of its cell
                 cell = self._ends[is_mirrored, k] if k in (k0, k1) else self._cell(is_mirrored, k)
                 unit = math.ldexp(1.0, max(k, BOTTOM) - DEPTH)
                 for stretch in cell.stretches(a, b):
-                    h = self._lengthen(h, room, stretch, unit)
-        return Piece(h, room.W, room.H)
+                    h = self._add(whole, h, stretch, unit)
+                if k not in (k0, k1):
+                    cell.clear()
+        return Piece(h, whole.W, whole.H)
 
-    def _lengthen(self, h: float, pair: Pair, stretch: Stretch, unit: float) -> float:
-        """Add a stretch at the right end of what is ``h`` long, in place; the new length."""
-        longer = h
-        for rows, columns in self._normals.blocks():
-            W, H = pair.block(rows, columns)
-            more = stretch.joined(rows, columns, areas=self._areas).scaled(unit)
-            if h > 0:
-                more = _chained([Piece(h, W, H), more], self._areas)
-            W.copy_(more.W)
+    def _turn_to(self, ends: Sequence[tuple[bool, int]]) -> None:
+        """Keep the cells of a step's ends, and no others."""
+        for end in self._ends.keys() - set(ends):
+            self._ends.pop(end).clear()
+        for end in ends:
+            if end not in self._ends:
+                self._ends[end] = self._cell(*end)
+
+    def _add(self, whole: Pair, h: float, stretch: Stretch, unit: float) -> float:
+        """Add a stretch at the right end of what is ``h`` long, in place; its new length."""
+        buffers, root, length = self._normals.buffers, math.sqrt(unit), sum(stretch.lengths)
+        for rows, columns in buffers.blocks():
+            block = whole.block(rows, columns)
+            W, H, spare, _ = buffers.spare(block.W)
+            more = Pair(W, H) if h > 0 else block
+            stretch.write(rows, columns, more, self._join)
             if self._areas:
-                H.copy_(more.H)
-            longer = more.h
-        return longer
+                close(more, length, more.H, spare)
+            for part in more:
+                part.mul_(root)
+            if h > 0:
+                self._join(block, h, more, unit * length)
+        return h + unit * length
+
+    def _join(self, left: Pair, h: float, right: Pair, more: float) -> None:
+        """Make a block over ``h`` one over ``h + more``, in place."""
+        if self._areas:
+            lengthen(left, h, right, more, self._normals.buffers.spare(left.W)[2:])
+        else:
+            left.W.add_(right.W)
 
     def _cell(self, is_mirrored: bool, k: int) -> _Cell:
         """A cell is a function of its entropy, whatever it was asked before: it may be dropped and made anew."""
         # Positive and below 2^32: a word of the entropy that is zero in the default mode, which so is another path.
         number = 2 * (k - BOTTOM + 2) + is_mirrored
         own = [seed | number << 64 for seed in self._normals.entropies]
-        return _Cell(Normals(own, self._normals.draws), areas=self._areas)
+        return _Cell(Normals(own, self._normals.buffers), areas=self._areas)
 
 
 def check_range(clock: tuple[float, ...]) -> None:

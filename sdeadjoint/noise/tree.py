@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from .bridge import ROOT, Cut, Normals, Pair
+from .bridge import ROOT, Cut, Normals
+from .buffers import Pair
 
 
 class Fork(NamedTuple):
@@ -35,12 +36,17 @@ class Tree:
         self._normals, self._length, self._fork = normals, length, fork
         self._kept: dict[int, Pair] = {}  # from the oldest to the newest
         self._used: Sequence[int] = ()
+        self._lent: set[int] = set()
         self._capacity = 0
 
     def use(self, numbers: Sequence[int], capacity: int) -> None:
-        """From now on keep what leads to these nodes and their neighbours, ``capacity`` pairs at most."""
+        """From now on keep what leads to these nodes and their neighbours, ``capacity`` pairs at most.
+
+        This ends the use of all pairs that were asked for before.
+        """
         self._used, self._capacity = numbers, capacity
-        self._forget()
+        self._lent.clear()
+        self._forget(capacity)
 
     def pair(self, number: int, *, areas: bool = True) -> Pair:
         """The pair of this node, not to be edited; without areas, the parts of a last fork have none."""
@@ -48,23 +54,33 @@ class Tree:
         up = next((k for k in range(depth + 1) if number >> k in self._kept), depth)
         at = number >> up
         if at not in self._kept:
+            self._forget(self._capacity - 1)
             self._kept[at] = self._normals.whole(self._length)
         pair = self._kept[at]
         for k in reversed(range(up)):
             fork = self._fork(at)
+            self._forget(self._capacity - 2, but=at)
             cut = Cut.at(fork.start, fork.middle, fork.end)
             parts = self._normals.parts(pair, cut, at, areas=areas or not fork.is_last)
             self._kept[2 * at], self._kept[2 * at + 1] = parts
             at = number >> k
-            pair = self._kept[at]
-            self._forget()
+            pair = parts[at & 1]
+        self._lent.add(number)
         return pair
 
-    def _forget(self) -> None:
-        while len(self._kept) > self._capacity:
-            idle = (number for number in self._kept if not self._is_near(number))
-            number = next(idle, None)
-            del self._kept[min(self._kept) if number is None else number]
+    def clear(self) -> None:
+        """Give all memory back."""
+        self._lent.clear()
+        self._forget(0)
+
+    def _forget(self, capacity: int, but: int = 0) -> None:
+        """Drop the least useful pairs, ``but`` this one. Those that are lent are read by somebody: not written on."""
+        while len(self._kept) > capacity:
+            numbers = [number for number in self._kept if number != but]
+            victim = next((number for number in numbers if not self._is_near(number)), min(numbers))
+            pair = self._kept.pop(victim)
+            if victim not in self._lent:
+                self._normals.buffers.give(pair)
 
     def _is_near(self, number: int) -> bool:
         """Whether it is the root, a node in use, or the other part of a node above one."""
