@@ -108,7 +108,8 @@ class Normals:
     def _fill(self, out: Tensor, which: int, seeds: Iterable[tuple[int, int]], *, is_new: bool) -> None:
         """Normals into each row of ``out``: from its seed, or the generator's next ones."""
         generator = self._generators[which]
-        for row, pair in zip(out, seeds, strict=True):
+        # A whole block for one row: as a view costs something.
+        for row, pair in zip([out] if len(out) == 1 else out, seeds, strict=True):
             if is_new:
                 generator.manual_seed(pair[which])
             row.normal_(generator=generator)
@@ -152,22 +153,25 @@ def _areas(
         right.sub_(torch.mul(X2, cut.right.H_of_X2, out=spare))
 
 
-def close(pair: Pair, h: float, out: Tensor, spare: Tensor) -> None:
+# Below, halves are added by ``alpha=0.5``: half a number is exact, so that it does not matter whether product and sum are
+# rounded as one, which depends on the processor.
+
+
+def close(pair: Pair, h: float, out: Tensor) -> None:
     """The area, taken to ``U``, the integral of the path, and back, into ``out``: ``U/h - W/2``, ``U = h (W/2 + H)``.
 
     torchsde answers with ``U``, and the roundings of that way are part of the numbers.
     """
-    torch.mul(pair.W, 0.5, out=spare)
-    torch.add(spare, pair.H, out=out).mul_(h).div_(h).sub_(spare)
+    torch.add(pair.H, pair.W, alpha=0.5, out=out)
+    if h != 1:
+        out.mul_(h).div_(h)
+    out.sub_(pair.W, alpha=0.5)
 
 
-def lengthen(left: Pair, h: float, right: Pair, more: float, spare: Sequence[Tensor]) -> None:
-    """Make the pair over ``h`` that over ``h + more``, in place: ``combine`` of the pieces, in its bits."""
-    one, other = spare
-    torch.mul(left.W, 0.5, out=one)
-    one.add_(right.H).mul_(more)
-    torch.mul(right.W, 0.5, out=other)
-    left.H.sub_(other).mul_(h).add_(one).div_(h + more)
+def lengthen(left: Pair, h: float, right: Pair, more: float, spare: Tensor) -> None:
+    """Make the pair over ``h`` that over ``h + more``, in place: Chen's relation, as ``combine`` has it, in its bits."""
+    torch.add(right.H, left.W, alpha=0.5, out=spare)
+    left.H.sub_(right.W, alpha=0.5).mul_(h).add_(spare.mul_(more)).div_(h + more)
     left.W.add_(right.W)
 
 

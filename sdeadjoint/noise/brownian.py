@@ -181,16 +181,17 @@ class _GridPath:
 
     def step(self, n: int) -> Pair:
         number = self._leaf(n)
-        self._tree.use([number], CAPACITY)
+        self._tree.use([number], min(CAPACITY, len(self._nodes).bit_length() + 2))
         pair, buffers = self._tree.pair(number, areas=self._areas), self._normals.buffers
         if not self._areas:
             return pair
         buffers.give([self._area])
         self._area = buffers.take()
+        closed = Pair(pair.W, self._area)
         for rows, columns in buffers.blocks():
-            block, out = pair.block(rows, columns), self._area[rows, columns]
-            close(block, self._nodes[n + 1] - self._nodes[n], out, buffers.spare(out)[0])
-        return Pair(pair.W, self._area)
+            out = closed.block(rows, columns).H
+            close(pair.block(rows, columns), self._nodes[n + 1] - self._nodes[n], out)
+        return closed
 
     def _leaf(self, n: int) -> int:
         """The number of the node that is step ``n``."""

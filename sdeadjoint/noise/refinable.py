@@ -129,14 +129,13 @@ class _Cell:
         if x not in self._splits:
             start = math.floor(x)
             leaf, buffers = self._tree.pair(LEAVES + start), self._normals.buffers
-            H = buffers.take()
+            closed = Pair(leaf.W, buffers.take())
             for rows, columns in buffers.blocks():
-                out = H[rows, columns]
-                close(leaf.block(rows, columns), 1.0, out, buffers.spare(out)[0])
+                close(leaf.block(rows, columns), 1.0, closed.block(rows, columns).H)
             normals = Normals([entropy | (start + 1) << 96 for entropy in self._normals.entropies], buffers)
             cut = Cut.at(0.0, x - start, 1.0)
-            self._splits[x] = normals.parts(Pair(leaf.W, H), cut, ROOT, areas=self._areas)
-            buffers.give([H])
+            self._splits[x] = normals.parts(closed, cut, ROOT, areas=self._areas)
+            buffers.give([closed.H])
         return self._splits[x]
 
 
@@ -229,11 +228,11 @@ class LinePath:
         buffers, root, length = self._normals.buffers, math.sqrt(unit), sum(stretch.lengths)
         for rows, columns in buffers.blocks():
             block = whole.block(rows, columns)
-            W, H, spare, _ = buffers.spare(block.W)
+            W, H, *_ = buffers.spare(block.W)
             more = Pair(W, H) if h > 0 else block
             stretch.write(rows, columns, more, self._join)
             if self._areas:
-                close(more, length, more.H, spare)
+                close(more, length, more.H)
             for part in more:
                 part.mul_(root)
             if h > 0:
@@ -243,7 +242,7 @@ class LinePath:
     def _join(self, left: Pair, h: float, right: Pair, more: float) -> None:
         """Make a block over ``h`` one over ``h + more``, in place."""
         if self._areas:
-            lengthen(left, h, right, more, self._normals.buffers.spare(left.W)[2:])
+            lengthen(left, h, right, more, self._normals.buffers.spare(left.W)[2])
         else:
             left.W.add_(right.W)
 

@@ -23,8 +23,8 @@ class Tree:
 
     A node's pair is a function of its number: the nodes above it are cut, one after another, from the nearest that is
     kept. Both parts of each cut are kept, so that a sweep over the leaves, in either direction, cuts each node once. Beyond
-    ``capacity`` pairs those are dropped first that are not next to the way to a leaf which is in use, as no
-    neighbour of that leaf needs them; then those nearest to the root, which the sweep needs last.
+    ``capacity`` pairs those are dropped first that do not lie beside the way to a node which is in use, as its neighbours
+    do not need them, the oldest before others; then those nearest to the root, which a sweep needs last.
 
     Args:
         normals: of the paths whose tree it is.
@@ -35,7 +35,7 @@ class Tree:
     def __init__(self, normals: Normals, length: float, fork: Callable[[int], Fork]) -> None:
         self._normals, self._length, self._fork = normals, length, fork
         self._kept: dict[int, Pair] = {}  # from the oldest to the newest
-        self._used: Sequence[int] = ()
+        self._near: set[int] = set()
         self._lent: set[int] = set()
         self._capacity = 0
 
@@ -44,7 +44,8 @@ class Tree:
 
         This ends the use of all pairs that were asked for before.
         """
-        self._used, self._capacity = numbers, capacity
+        beside = {number >> k ^ 1 for number in numbers for k in range(number.bit_length() - 1)}
+        self._near, self._capacity = {ROOT, *numbers, *beside}, capacity
         self._lent.clear()
         self._forget(capacity)
 
@@ -76,16 +77,8 @@ class Tree:
     def _forget(self, capacity: int, but: int = 0) -> None:
         """Drop the least useful pairs, ``but`` this one. Those that are lent are read by somebody: not written on."""
         while len(self._kept) > capacity:
-            numbers = [number for number in self._kept if number != but]
-            victim = next((number for number in numbers if not self._is_near(number)), min(numbers))
+            idle = (number for number in self._kept if number not in self._near and number != but)
+            victim = next(idle, 0) or min(number for number in self._kept if number != but)
             pair = self._kept.pop(victim)
             if victim not in self._lent:
                 self._normals.buffers.give(pair)
-
-    def _is_near(self, number: int) -> bool:
-        """Whether it is the root, a node in use, or the other part of a node above one."""
-        beside = number ^ 1
-        return number == ROOT or any(
-            number == used or used >> max(0, used.bit_length() - beside.bit_length()) == beside
-            for used in self._used
-        )
