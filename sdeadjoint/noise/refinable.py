@@ -83,7 +83,7 @@ class Stretch(NamedTuple):
         first, *others = (pair.block(rows, columns) for pair in self.pairs)
         h, *lengths = self.lengths
         for to, part in zip(out, first, strict=True):
-            if to.numel():
+            if to.numel():  # areas are asked for
                 to.copy_(part)
         for right, more in zip(others, lengths, strict=True):
             join(out, h, right, more)
@@ -229,7 +229,7 @@ class LinePath:
         for rows, columns in buffers.blocks():
             block = whole.block(rows, columns)
             W, H, *_ = buffers.spare(block.W)
-            more = Pair(W, H) if h > 0 else block
+            more = Pair(W, H if self._areas else block.H) if h > 0 else block
             stretch.write(rows, columns, more, self._join)
             if self._areas:
                 close(more, length, more.H)
