@@ -103,10 +103,11 @@ class BrownianPath(Noise):
         numel = like.numel() if isinstance(self.seed, int) else math.prod(like.shape[1:])
         draws = Draws.holding(numel, self.dtype, str(self.device))
         seeds = self._seeds(like)
+        if self.refinable:
+            self._check_layout(like)
         normals = Normals(seeds, Buffers(len(seeds), draws))
         path: SeededPath
         if self.refinable:
-            self._check_layout(like)
             check_range(nodes)
             path = LinePath(normals, nodes, areas=levy)
         else:
@@ -165,60 +166,70 @@ class SeededPath(Protocol):
         """The pair over step ``n``, over which the clock advances: not to be edited, nor to be read after another step."""
 
 
-class _GridPath:
-    """Paths over a grid: torchsde's tree, cut at the grid's own indices in a fixed dyadic order.
+@dataclass(frozen=True)
+class _Grid:
+    """A tree over the steps of a clock: cut at the steps' own indices, in the middle.
 
     A node's normals follow from its place in the tree, so a tree that is always cut in the same places is the
-    same path, whichever branch is grown first; and its depth is log2(steps), where queries in order would
-    make it ``steps``. Nodes at which the clock stands still are passed over.
+    same path, whichever branch is grown first; and its depth is log2(steps). Nodes at which the clock stands still are
+    passed over.
     """
 
-    def __init__(self, normals: Normals, nodes: tuple[float, ...], *, areas: bool) -> None:
-        self._normals, self._areas = normals, areas
-        self._nodes = nodes[:-1] if math.isinf(nodes[-1]) else nodes
-        self._tree = Tree(normals, self._nodes[-1] - self._nodes[0], self._fork)
-        self._area: Tensor | None = None
+    nodes: tuple[float, ...]
 
-    def step(self, n: int) -> Pair:
-        number = self._leaf(n)
-        self._tree.use([number], min(CAPACITY, len(self._nodes).bit_length() + 2))
-        pair, buffers = self._tree.pair(number, areas=self._areas), self._normals.buffers
-        if not self._areas:
-            return pair
-        buffers.give([self._area])
-        self._area = buffers.take()
-        closed = Pair(pair.W, self._area)
-        for rows, columns in buffers.blocks():
-            out = closed.block(rows, columns).H
-            close(pair.block(rows, columns), self._nodes[n + 1] - self._nodes[n], out)
-        return closed
-
-    def _leaf(self, n: int) -> int:
+    def leaf(self, n: int) -> int:
         """The number of the node that is step ``n``."""
-        number, (lo, middle, hi) = ROOT, self._cut(0, len(self._nodes) - 1)
+        number, (lo, middle, hi) = ROOT, self._cut(0, len(self.nodes) - 1)
         while middle < hi:
             is_right = n >= middle
             number = 2 * number + is_right
             lo, middle, hi = self._cut(middle, hi) if is_right else self._cut(lo, middle)
         return number
 
-    def _fork(self, number: int) -> Fork:
-        lo, middle, hi = self._cut(0, len(self._nodes) - 1)
+    def fork(self, number: int) -> Fork:
+        """Where the node with this number is cut."""
+        lo, middle, hi = self._cut(0, len(self.nodes) - 1)
         for bit in f"{number:b}"[1:]:
             lo, middle, hi = self._cut(middle, hi) if bit == "1" else self._cut(lo, middle)
-        ends = (self._cut(lo, middle), self._cut(middle, hi))
-        is_last = all(middle == hi for _, middle, hi in ends)
-        return Fork(self._nodes[lo], self._nodes[middle], self._nodes[hi], is_last)
+        parts = self._cut(lo, middle), self._cut(middle, hi)
+        is_last = all(middle == hi for _, middle, hi in parts)
+        return Fork(self.nodes[lo], self.nodes[middle], self.nodes[hi], is_last)
 
     def _cut(self, lo: int, hi: int) -> tuple[int, int, int]:
-        """Where the steps ``lo`` to ``hi`` are cut, with the ends that the clock moves away from; at ``hi`` for a leaf."""
-        nodes = self._nodes
+        """Where steps ``lo`` to ``hi`` are cut, with the ends that the clock moves away from; a leaf at its end."""
+        nodes = self.nodes
         while hi - lo > 1:
             middle = (lo + hi) // 2
             if nodes[lo] < nodes[middle] < nodes[hi]:
                 return lo, middle, hi
             lo, hi = (middle, hi) if nodes[lo] == nodes[middle] else (lo, middle)
         return lo, hi, hi
+
+
+class _GridPath:
+    """Paths over a grid, one for each seed."""
+
+    def __init__(self, normals: Normals, clock: tuple[float, ...], *, areas: bool) -> None:
+        nodes = clock[:-1] if math.isinf(clock[-1]) else clock
+        self._grid, self._areas = _Grid(nodes), areas
+        self._buffers = normals.buffers
+        self._tree = Tree(normals, nodes[-1] - nodes[0], self._grid.fork)
+        # Few steps have few neighbours; what more there is would not be asked for again.
+        self._capacity = min(CAPACITY, len(nodes).bit_length() + 2)
+        self._area: Tensor | None = None
+
+    def step(self, n: int) -> Pair:
+        number, nodes = self._grid.leaf(n), self._grid.nodes
+        self._tree.use([number], self._capacity)
+        pair = self._tree.pair(number, areas=self._areas)
+        if not self._areas:
+            return pair
+        self._buffers.give([self._area])
+        self._area = self._buffers.take()
+        closed = Pair(pair.W, self._area)
+        for rows, columns in self._buffers.blocks():
+            close(pair.block(rows, columns), nodes[n + 1] - nodes[n], closed.block(rows, columns).H)
+        return closed
 
 
 @final
