@@ -272,7 +272,7 @@ def test_what_a_query_draws(shape: tuple[int, ...], seed: int | list[int], levy:
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @sizes
 def test_what_a_refinable_query_draws(shape: tuple[int, ...], seed: int | list[int], reverse: bool) -> None:
-    """To a node of the grid, alone in its cell, lead the cell's root, DEPTH cuts and that of the leaf, of 2 draws each."""
+    """To a node alone in its cell lead the cell's root, DEPTH cuts and that of the leaf, of 2 draws each."""
     steps = 8
     ends = [0.3 * 2**n for n in range(steps + 1)]
     done = work(BrownianPath(seed, refinable=True), ends, zeros(*shape), levy=True, reverse=reverse)
@@ -292,7 +292,7 @@ def test_refinable_steps_in_one_cell_share_the_cuts_above_them(reverse: bool) ->
 
 @both_modes
 def test_the_same_numbers_as_torchsde(refinable: bool) -> None:
-    """The reference is torchsde itself, which the tree here repeats in its bits: a step in one go, and parts of a cell."""
+    """The reference is torchsde itself, on the steps of a grid and on parts of a cell."""
     size, seed = 48, 7
     if refinable:
         entropy = seed | 2 * (0 + 64 + 2) << 64  # the cell [1, 2)
@@ -331,6 +331,7 @@ def test_blocks_are_the_whole(refinable: bool, dtype: torch.dtype, monkeypatch: 
 
 
 @both_modes
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 def test_transforms_and_modes_leave_the_path_as_it_was(refinable: bool) -> None:
     """What is computed inside of a transform or a mode is asked for outside, and the other way round."""
     nodes = torch.linspace(1, 9, 14, dtype=F64).tolist()
@@ -345,7 +346,8 @@ def test_transforms_and_modes_leave_the_path_as_it_was(refinable: bool) -> None:
     for n in (3, 4, 0, 7, 12, 11, 5):
         exact = want[n].dB + want[n].H
         assert torch.equal(torch.func.grad(total)(ones, n), exact)
-        several = torch.func.vmap(lambda x, n=n: torch.func.grad(total)(x, n), randomness="same")(torch.stack([ones] * 2))
+        rows = torch.stack([ones] * 2)
+        several = torch.func.vmap(lambda x, n=n: torch.func.grad(total)(x, n), randomness="same")(rows)
         assert torch.equal(several, torch.stack([exact] * 2))
         assert torch.equal(torch.func.jvp(lambda x, n=n: total(x, n), (ones,), (ones,))[1], exact.sum())
         with torch.inference_mode():

@@ -1,7 +1,7 @@
 """A piece of Brownian path, cut in two by normals that a seed and a place in a tree determine.
 
-Over a piece of length ``h``, let ``W`` be its increment and ``H`` its space-time Levy area. Given both, the pairs of its
-two parts, of lengths ``l`` and ``r``, are linear in ``W``, ``H`` and two vectors ``X1`` and ``X2`` of standard normals:
+Over a piece of length ``h``, let ``W`` be its increment and ``H`` its space-time Levy area. Given both, the pairs of
+its two parts, of lengths ``l`` and ``r``, are linear in ``W``, ``H`` and two vectors ``X1`` and ``X2`` of normals:
 
     W_l = (l/h) W + s_l H + t X1        H_l = (l/h)^2 H - a X1 + c r X2
     W_r = (r/h) W - s_r H - t X1        H_r = (r/h)^2 H - b X1 - c l X2
@@ -9,7 +9,7 @@ two parts, of lengths ``l`` and ``r``, are linear in ``W``, ``H`` and two vector
 (Foster, Lyons, Oberhauser, "An optimal polynomial approximation of Brownian motion", 2020, theorem 3.7 and its proof.)
 Seeds, coefficients and the order of all roundings are those of ``torchsde.BrownianInterval``, so the numbers are
 its own, bit by bit; ``tests/test_noise.py`` compares them. It draws ``X1`` and ``X2`` for each part anew. Here both
-parts are made of one draw, in blocks that stay in the processor's cache.
+parts are made of one draw, in blocks of ``BLOCK`` numbers.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ class Cut(NamedTuple):
 
     @classmethod
     def at(cls, start: float, middle: float, end: float) -> Cut:
-        """Cut ``[start, end]`` at ``middle``. The order of the operations decides the last bits: it is not to change."""
+        """Cut ``[start, end]`` at ``middle``. The order of operations decides the last bits: it is not to change."""
         per_h = 1 / (end - start)
-        l, r = middle - start, end - middle
-        l_squared, r_squared = l**2, r**2
-        v = 0.5 * math.sqrt(l * r / (l * l_squared + r * r_squared))
-        a, b, c = v * l_squared * per_h, v * r_squared * per_h, v * (1 / math.sqrt(3))
-        part_l, part_r = l * per_h, r * per_h
+        left, right = middle - start, end - middle
+        left_squared, right_squared = left**2, right**2
+        v = 0.5 * math.sqrt(left * right / (left * left_squared + right * right_squared))
+        a, b, c = v * left_squared * per_h, v * right_squared * per_h, v * (1 / math.sqrt(3))
+        to_left, to_right = left * per_h, right * per_h
         return cls(
-            2 * (a * l + b * r) * per_h,
-            Part(part_l, 6 * part_l * r * per_h, part_l**2, a, c * r),
-            Part(part_r, 6 * part_r * l * per_h, part_r**2, b, c * l),
+            2 * (a * left + b * right) * per_h,
+            Part(to_left, 6 * to_left * right * per_h, to_left**2, a, c * right),
+            Part(to_right, 6 * to_right * left * per_h, to_right**2, b, c * left),
         )
 
 
@@ -153,8 +153,8 @@ def _areas(
         right.sub_(torch.mul(X2, cut.right.H_of_X2, out=spare))
 
 
-# Below, halves are added by ``alpha=0.5``: half a number is exact, so that it does not matter whether product and sum are
-# rounded as one, which depends on the processor.
+# Below, halves are added by ``alpha=0.5``: half a number is exact, so that it does not matter whether product and sum
+# are rounded as one, which depends on the processor.
 
 
 def close(pair: Pair, h: float, out: Tensor) -> None:
@@ -169,7 +169,7 @@ def close(pair: Pair, h: float, out: Tensor) -> None:
 
 
 def lengthen(left: Pair, h: float, right: Pair, more: float, spare: Tensor) -> None:
-    """Make the pair over ``h`` that over ``h + more``, in place: Chen's relation, as ``combine`` has it, in its bits."""
+    """Make the pair over ``h`` that over ``h + more``, in place: Chen's relation, in the bits of ``combine``."""
     torch.add(right.H, left.W, alpha=0.5, out=spare)
     left.H.sub_(right.W, alpha=0.5).mul_(h).add_(spare.mul_(more)).div_(h + more)
     left.W.add_(right.W)

@@ -163,7 +163,7 @@ class SeededPath(Protocol):
     """Paths of flat draws, one for each seed, bound to a grid. Not for two threads at once."""
 
     def step(self, n: int) -> Pair:
-        """The pair over step ``n``, over which the clock advances: not to be edited, nor to be read after another step."""
+        """The pair over step ``n``, over which the clock advances. Not to be edited, nor read after another step."""
 
 
 @dataclass(frozen=True)

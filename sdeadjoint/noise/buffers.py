@@ -11,8 +11,8 @@ from torch._C import _functorch
 
 from .base import Draws
 
-# Numbers that are worked on at a time; a multiple of 16, as draws are. Measured: 2^13 to 2^15 are slower, as each operation
-# costs some microseconds besides, and whole images are, as they leave the processor's cache.
+# Numbers that are worked on at a time; a multiple of 16, as draws are. Measured: with 2^13 to 2^15 an operation's fixed
+# costs show; a block bounds the memory that intermediate results take.
 BLOCK = 2**16
 
 
@@ -32,8 +32,8 @@ class Pair(NamedTuple):
 class Buffers:
     """Tensors of shape (paths, size) to write on, and a few of a block's size.
 
-    Tensors are taken and given back. Inside of the transforms of ``torch.func``, which allow no writing on what was there
-    before, all of them are new.
+    Tensors are taken and given back. Inside of the transforms of ``torch.func``, which allow no writing on what was
+    there before, all of them are new.
 
     Args:
         paths: how many rows.
@@ -43,8 +43,8 @@ class Buffers:
     def __init__(self, paths: int, draws: Draws) -> None:
         self.draws = draws
         self._paths = paths
-        # The CPU's numbers come in blocks that stay in its cache; see ``Draws.holding`` for why they may. A block is some
-        # whole rows or a part of one. On other devices everything is one block.
+        # The CPU's numbers may be drawn in blocks, for the reason in ``Draws.holding``. A block is some whole rows or a
+        # part of one. On other devices everything is one block.
         is_cpu = torch.device(draws.device).type == "cpu"
         self._rows = min(paths, max(1, BLOCK // draws.size)) if is_cpu else paths
         self._columns = min(draws.size, BLOCK) if is_cpu else draws.size

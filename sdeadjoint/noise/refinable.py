@@ -10,8 +10,13 @@ Inside a cell the tree is cut in halves only, down to a lattice of ``2^DEPTH`` l
 points is not snapped to one: the leaf is cut there exactly, by the Brownian bridge with two further normals of its
 own, made of (seed, sign, cell, leaf). They do not depend on where the leaf is cut, so each point of the path has the
 exact law, and the path is a continuous function of ``nu``. The price is that *two* nodes inside one leaf, closer
-than ``2^-DEPTH`` of their own size, would see a smooth curve between them instead of fresh Brownian detail: such steps are
-refused.
+than ``2^-DEPTH`` of their own size, would see a smooth curve between them instead of fresh Brownian detail: such steps
+are refused.
+
+To a node of the grid lead DEPTH cuts and that of its leaf, of two draws each, besides two of the cell's root:
+``2 (DEPTH + 2)``, 36 draws a step, where each node has a cell of its own. All of them are needed, as each cut's areas are
+in the increments below it. ``m`` nodes in one cell share the upper ``log2 m`` of their cuts: about
+``2 (DEPTH + 2 - log2 m)`` draws a step.
 
 Negative clocks (the noise kind runs from below up to 0) are mirrored, ``B(nu) = -X(-nu)`` with X another such
 path: an increment of B is the increment of X over the mirrored interval, and the Levy area changes sign. A step
@@ -22,7 +27,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -37,8 +41,8 @@ DEPTH = 16  # levels of the tree in a cell. Measured: 20 costs a quarter more ti
 LEAVES = 2**DEPTH
 BOTTOM, TOP = -64, 128  # the bottom cell is [0, 2^BOTTOM); |nu| must be below 2^TOP
 SHORTEST = 1e-100  # the bridge in a leaf cubes lengths
-# Pairs of tensors that a cell keeps for each end of a step that lies inside of it: its leaf, the nodes beside the way to
-# it, and the root. All that a sweep needs again.
+# Pairs of tensors that a cell keeps for each end of a step that lies inside of it: its leaf, the nodes beside the way
+# to it, and the root. All that a sweep needs again.
 CAPACITY = DEPTH + 2
 
 

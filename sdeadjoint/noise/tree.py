@@ -22,9 +22,9 @@ class Tree:
     """Pairs of increments and areas at the nodes of a binary tree, which are numbered as in a heap.
 
     A node's pair is a function of its number: the nodes above it are cut, one after another, from the nearest that is
-    kept. Both parts of each cut are kept, so that a sweep over the leaves, in either direction, cuts each node once. Beyond
-    ``capacity`` pairs those are dropped first that do not lie beside the way to a node which is in use, as its neighbours
-    do not need them, the oldest before others; then those nearest to the root, which a sweep needs last.
+    kept. Both parts of each cut are kept, so that a sweep over the leaves, in either direction, cuts each node once.
+    Beyond ``capacity`` pairs those are dropped first that do not lie beside the way to a node which is in use, as its
+    neighbours do not need them, the oldest before others; then those nearest to the root, which a sweep needs last.
 
     Args:
         normals: of the paths whose tree it is.
