@@ -32,8 +32,8 @@ from .normal import scales
 from .refinable import LinePath, check_range
 from .tree import Fork, Tree
 
-# Pairs of tensors that a path keeps: the nodes beside the way to the last step, and what came before. With 10, a sweep
-# over 1000 steps cuts each node once; one over 100 000 steps cuts 1.02 nodes a step.
+# Pairs of tensors that a path keeps: the nodes beside the way to the last step, and what came before. A sweep over up
+# to 2^8 steps cuts each node once. Over more steps the nodes nearest to the root, which are few, are cut again.
 CAPACITY = 10
 
 
@@ -43,8 +43,8 @@ class BrownianPath(Noise):
     """Brownian motion that a seed determines, on the noise clock of whatever frame and grid it is bound to.
 
     ``dB_n ~ N(0, h)`` with ``h = nu[n+1] - nu[n]``, and ``H_n ~ N(0, h/12)``, all independent between steps,
-    entries and samples. Built on ``torchsde.BrownianInterval`` (Kidger, Foster, Li, Lyons, "Efficient and
-    accurate gradients for neural SDEs", 2021, section 4).
+    entries and samples. The numbers are those of ``torchsde.BrownianInterval`` (Kidger, Foster, Li, Lyons, "Efficient
+    and accurate gradients for neural SDEs", 2021, section 4), bit by bit.
 
     Args:
         seed: one integer in [0, 2^63): one path for the whole state. On the CPU sample i of a batch does not
@@ -64,10 +64,13 @@ class BrownianPath(Noise):
     The object has no state: equal seeds are equal paths, and copies and pickles are the same path. No global
     generator is read or written. Increments do not depend on whether Levy areas are asked for.
 
-    Cost per query, small state: about 0.15 ms, ``refinable`` about 2.5 ms, at any length and in either direction;
-    large state: about 5 draws of its size, ``refinable`` 100. Memory of a solve: about 20 state-sized tensors of
-    ``dtype`` (``refinable``: 90), whatever the number of steps, and 1 kB a step. For states on an accelerator a thread
-    draws the next two steps on the host while the network runs.
+    Cost per query, in either direction. Drawn are 1.5 vectors of normals of the state's size, or two where Levy areas
+    are asked for; ``refinable`` 36, and fewer where steps are so short that several begin between two powers of
+    two: less is not possible with the same numbers. With all arithmetic, over the time of a draw by ``torch.randn`` in
+    float64: 2.6, with areas 3 to 4, ``refinable`` 60 to 70; in float32, where a draw takes a fifth of the time: 4, 5,
+    and 60 to 120 (``python -m tests.benchmarks.noise_queries``). Small states: about 0.25 ms, ``refinable`` 3 ms.
+    Memory of a solve: about 20 state-sized tensors of ``dtype`` (``refinable``: 85), whatever the number of steps. For
+    states on an accelerator a thread draws the next two steps on the host while the network runs.
 
     Errors: ``TypeError`` or ``ValueError`` for seeds, clocks and states that do not fit, each with its
     sentence.
@@ -97,7 +100,7 @@ class BrownianPath(Noise):
         return f"{name}(seed={seed}, refinable={self.refinable}, dtype={self.dtype}, device={self.device!r})"
 
     def bind(self, clock: Tensor, like: Tensor, levy: bool) -> BoundNoise:
-        """See :meth:`Noise.bind`. Draws nothing yet but the path's ends."""
+        """See :meth:`Noise.bind`. Draws nothing yet."""
         nodes = checked_clock(clock)
         checked_like(like)
         numel = like.numel() if isinstance(self.seed, int) else math.prod(like.shape[1:])

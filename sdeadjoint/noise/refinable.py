@@ -14,8 +14,8 @@ than ``2^-DEPTH`` of their own size, would see a smooth curve between them inste
 are refused.
 
 To a node of the grid lead DEPTH cuts and that of its leaf, of two draws each, besides two of the cell's root:
-``2 (DEPTH + 2)``, 36 draws a step, where each node has a cell of its own. All of them are needed, as each cut's areas are
-in the increments below it. ``m`` nodes in one cell share the upper ``log2 m`` of their cuts: about
+``2 (DEPTH + 2)``, 36 draws a step, where each node has a cell of its own. All of them are needed, as each cut's areas
+are in the increments below it. ``m`` nodes in one cell share the upper ``log2 m`` of their cuts: about
 ``2 (DEPTH + 2 - log2 m)`` draws a step.
 
 Negative clocks (the noise kind runs from below up to 0) are mirrored, ``B(nu) = -X(-nu)`` with X another such
