@@ -10,7 +10,6 @@ about ``sqrt(2 delta/h)`` of its size.
 from __future__ import annotations
 
 import math
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch._C import _functorch
-from torchsde import BrownianInterval
 
 
 class Increment(NamedTuple):
@@ -214,21 +212,6 @@ class Draws:
         numbers of a shorter one. A sample then does not depend on how many samples follow it in the batch.
         """
         return cls(size=max(16, -(-numel // 16) * 16), dtype=dtype, device=device)
-
-
-def release_with(owner: object, path: BrownianInterval) -> None:
-    """Free the path's tensors when its owner dies.
-
-    torchsde's intervals refer to themselves, so only the garbage collector frees them; and it counts objects, not
-    bytes: hundreds of solves later, for states of any size.
-    """
-    weakref.finalize(owner, release, path).atexit = False
-
-
-def release(path: BrownianInterval) -> None:
-    """Free the path's tensors now. It cannot be asked any more. (torchsde has no public call for this.)"""
-    path._increment_and_space_time_levy_area_cache.clear()
-    path._w_h = None
 
 
 def checked_clock(clock: Tensor) -> tuple[float, ...]:

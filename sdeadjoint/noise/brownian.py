@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from numbers import Integral
+from threading import Lock
 from typing import Protocol, final
 
 import torch
 from torch import Tensor
-from torchsde import BrownianInterval
 
 from .. import nests
 from .ahead import DrawnAhead
@@ -25,14 +25,16 @@ from .base import (
     checked_clock,
     checked_like,
     checked_step,
-    release_with,
 )
+from .bridge import ROOT, Normals, close
+from .buffers import Buffers, Pair
 from .normal import scales
 from .refinable import LinePath, check_range
+from .tree import Fork, Tree
 
-# Pairs of tensors that torchsde keeps to climb the tree. It forgets the oldest first, so a small number serves any
-# length. Nodes computed per query, 1000 steps in reverse: 6.1 with 4 pairs, 3.9 with 8, 2.8 with 10, 2.1 with 45.
-CACHE = 10
+# Pairs of tensors that a path keeps: the nodes beside the way to the last step, and what came before. A sweep over up
+# to 2^8 steps cuts each node once. Over more steps the nodes nearest to the root, which are few, are cut again.
+CAPACITY = 10
 
 
 @final
@@ -41,8 +43,8 @@ class BrownianPath(Noise):
     """Brownian motion that a seed determines, on the noise clock of whatever frame and grid it is bound to.
 
     ``dB_n ~ N(0, h)`` with ``h = nu[n+1] - nu[n]``, and ``H_n ~ N(0, h/12)``, all independent between steps,
-    entries and samples. Built on ``torchsde.BrownianInterval`` (Kidger, Foster, Li, Lyons, "Efficient and
-    accurate gradients for neural SDEs", 2021, section 4).
+    entries and samples. The numbers are those of ``torchsde.BrownianInterval`` (Kidger, Foster, Li, Lyons, "Efficient
+    and accurate gradients for neural SDEs", 2021, section 4), bit by bit.
 
     Args:
         seed: one integer in [0, 2^63): one path for the whole state. On the CPU sample i of a batch does not
@@ -62,10 +64,13 @@ class BrownianPath(Noise):
     The object has no state: equal seeds are equal paths, and copies and pickles are the same path. No global
     generator is read or written. Increments do not depend on whether Levy areas are asked for.
 
-    Cost per query, small state: about 0.15 ms, ``refinable`` about 2.5 ms, at any length and in either direction;
-    large state: about 5 draws of its size, ``refinable`` 100. Memory of a solve: about 20 state-sized tensors of
-    ``dtype`` (``refinable``: 90), whatever the number of steps, and 1 kB a step. For states on an accelerator a thread
-    draws the next two steps on the host while the network runs.
+    Cost per query, in either direction. Drawn are 1.5 vectors of normals of the state's size, or two where Levy areas
+    are asked for; ``refinable`` 36, and fewer where steps are so short that several begin between two powers of
+    two: less is not possible with the same numbers. With all arithmetic, over the time of a draw by ``torch.randn`` in
+    float64: 2.6, with areas 3 to 4, ``refinable`` 60 to 70; in float32, where a draw takes a fifth of the time: 4, 5,
+    and 60 to 120 (``python -m tests.benchmarks.noise_queries``). Small states: about 0.25 ms, ``refinable`` 3 ms.
+    Memory of a solve: about 20 state-sized tensors of ``dtype`` (``refinable``: 85), whatever the number of steps. For
+    states on an accelerator a thread draws the next two steps on the host while the network runs.
 
     Errors: ``TypeError`` or ``ValueError`` for seeds, clocks and states that do not fit, each with its
     sentence.
@@ -95,20 +100,23 @@ class BrownianPath(Noise):
         return f"{name}(seed={seed}, refinable={self.refinable}, dtype={self.dtype}, device={self.device!r})"
 
     def bind(self, clock: Tensor, like: Tensor, levy: bool) -> BoundNoise:
-        """See :meth:`Noise.bind`. Draws nothing yet but the path's ends."""
+        """See :meth:`Noise.bind`. Draws nothing yet."""
         nodes = checked_clock(clock)
         checked_like(like)
         numel = like.numel() if isinstance(self.seed, int) else math.prod(like.shape[1:])
         draws = Draws.holding(numel, self.dtype, str(self.device))
-        paths: list[SeededPath] = []
+        seeds = self._seeds(like)
         if self.refinable:
             self._check_layout(like)
+        normals = Normals(seeds, Buffers(len(seeds), draws))
+        path: SeededPath
+        if self.refinable:
             check_range(nodes)
-            paths += [LinePath(seed, nodes, draws) for seed in self._seeds(like)]
+            path = LinePath(normals, nodes, areas=levy)
         else:
             _check_scale(nodes, self.dtype)
-            paths += [_GridPath(seed, nodes, draws) for seed in self._seeds(like)]
-        bound = _BoundPath(nodes, tuple(paths), numel, levy, like.shape, like.dtype, like.device)
+            path = _GridPath(normals, nodes, areas=levy)
+        bound = _BoundPath(nodes, path, numel, levy, like.shape, like.dtype, like.device)
         if like.device.type == "cpu" or torch.device(self.device).type != "cpu":
             return bound
         host = replace(bound, device=torch.device("cpu"))
@@ -155,59 +163,89 @@ class BrownianPath(Noise):
 
 
 class SeededPath(Protocol):
-    """One path of flat draws, bound to a grid."""
+    """Paths of flat draws, one for each seed, bound to a grid. Not for two threads at once."""
 
-    def step(self, n: int) -> tuple[Tensor, Tensor]:
-        """``(W, H)`` over step ``n``, over which the clock advances. Perhaps cached: not to be edited."""
+    def step(self, n: int) -> Pair:
+        """The pair over step ``n``, over which the clock advances. Not to be edited, nor read after another step."""
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """A tree over the steps of a clock: cut at the steps' own indices, in the middle.
+
+    A node's normals follow from its place in the tree, so a tree that is always cut in the same places is the
+    same path, whichever branch is grown first; and its depth is log2(steps). Nodes at which the clock stands still are
+    passed over.
+    """
+
+    nodes: tuple[float, ...]
+
+    def leaf(self, n: int) -> int:
+        """The number of the node that is step ``n``."""
+        number, (lo, middle, hi) = ROOT, self._cut(0, len(self.nodes) - 1)
+        while middle < hi:
+            is_right = n >= middle
+            number = 2 * number + is_right
+            lo, middle, hi = self._cut(middle, hi) if is_right else self._cut(lo, middle)
+        return number
+
+    def fork(self, number: int) -> Fork:
+        """Where the node with this number is cut."""
+        lo, middle, hi = self._cut(0, len(self.nodes) - 1)
+        for bit in f"{number:b}"[1:]:
+            lo, middle, hi = self._cut(middle, hi) if bit == "1" else self._cut(lo, middle)
+        parts = self._cut(lo, middle), self._cut(middle, hi)
+        is_last = all(middle == hi for _, middle, hi in parts)
+        return Fork(self.nodes[lo], self.nodes[middle], self.nodes[hi], is_last)
+
+    def _cut(self, lo: int, hi: int) -> tuple[int, int, int]:
+        """Where steps ``lo`` to ``hi`` are cut, with the ends that the clock moves away from; a leaf at its end."""
+        nodes = self.nodes
+        while hi - lo > 1:
+            middle = (lo + hi) // 2
+            if nodes[lo] < nodes[middle] < nodes[hi]:
+                return lo, middle, hi
+            lo, hi = (middle, hi) if nodes[lo] == nodes[middle] else (lo, middle)
+        return lo, hi, hi
 
 
 class _GridPath:
-    """One seed's path over a grid: torchsde's tree, split at the grid's own indices in a fixed dyadic order.
+    """Paths over a grid, one for each seed."""
 
-    torchsde keys a node by its place in the tree, so a tree that is always split in the same places is the
-    same path, whichever branch is grown first; and its depth is log2(steps), where queries in order would
-    make it ``steps``.
-    """
+    def __init__(self, normals: Normals, clock: tuple[float, ...], *, areas: bool) -> None:
+        nodes = clock[:-1] if math.isinf(clock[-1]) else clock
+        self._grid, self._areas = _Grid(nodes), areas
+        self._buffers = normals.buffers
+        self._tree = Tree(normals, nodes[-1] - nodes[0], self._grid.fork)
+        # Few steps have few neighbours; what more there is would not be asked for again.
+        self._capacity = min(CAPACITY, len(nodes).bit_length() + 2)
+        self._area: Tensor | None = None
 
-    def __init__(self, seed: int, nodes: tuple[float, ...], draws: Draws) -> None:
-        self._nodes = nodes[:-1] if math.isinf(nodes[-1]) else nodes
-        self._is_split = bytearray(len(self._nodes))
-        self._path = BrownianInterval(
-            t0=self._nodes[0],
-            t1=self._nodes[-1],
-            size=(draws.size,),
-            dtype=draws.dtype,
-            device=draws.device,
-            entropy=seed,
-            dt=self._nodes[-1] - self._nodes[0],  # the whole span: torchsde plants no tree of its own
-            cache_size=CACHE,
-            levy_area_approximation="space-time",  # always: without it torchsde's increments are other numbers
-        )
-        release_with(self, self._path)
-
-    def step(self, n: int) -> tuple[Tensor, Tensor]:
-        nodes, lo, hi = self._nodes, 0, len(self._nodes) - 1
-        while hi - lo > 1:
-            mid = (lo + hi) // 2
-            if not self._is_split[mid]:
-                if nodes[lo] < nodes[mid]:
-                    self._path(nodes[lo], nodes[mid])  # splits [lo, hi] at mid
-                self._is_split[mid] = 1
-            lo, hi = (lo, mid) if n < mid else (mid, hi)
-        W, U = self._path(nodes[n], nodes[n + 1], return_U=True)
-        return W, U / (nodes[n + 1] - nodes[n]) - W / 2
+    def step(self, n: int) -> Pair:
+        number, nodes = self._grid.leaf(n), self._grid.nodes
+        self._tree.use([number], self._capacity)
+        pair = self._tree.pair(number, areas=self._areas)
+        if not self._areas:
+            return pair
+        self._buffers.give([self._area])
+        self._area = self._buffers.take()
+        closed = Pair(pair.W, self._area)
+        for rows, columns in self._buffers.blocks():
+            close(pair.block(rows, columns), nodes[n + 1] - nodes[n], closed.block(rows, columns).H)
+        return closed
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class _BoundPath(BoundNoise):
     nodes: tuple[float, ...]
-    paths: tuple[SeededPath, ...]
+    path: SeededPath
     numel: int  # numbers used of each path's flat draw
     levy: bool
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
+    lock: Lock = field(default_factory=Lock)  # the path writes on its own memory
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -218,13 +256,13 @@ class _BoundPath(BoundNoise):
         if not advances(self.nodes[n], self.nodes[n + 1]):
             zeros = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
             return Increment(zeros, torch.zeros_like(zeros) if self.levy else None)
-        drawn = [path.step(n) for path in self.paths]
-        dB = self._assembled([W for W, _ in drawn])
-        return Increment(dB, self._assembled([H for _, H in drawn]) if self.levy else None)
+        with self.lock:
+            W, H = self.path.step(n)
+            return Increment(self._laid_out(W), self._laid_out(H) if self.levy else None)
 
-    def _assembled(self, flat: list[Tensor]) -> Tensor:
-        rows = torch.stack([row[: self.numel] for row in flat])  # a copy: the row may be torchsde's cached tensor
-        return rows.reshape(self.shape).to(dtype=self.dtype, device=self.device)
+    def _laid_out(self, rows: Tensor) -> Tensor:
+        # A copy always: the path goes on to use its own.
+        return rows[:, : self.numel].to(dtype=self.dtype, device=self.device, copy=True).reshape(self.shape)
 
 
 def _noise_clock(frame: HasNoiseClock, grid: Tensor | Sequence[float]) -> Tensor:
