@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from numbers import Integral
@@ -256,13 +257,27 @@ class _BoundPath(BoundNoise):
         if not advances(self.nodes[n], self.nodes[n + 1]):
             zeros = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
             return Increment(zeros, torch.zeros_like(zeros) if self.levy else None)
-        with self.lock:
+        with self.lock, _unbatched():
             W, H = self.path.step(n)
             return Increment(self._laid_out(W), self._laid_out(H) if self.levy else None)
 
     def _laid_out(self, rows: Tensor) -> Tensor:
         # A copy always: the path goes on to use its own.
         return rows[:, : self.numel].to(dtype=self.dtype, device=self.device, copy=True).reshape(self.shape)
+
+
+@contextmanager
+def _unbatched() -> Iterator[None]:
+    """Out of the batch of ``is_grads_batched=True``, inside of which PyTorch refuses to draw: it sees one path."""
+    torch._C._vmapmode_increment_nesting()
+    levels = torch._C._vmapmode_decrement_nesting()
+    for _ in range(levels):
+        torch._C._vmapmode_decrement_nesting()
+    try:
+        yield
+    finally:
+        for _ in range(levels):
+            torch._C._vmapmode_increment_nesting()
 
 
 def _noise_clock(frame: HasNoiseClock, grid: Tensor | Sequence[float]) -> Tensor:
