@@ -296,7 +296,7 @@ def test_jacfwd_of_torch_func(adjoint: sa.Adjoint, graph: bool) -> None:
     assert got.requires_grad == graph
 
 
-@pytest.mark.parametrize("steps", [20, 200])
+@pytest.mark.parametrize("steps", [20, 80])
 def test_tangents_are_pushed_forward_in_the_memory_of_one_step(steps: int) -> None:
     network, x_T = Mlp(64, width=256), torch.ones(4, 64, dtype=DOUBLE)
 
@@ -311,7 +311,7 @@ def test_tangents_are_pushed_forward_in_the_memory_of_one_step(steps: int) -> No
 
     few = peak(sa.Checkpoint())
     assert few < 40 * 2 * 4 * 256 * 8  # two calls of some ten operations on 256 features, values and tangents
-    assert steps < 100 or peak(sa.Direct()) > 10 * few
+    assert steps < 80 or peak(sa.Direct()) > 10 * few
 
 
 # torch.func around the sampler.
