@@ -29,7 +29,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning"),
 ]
 
-STEPS = 5  # more than the highest order, so that each method has steps of its full order; divides 1000, as trailing asks
+# More than the highest order, so that each method has steps of its full order; divides 1000, as trailing asks.
+STEPS = 5
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 STABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 

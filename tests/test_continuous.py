@@ -296,8 +296,8 @@ def test_on_sde_paths_the_order_tends_to_1() -> None:
     def gradient(adjoint: sa.Adjoint, factor: int) -> Tensor:
         noise = sa.FixedNoise(dB.reshape(-1, factor, *x_T.shape).sum(1))
         out = sa.sample(
-            MIXTURE.denoiser(SCHEDULE), x_T, frame=frame, grid=sa.coarsen(finest, factor), solver=sa.Heun(), noise=noise,
-            adjoint=adjoint,
+            MIXTURE.denoiser(SCHEDULE), x_T, frame=frame, grid=sa.coarsen(finest, factor), solver=sa.Heun(),
+            noise=noise, adjoint=adjoint,
         )  # fmt: skip
         return torch.autograd.grad(out.sum(), x_T)[0].flatten()
 
