@@ -146,18 +146,18 @@ def of_reconstructions(solver: sa.Solver, name: str) -> Errors:
 
 
 def of_returns(solver: sa.Solver, name: str) -> Errors:
-    """R8: from the start, of a solve and its way back, 32 to 256 steps."""
+    """R8: from the start, of a solve and its way back, 32 to 128 steps."""
     errors, start = [], randn(PATHS, seed=3)
-    for s, _, noise in levels(name)[1:5]:
+    for s, _, noise in levels(name)[1:4]:
         end = solve(solver, drift, s.tolist(), start, noise)
         errors.append(back(solver, drift, s.tolist(), end, noise)[0] - start)
     return errors
 
 
 def of_copies(base: RungeKutta, zeta: float, name: str) -> Errors:
-    """R8: differences of the copies of ``Coupled`` at the end, 16 to 128 steps."""
+    """R8: differences of the copies of ``Coupled`` at the end, 16 to 64 steps."""
     gaps = []
-    for s, _, noise in levels(name)[:4]:
+    for s, _, noise in levels(name)[:3]:
         _, (gap,) = trajectory(sa.Coupled(base, zeta), drift, s.tolist(), randn(PATHS, seed=3), noise)
         assert isinstance(gap, Tensor)
         gaps.append(gap)

@@ -14,8 +14,8 @@ class Mlp(nn.Module):
 
     def __init__(self, numel: int, width: int = 8, seed: int = 0) -> None:
         super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed writes down the whole stack, slowly
             self.inward = nn.Linear(numel, width).double()
             self.outward = nn.Linear(width, numel).double()
             self.shared = nn.Parameter(torch.randn(width, dtype=torch.float64))

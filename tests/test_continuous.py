@@ -257,7 +257,7 @@ def scalar_errors(sampler: sa.Solver, adjoint: sa.Adjoint, steps: Sequence[int])
     return torch.stack(rows)
 
 
-STEPS = (16, 32, 64, 128)
+STEPS = (16, 32, 64)
 
 
 def test_adjoint_deis_2m_has_order_2_with_exact_states_and_1_with_those_of_ddim() -> None:
@@ -265,7 +265,7 @@ def test_adjoint_deis_2m_has_order_2_with_exact_states_and_1_with_those_of_ddim(
     low, high = slope(STEPS, scalar_errors(sa.RK4(), sa.adjoint_deis(2), STEPS))
     assert low > 1.95
     assert high < 2.15
-    low, high = slope(STEPS, scalar_errors(sa.Euler(), sa.adjoint_deis(2), STEPS))
+    low, high = slope((*STEPS, 128), scalar_errors(sa.Euler(), sa.adjoint_deis(2), (*STEPS, 128)))
     assert low > 0.9
     assert high < 1.1
     low, high = slope(STEPS, scalar_errors(sa.RK4(), sa.adjoint_deis(1), STEPS))
@@ -276,7 +276,7 @@ def test_adjoint_deis_2m_has_order_2_with_exact_states_and_1_with_those_of_ddim(
 @pytest.mark.parametrize("states", ["recorded", "reconstructed"])
 @pytest.mark.parametrize(
     ("solver", "order", "steps"),
-    [(sa.Heun(), 2, STEPS), (sa.Midpoint(), 2, STEPS), (sa.AdamsBashforth(2), 2, STEPS), (sa.RK4(), 4, (16, 32, 64))],
+    [(sa.Heun(), 2, STEPS), (sa.Midpoint(), 2, STEPS), (sa.AdamsBashforth(2), 2, STEPS), (sa.RK4(), 4, STEPS)],
     ids=repr,
 )
 def test_orders_on_the_ode(solver: sa.Solver, order: int, steps: Sequence[int], states: str) -> None:
@@ -287,16 +287,17 @@ def test_orders_on_the_ode(solver: sa.Solver, order: int, steps: Sequence[int], 
 
 
 def test_on_sde_paths_the_order_tends_to_1() -> None:
-    """512 paths in one tensor, all grids on one refinable path; AdjointDEIS-2M is no better than order 1 here."""
+    """512 paths in one tensor, all grids on the same ones; AdjointDEIS-2M is no better than order 1 here."""
     frame = sa.Frame(SCHEDULE, 1.0, "noise")
     finest = sa.uniform_logsnr(SCHEDULE, 256, t_max=T_MAX, t_min=T_MIN)
     x_T = torch.randn(512, 1, dtype=DOUBLE, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    path = sa.BrownianPath(3, refinable=True)
+    dB = sa.BrownianPath(3).increments(frame, finest, x_T)
 
     def gradient(adjoint: sa.Adjoint, factor: int) -> Tensor:
+        noise = sa.FixedNoise(dB.reshape(-1, factor, *x_T.shape).sum(1))
         out = sa.sample(
-            MIXTURE.denoiser(SCHEDULE), x_T, frame=frame, grid=sa.coarsen(finest, factor), solver=sa.Heun(), noise=path,
-            adjoint=adjoint,
+            MIXTURE.denoiser(SCHEDULE), x_T, frame=frame, grid=sa.coarsen(finest, factor), solver=sa.Heun(),
+            noise=noise, adjoint=adjoint,
         )  # fmt: skip
         return torch.autograd.grad(out.sum(), x_T)[0].flatten()
 
@@ -330,9 +331,9 @@ def test_gradients_of_everything_converge(eta: float) -> None:
 
 
 def test_adaptive_steps_reach_their_tolerance() -> None:
-    """Against RK4 with 192 steps (error 1e-7 here), from one and the same y_N; three nodes, so that steps adapt."""
+    """Against RK4 with 96 steps (error 2e-7 here), from one and the same y_N; three nodes, so that steps adapt."""
     problem = Problem(3)
-    fine = sa.uniform_logsnr(SCHEDULE, 192, t_min=0.05)
+    fine = sa.uniform_logsnr(SCHEDULE, 96, t_min=0.05)
     want = problem.gradients(sa.ContinuousAdjoint(sa.RK4(), "reconstructed", kind="noise", grid=fine))
 
     def error(adaptive: sa.Adaptive) -> float:
@@ -342,13 +343,13 @@ def test_adaptive_steps_reach_their_tolerance() -> None:
     assert error(sa.Adaptive(1e-9, 1e-11)) <= 1e-6
     assert error(sa.Adaptive(1e-6, 1e-8, "RK45")) <= 1e-4
     # An order of 3: steps of a tenth, errors of a thousandth and less.
-    assert error(sa.Adaptive(1e-6, 1e-8, "RK23")) <= 1e-4 < 1e-2 * error(sa.Adaptive(0.5, 0.5, "RK23"))
+    assert error(sa.Adaptive(1e-5, 1e-7, "RK23")) <= 1e-4 < 1e-2 * error(sa.Adaptive(0.5, 0.5, "RK23"))
     got = problem.gradients(sa.adjoint_dpm("adaptive", rtol=1e-7, atol=1e-9))
     assert max(map(relative, got, want)) <= 1e-5
     # Recorded states are cubics between the nodes.
-    problem = Problem(24)
+    problem = Problem(8)
     got, want = (problem.gradients(a, solver=sa.RK4()) for a in (sa.ContinuousAdjoint(sa.Adaptive()), sa.Direct()))
-    assert max(map(relative, got, want)) <= 5e-2
+    assert max(map(relative, got, want)) <= 2e-2
 
 
 def test_adaptive_tolerances_are_relative_and_absolute() -> None:
@@ -451,7 +452,7 @@ def test_reconstruction_needs_the_same_noise() -> None:
 @pytest.mark.parametrize(("solver", "order"), [(sa.SRA1(), 1.5), (sa.Midpoint(), 2.0), (sa.Heun(), 2.0)], ids=repr)
 def test_levy_areas_are_reversed_too(solver: sa.Solver, order: float) -> None:
     """C6, 2: the way back with replayed increments and areas; with a wrong sign of either the slope is 1 at most."""
-    steps = (20, 40, 80)
+    steps = (10, 20, 40)
     errors = torch.stack([reconstruction_error(n, 0.5, solver, sa.BrownianPath(5)) for n in steps])
     low, _ = slope(steps, errors)
     assert low > order - 0.15
@@ -710,10 +711,10 @@ def test_weights_that_are_not_used_have_no_gradient(solver: sa.Solver | sa.Adapt
 def test_grids_of_its_own() -> None:
     """Coarser, finer and other nodes, between the same ends: all near the exact gradient on a fine sampler's grid."""
     for eta in (0.0, 1.0):
-        problem = Problem(128, eta)
+        problem = Problem(64, eta)
         want = problem.gradients(sa.Direct(), solver=sa.Heun())
-        other = sa.uniform_time(SCHEDULE, 60, t_min=0.05)
-        grids = {"coarse": sa.coarsen(problem.grid, 4), "other": other}
+        other = sa.uniform_time(SCHEDULE, 40, t_min=0.05)
+        grids = {"coarse": sa.coarsen(problem.grid, 2), "other": other}
         for name, grid in grids.items():
             for states in ("recorded", "reconstructed"):
                 adjoint = sa.ContinuousAdjoint(sa.Heun(), states, grid=grid)
@@ -722,7 +723,7 @@ def test_grids_of_its_own() -> None:
                         problem.gradients(adjoint)
                     continue
                 got = problem.gradients(adjoint, solver=sa.Heun())
-                assert max(map(relative, got, want)) <= (0.2 if eta else 2e-2)
+                assert max(map(relative, got, want)) <= (0.2 if eta else 1e-2)
 
 
 def test_a_grid_of_its_own_that_ends_with_sigma_zero() -> None:
@@ -775,13 +776,13 @@ def test_states_between_the_nodes_from_alpha_zero() -> None:
 
 def test_trajectories_and_hooks() -> None:
     """Cotangents of every state, and a hook that sees dL/dx_n for n = N .. 1 in the order of Checkpoint."""
-    problem = Problem(60, kind="noise")
-    cotangent = torch.randn(61, 2, 4, dtype=DOUBLE, generator=torch.Generator().manual_seed(3))
+    problem = Problem(40, kind="noise")
+    cotangent = torch.randn(41, 2, 4, dtype=DOUBLE, generator=torch.Generator().manual_seed(3))
 
     def run(adjoint: sa.Adjoint, seen: list, change: float | None = None, **options: Any) -> list[Tensor]:
         def hook(n: int, t: float, a: Tensor) -> Tensor | None:
             seen.append((n, t, a))
-            return change * a if change is not None and n == 30 else None
+            return change * a if change is not None and n == 20 else None
 
         out = problem.sample(sa.Hooked(adjoint, hook), trajectory=True, solver=sa.Heun(), **options)
         return list(torch.autograd.grad(out, problem.leaves, cotangent))
@@ -796,8 +797,8 @@ def test_trajectories_and_hooks() -> None:
             assert [entry[:2] for entry in seen] == [entry[:2] for entry in expected]
             assert max(relative(a[2], b[2]) for a, b in zip(seen, expected, strict=True)) <= 2e-2
     problem.gradients(sa.Hooked(sa.adjoint_deis(2), lambda n, t, a: 1.0 * a))  # changes nothing
-    with pytest.raises(RuntimeError, match=r"changed the adjoint at node 30, but DPMSolverPP2M\(\).*Heun\(\)"):
-        problem.gradients(sa.Hooked(sa.adjoint_deis(2), lambda n, t, a: 2 * a if n == 30 else None))
+    with pytest.raises(RuntimeError, match=r"changed the adjoint at node 20, but DPMSolverPP2M\(\).*Heun\(\)"):
+        problem.gradients(sa.Hooked(sa.adjoint_deis(2), lambda n, t, a: 2 * a if n == 20 else None))
 
 
 @pytest.mark.parametrize("states", ["recorded", "reconstructed"])

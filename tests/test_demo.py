@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -267,7 +267,10 @@ def test_wrong_command_lines(arguments: list[str], message: str, capsys: pytest.
     assert message in capsys.readouterr().err
 
 
-def test_module_entry_point() -> None:
-    command = [sys.executable, "-m", "sdeadjoint", "demo", "--help"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "--out DIR" in shown.stdout
+def test_module_entry_point(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """In this process; test_convergence_command.py starts another."""
+    monkeypatch.setattr(sys, "argv", ["sdeadjoint", "demo", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("sdeadjoint", run_name="__main__")
+    assert not stopped.value.code
+    assert "--out DIR" in capsys.readouterr().out

@@ -6,6 +6,7 @@ counters, generators) is that of plain autograd as well.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,6 +64,30 @@ def left_behind(module: nn.Module | None) -> tuple[dict[str, Tensor], Any]:
     return state, getattr(module, "count", None)
 
 
+def run(which: str, name: str, adjoint: sa.Adjoint | None) -> tuple[Case, Tensor, tuple[Tensor | None, ...]]:
+    """A case made anew, its sample and its gradients; without an adjoint, as plain autograd has them."""
+    # torch.manual_seed writes down the whole stack, slowly.
+    torch.default_generator.manual_seed(1)  # for the layers
+    made = CASES[which]()
+    x_T = torch.linspace(-1, 1, 12, dtype=DOUBLE).reshape(3, 4).requires_grad_(name != "truncated")
+    torch.default_generator.manual_seed(0)
+    if adjoint is None:
+        out = oracle(name, made, x_T)
+    else:
+        method: Any = sa.Coupled(sa.Euler()) if name == "reversible" else "euler"
+        out = sampled(made.network, x_T, adjoint, method, **made.cond)
+        made.between()
+    return made, out.detach(), gradients(out, [*([x_T] if x_T.requires_grad else []), *made.leaves])
+
+
+@functools.cache
+def plain(which: str, name: str) -> tuple[Tensor, tuple[Tensor | None, ...], Tensor, tuple[dict[str, Tensor], Any]]:
+    """The oracle's sample and gradients, the number drawn next, and what is left behind."""
+    made, want, expected = run(which, name, None)
+    drawn = torch.rand(1)
+    return want, expected, drawn, left_behind(made.module)
+
+
 def sentence(name: str, made: Case) -> str:
     """By which an adjoint refuses a case; empty if it is exact."""
     repeated = "" if name == "all graphs" else made.repeated
@@ -72,36 +97,22 @@ def sentence(name: str, made: Case) -> str:
 @pytest.mark.parametrize("name", ADJOINTS)
 @pytest.mark.parametrize("which", CASES)
 def test_exact_or_refused(which: str, name: str) -> None:
-    method: Any = sa.Coupled(sa.Euler()) if name == "reversible" else "euler"
-
-    def run(adjoint: sa.Adjoint | None) -> tuple[Case, Tensor, tuple[Tensor | None, ...]]:
-        torch.manual_seed(1)  # for the layers
-        made = CASES[which]()
-        x_T = torch.linspace(-1, 1, 12, dtype=DOUBLE).reshape(3, 4).requires_grad_(name != "truncated")
-        torch.manual_seed(0)
-        if adjoint is None:
-            out = oracle(name, made, x_T)
-        else:
-            out = sampled(made.network, x_T, adjoint, method, **made.cond)
-            made.between()
-        return made, out.detach(), gradients(out, [*([x_T] if x_T.requires_grad else []), *made.leaves])
-
     if refused := sentence(name, CASES[which]()):
         if refused == ANOTHER_NUMBER and not hasattr(torch._C._autograd.SavedTensor, "data"):
             pytest.skip("PyTorch shows the numbers of a graph from 2.13 on; docs/gradients.md says so")
         with pytest.raises(RuntimeError, match=refused) as error:
-            run(ADJOINTS[name])
+            run(which, name, ADJOINTS[name])
         assert error.match(REMEDY)
         return
-    plain, want, expected = run(None)
-    drawn = torch.rand(1)
-    made, got, grads = run(ADJOINTS[name])
+    # The adjoints of all steps have one oracle.
+    want, expected, drawn, (state, count) = plain(which, name if name in ("reversible", "truncated") else "all")
+    made, got, grads = run(which, name, ADJOINTS[name])
     assert torch.equal(torch.rand(1), drawn)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
     assert len(grads) == len(expected)
     # The round-off of five steps in float64, and of the way back where there is one.
     assert not grads or worst(grads, expected) <= 10.0 ** -(made.digits if name == "reversible" else 10)
-    (state, count), (other, counted) = left_behind(plain.module), left_behind(made.module)
+    other, counted = left_behind(made.module)
     assert count == counted
     assert state.keys() == other.keys()
     for key, tensor in state.items():

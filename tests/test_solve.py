@@ -98,7 +98,11 @@ def test_hooks_see_and_change_the_nest(state: str, adjoint: sa.Adjoint) -> None:
     "solver", [s for s in SOLVERS if isinstance(s, ReversibleSolver)], ids=repr
 )
 def test_reversible_solvers_lead_back(solver: ReversibleSolver) -> None:
+    """Half of the states each, with every noise: a solver sees rows of numbers, and nothing of how they are nested."""
+    which = [s for s in SOLVERS if isinstance(s, ReversibleSolver)].index(solver)
     for k, state in enumerate(STATES):
+        if (k // 2 + which) % 2:
+            continue
         written = Written(
             solver,
             state=state,

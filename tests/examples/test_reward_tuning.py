@@ -16,7 +16,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> example.Result:
     """Two seeds, a few iterations: nothing is said of how near they come."""
     out = tmp_path_factory.mktemp("tuning")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("SEEDS", range(2)), ("ITERATIONS", 6), ("BATCH", 8), ("STEPS", 5), ("SAMPLES", 100)):
+        for name, value in (("SEEDS", range(2)), ("ITERATIONS", 4), ("BATCH", 8), ("STEPS", 5), ("SAMPLES", 50)):
             patch.setattr(example, name, value)
         made = example.run(out)
     assert (out / "reward_tuning.png").stat().st_size > 10_000
