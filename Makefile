@@ -1,6 +1,6 @@
 # make demo    the library's main job on images of digits and faces; pictures and numbers in demo-out/
 # make test    linter, types and tests
-# make test-examples   the long examples as a user runs them, and the claims of their tables (about six minutes)
+# make test-examples   long examples, the guide's pages and the demo as a user runs them, and what they claim (minutes)
 # make test-last-bits   the numerical tests as on another processor, with last bits changed; RULE=up, down, or a seed
 # make docs    the guide, the theory and the reference as a site, in site/; warnings are errors
 # make test-wheel   build the wheel, install it outside of the tree, and run the tests on it; TESTS=tests/test_sample.py
@@ -44,7 +44,7 @@ test: .venv/installed-dev
 	$(PY) $(PYTEST)
 
 test-examples: .venv/installed-dev
-	$(PY) $(PYTEST) -m whole_run tests/examples tests/test_distributed.py
+	$(PY) $(PYTEST) -m whole_run tests/examples tests/test_demo.py tests/test_distributed.py tests/test_docs.py
 
 # Slopes over hundreds of steps say nothing about last bits, and take longest.
 test-last-bits: .venv/installed-dev

@@ -43,6 +43,7 @@ def scene() -> Scene:
         return Scene.create(0)
 
 
+@pytest.mark.whole_run
 def test_gradients_are_those_of_plain_autograd(small: Demo) -> None:
     rows = small.numbers["gradients"]
     assert {row["adjoint"] for row in rows} == {"Checkpoint()", "Checkpoint(snapshots=8)"}
@@ -54,6 +55,7 @@ def test_gradients_are_those_of_plain_autograd(small: Demo) -> None:
         assert all(0 <= error <= 1e-12 for error in row["errors"].values())
 
 
+@pytest.mark.whole_run
 def test_every_wish_is_reached(small: Demo) -> None:
     assert len(small.numbers["descents"]) == 2
     for numbers in small.numbers["descents"].values():
@@ -68,6 +70,7 @@ def test_every_wish_is_reached(small: Demo) -> None:
             assert all(-loss < torch.tensor(descent.REACHED).log() for loss in losses[:-1])
 
 
+@pytest.mark.whole_run
 def test_samples_are_the_digits_asked_for_and_replayed(small: Demo) -> None:
     assert small.numbers["sheet"]["replayed_bitwise"]
     # An exact model of the class: what it draws is as legible as the held-out images, of which 95 % are read right.
@@ -75,6 +78,7 @@ def test_samples_are_the_digits_asked_for_and_replayed(small: Demo) -> None:
     assert small.numbers["classifier_accuracy"] > 0.9
 
 
+@pytest.mark.whole_run
 def test_memory_is_what_each_adjoint_keeps(small: Demo) -> None:
     direct, states, snapshots = small.numbers["peak_memory_bytes"].values()
     more, state, weights = 20, 16 * 64 * 8, 16 * 1797 * 8  # steps; bytes of a state and of the mixture's (batch, 1797)
@@ -84,6 +88,7 @@ def test_memory_is_what_each_adjoint_keeps(small: Demo) -> None:
     assert snapshots[1] - snapshots[0] <= 2 * 2 * state
 
 
+@pytest.mark.whole_run
 def test_files(small: Demo) -> None:
     pictures = {"sheet.png", "demo.png", "memory.png", "faces.png"}
     assert {path.name for path in small.out.iterdir()} == pictures | {"demo.json"}
@@ -97,6 +102,7 @@ def test_files(small: Demo) -> None:
         assert 0.001 < dark < 0.5, f"{path.name} is blank or black"
 
 
+@pytest.mark.whole_run
 def test_equal_seeds_give_equal_numbers(small: Demo, scene: Scene) -> None:
     with demo.one_thread():
         assert sheet.generate(scene, SMALL.rows).as_json() == small.numbers["sheet"]
@@ -134,6 +140,7 @@ def test_late_noise_and_x_T_stay_as_they_were(scene: Scene, monkeypatch: pytest.
     assert torch.equal(moved, ratio > 0.2)
 
 
+@pytest.mark.whole_run
 def test_a_morph_is_nearer_to_the_farther_face(small: Demo) -> None:
     numbers = small.numbers["morphs"]
     assert numbers["pairs"] == [morph.PAIRS[0]]
@@ -147,6 +154,7 @@ def test_a_morph_is_nearer_to_the_farther_face(small: Demo) -> None:
     assert numbers["encoding_error"] <= morph.ENCODING  # relative to a norm of at most 1 per pixel
 
 
+@pytest.mark.whole_run
 def test_the_network_generalises_where_the_exact_score_cannot(small: Demo) -> None:
     rows = small.numbers["denoising"]
     assert [row["level"] for row in rows] == list(score.LEVELS)

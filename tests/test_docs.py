@@ -53,6 +53,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
             del sys.modules[name]
 
 
+@pytest.mark.whole_run
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page.read_text())], ids=lambda page: page.name)
 def test_pages_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their assertions are in the blocks, and the errors that they show are raised."""
