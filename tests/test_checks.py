@@ -300,8 +300,9 @@ def changed_tableaus(tableau: Tableau) -> list[tuple[str, Tableau]]:
 @pytest.mark.usefixtures("unshrunk")
 @pytest.mark.parametrize("solver", [s for s in strategies.SOLVERS if isinstance(s, RungeKutta)], ids=repr)
 def test_one_per_cent_of_any_coefficient_is_found(solver: RungeKutta) -> None:
-    # Those first that find most with least.
-    items = ("straight path", "ode order", "error estimate", "exactness", "clocks", "levy area")
+    # Of each row first the item that finds it with least work.
+    first = {"b": "exactness", "embedded": "error estimate", "levy": "levy area"}
+    others = ("straight path", "exactness", "clocks", "levy area", "error estimate", "ode order")
     for name, tableau in changed_tableaus(solver.tableau):
         wrong = with_tableau(solver, tableau)
 
@@ -312,7 +313,7 @@ def test_one_per_cent_of_any_coefficient_is_found(solver: RungeKutta) -> None:
                 return True
             return False
 
-        assert any(map(finds, items)), name
+        assert any(map(finds, (first.get(name.split("[")[0], "straight path"), *others))), name
 
 
 # ---------------------------------------------------------------- planted faults: the others

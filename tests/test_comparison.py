@@ -51,7 +51,9 @@ def ode() -> Comparison:
 
 @pytest.fixture(scope="module")
 def sde() -> Comparison:
-    return of_mixture(1.0, steps=(4, 8), truth_steps=40)
+    # The ODE's has AdjointDEIS-2M; what refuses the SDE does so whatever its order.
+    methods = [method for method in default_methods(sa.Euler()) if "2M" not in method.name]
+    return of_mixture(1.0, steps=(4, 8), truth_steps=16, methods=methods)
 
 
 @pytest.mark.parametrize(("solver", "p"), [(sa.Euler(), 1), (sa.Heun(), 2), (sa.RK4(), 4)], ids=repr)
@@ -183,7 +185,7 @@ def test_the_truth_in_closed_form_and_on_a_finer_grid_agree() -> None:
 
 
 def test_the_truth_of_an_sde_is_on_the_same_path(sde: Comparison) -> None:
-    assert sde.truth == "ShARK() at 40 steps"
+    assert sde.truth == "ShARK() at 16 steps"
     for steps in (4, 8):
         row = sde.at("Direct()", steps)
         assert row.gradient("noise").true is None  # type: ignore[union-attr]  # it belongs to one grid

@@ -11,9 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import process
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor, process
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,16 @@ def test_another_study_in_a_directory_has_files_of_its_own(tmp_path: Path, monke
 def test_the_same_numbers_with_any_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(command, "SUFFIXES", ())  # the numbers are in study.json
+    asked: list[int] = []
+
+    @contextmanager
+    def threads(workers: int) -> Iterator[Executor | None]:
+        """In place of processes, which test_workers.py compares and the next test runs from a command."""
+        asked.append(workers)
+        with ThreadPoolExecutor(workers) as executor:
+            yield executor if workers > 1 else None
+
+    monkeypatch.setattr(command, "pool", threads)
     results = []
     for workers in ("1", "2"):
         out = tmp_path / workers
@@ -115,6 +125,7 @@ def test_the_same_numbers_with_any_number_of_workers(tmp_path: Path, monkeypatch
         (found,) = json.loads((out / "study.json").read_text())
         assert (found.pop("seconds") == [None] * 3) == (workers == "2")
         results.append(found)
+    assert asked == [1, 2]
     assert results[0] == results[1]
 
 

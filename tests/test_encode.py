@@ -59,7 +59,8 @@ def round_trip(denoiser: sa.Denoiser, x_0: Tensor, **arguments: Any) -> tuple[fl
 # ------------------------------------------------------------------------------------------------------ round trips
 
 
-@pytest.mark.parametrize("solver", [*ONE_STEP[:2], *ONE_STEP[3:4], *REMEMBERING, *REVERSIBLE], ids=repr)
+# The others that undo a step, a sweep or a pair are with the mixture below.
+@pytest.mark.parametrize("solver", [*ONE_STEP[:2], REMEMBERING[0], *REVERSIBLE[::2]], ids=repr)
 def test_digits_come_back_from_the_latent(solver: sa.Solver) -> None:
     denoiser, images = digits()
     grid = sa.uniform_logsnr(VP, 12)
@@ -90,7 +91,7 @@ def test_few_and_large_steps(bandwidth: float) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("solver", [*ONE_STEP, *REMEMBERING], ids=repr)
+@pytest.mark.parametrize("solver", [*ONE_STEP, *REMEMBERING, REVERSIBLE[1]], ids=repr)
 def test_every_kind_and_uneven_grids(kind: str, solver: sa.Solver) -> None:
     x_0 = MIXTURE.sample(3, seed=0)
     cases = [(VP, VP.time(torch.tensor(UNEVEN, dtype=DOUBLE))), (sa.VE(), sa.karras(sa.VE(), 14))]
@@ -164,7 +165,9 @@ def test_the_tolerance_is_what_decides(solver: sa.Solver, tol: float) -> None:
     assert (calls[0] - 20 * solver.claims.evaluations < calls[1]) == (tol > 1e-10)  # less the call of sample
 
 
-@pytest.mark.parametrize("number, solver", [*enumerate((sa.Heun(), sa.DPMSolverPP2M(), sa.ReversibleHeun()))], ids=repr)
+@pytest.mark.parametrize(
+    ("number", "solver"), [*enumerate((sa.Heun(), sa.DPMSolverPP2M(), sa.ReversibleHeun()))], ids=repr
+)
 @pytest.mark.parametrize("eta", [0.0, 1.0, 0.5])
 def test_conditioning_that_changes_and_guidance(eta: float, number: int, solver: sa.Solver) -> None:
     # ``batched`` is read where the denoiser calls its network, and nowhere else: with every solver and every eta once.
