@@ -32,11 +32,12 @@ class PeakMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        # An output on the storage of an argument is a view or an in-place result, not new memory.
-        given = _tensors((args, tuple((kwargs or {}).values())))
-        old = {storage._cdata for value in given for storage in storages(value)}
-        for value in _tensors((out,)):
-            for storage in storages(value):
+        made = [storage for value in _tensors((out,)) for storage in storages(value)]
+        if any(storage._cdata not in self._alive for storage in made):
+            # An output on the storage of an argument is a view or an in-place result, not new memory.
+            given = _tensors((args, tuple((kwargs or {}).values())))
+            old = {storage._cdata for value in given for storage in storages(value)}
+            for storage in made:
                 if storage._cdata not in old:
                     self._count(storage)
         return out

@@ -24,7 +24,8 @@ from sdeadjoint.solvers import Drift, Interval, State
 # diffusers makes arrays of its tables in a way that NumPy will change.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 SCHEDULE = sa.VPLinear()
-NAMES = {subject.name for subject in subjects() if subject.family == OURS}
+SUBJECTS = tuple(subjects())
+NAMES = {subject.name for subject in SUBJECTS if subject.family == OURS}
 
 
 def course(solver: sa.Solver, eta: float, kind: str = "data", steps: int = 8) -> Course:
@@ -41,7 +42,7 @@ def test_every_sampler_and_every_supported_scheduler_is_audited() -> None:
 
 
 def test_subjects_take_no_more_calls_than_they_are_given() -> None:
-    for subject in subjects():
+    for subject in SUBJECTS:
         if subject.family == THEIRS:
             grid = subject.course(subject.steps(20)).grid
             assert len(grid) - 1 <= 20, subject.title
@@ -163,7 +164,7 @@ def measured(subject: Subject) -> Row:
 
 
 def test_an_order_that_is_stated_too_high_is_told() -> None:
-    (ddim,) = (subject for subject in subjects() if subject.name == "ddim")
+    (ddim,) = (subject for subject in SUBJECTS if subject.name == "ddim")
     right, wrong = measured(ddim), measured(replace(ddim, order=2.0))
     assert right.short == ()
     assert wrong.short == ("ode", "gradient")
@@ -172,7 +173,7 @@ def test_an_order_that_is_stated_too_high_is_told() -> None:
 
 def test_steps_that_are_a_hundredth_too_long_show() -> None:
     """Errors stop falling at about a hundredth. DDIM's own, of some per cent at 48 steps, would hide that."""
-    (right,) = (subject for subject in subjects() if subject.name == "dpm_solver_pp_2m")
+    (right,) = (subject for subject in SUBJECTS if subject.name == "dpm_solver_pp_2m")
     solver = Longer(sa.DPMSolverPP2M())
     wrong = replace(right, course=lambda steps: right.course(steps)._replace(solver=solver), method=solver)
     rows = measured(right), measured(wrong)

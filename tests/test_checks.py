@@ -300,7 +300,9 @@ def changed_tableaus(tableau: Tableau) -> list[tuple[str, Tableau]]:
 @pytest.mark.usefixtures("unshrunk")
 @pytest.mark.parametrize("solver", [s for s in strategies.SOLVERS if isinstance(s, RungeKutta)], ids=repr)
 def test_one_per_cent_of_any_coefficient_is_found(solver: RungeKutta) -> None:
-    items = ("exactness", "clocks", "levy area", "straight path", "error estimate", "ode order")
+    # Of each row first the item that finds it with least work.
+    first = {"b": "exactness", "embedded": "error estimate", "levy": "levy area"}
+    others = ("straight path", "exactness", "clocks", "levy area", "error estimate", "ode order")
     for name, tableau in changed_tableaus(solver.tableau):
         wrong = with_tableau(solver, tableau)
 
@@ -311,7 +313,7 @@ def test_one_per_cent_of_any_coefficient_is_found(solver: RungeKutta) -> None:
                 return True
             return False
 
-        assert any(map(finds, items)), name
+        assert any(map(finds, (first.get(name.split("[")[0], "straight path"), *others))), name
 
 
 # ---------------------------------------------------------------- planted faults: the others
@@ -513,7 +515,7 @@ def test_faults_of_adjoints_are_found(adjoint: Adjoint, item: str) -> None:
 
 
 def test_a_refusal_is_no_fault() -> None:
-    check_adjoint(Faulty("refuses the SDE"))
+    check_adjoint(Faulty("refuses the SDE"), skip=("gradients",))  # as "trajectory" is found, by the same function
     check_adjoint(Scaled(1 + 1e-8), only="gradients", tolerance=1e-7)
     check_adjoint(OnlyOnce(refused=True), only="hygiene")
 
@@ -552,8 +554,8 @@ def shown(message: str) -> tuple[str, str]:
 def test_the_code_of_a_failure_runs(
     check: Callable[..., None], subject: Any, options: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
-    if options.get("only") == "law":
-        request.getfixturevalue("unshrunk")  # of its three cases none is smaller
+    if check not in (check_solver, check_schedule):
+        request.getfixturevalue("unshrunk")  # test_counterexamples_are_small has the shrinking of the others
     with pytest.raises(ContractError) as caught:
         check(subject, **options)
     call, by_hand = shown(str(caught.value))

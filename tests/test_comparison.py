@@ -46,12 +46,14 @@ def of_mixture(eta: float = 0.0, samples: int = 8, *, steps: tuple[int, ...] = (
 
 @pytest.fixture(scope="module")
 def ode() -> Comparison:
-    return of_mixture(steps=(20, 10), truth_steps=40)
+    return of_mixture(steps=(12, 6), truth_steps=24)
 
 
 @pytest.fixture(scope="module")
 def sde() -> Comparison:
-    return of_mixture(1.0, steps=(4, 8), truth_steps=40)
+    # The ODE's has AdjointDEIS-2M; what refuses the SDE does so whatever its order.
+    methods = [method for method in default_methods(sa.Euler()) if "2M" not in method.name]
+    return of_mixture(1.0, steps=(4, 8), truth_steps=16, methods=methods)
 
 
 @pytest.mark.parametrize(("solver", "p"), [(sa.Euler(), 1), (sa.Heun(), 2), (sa.RK4(), 4)], ids=repr)
@@ -112,14 +114,14 @@ def test_exact_methods_are_exact_and_reversible_ones_tell_their_round_trip(ode: 
 
 def test_memory_is_what_each_method_keeps(ode: Comparison) -> None:
     def growth(method: str) -> int:
-        short, long = (ode.at(method, steps).peak_bytes for steps in (10, 20))
+        short, long = (ode.at(method, steps).peak_bytes for steps in (6, 12))
         assert short is not None
         assert long is not None
         return long - short
 
     state = 8 * 8 * 8  # samples, dimensions, bytes
-    assert growth("Direct()") > 10 * 2 * state
-    assert growth("Checkpoint()") == pytest.approx(10 * state, abs=2 * state)
+    assert growth("Direct()") > 6 * 2 * state
+    assert growth("Checkpoint()") == pytest.approx(6 * state, abs=2 * state)
     for method in (
         "Checkpoint(snapshots=4)",
         "Reversible(), Coupled(Euler())",
@@ -134,7 +136,7 @@ def test_what_was_found_on_the_smooth_mixture() -> None:
 
     Over 72 draws of means, target and starting points the cosine at 10 steps was -0.66 to 0.40, the error 2.3 to 4.3.
     """
-    methods = (*EXACT_METHODS[:2], Method("DEIS-1", sa.adjoint_deis(1, states="recorded")))
+    methods = (EXACT_METHODS[0], Method("DEIS-1", sa.adjoint_deis(1, states="recorded")))
     found = of_mixture(samples=256, steps=(10, 20, 50), methods=methods, truth_steps=40)
     agreements = [found.at("DEIS-1", n).gradient("x_T").own for n in (10, 20, 50)]  # type: ignore[union-attr]
     at_10, at_20, at_50 = agreements
@@ -142,10 +144,8 @@ def test_what_was_found_on_the_smooth_mixture() -> None:
     assert at_10.median_error > 2
     assert at_20.median_error == pytest.approx(0.98, abs=0.01)
     assert at_50.median_error == pytest.approx(0.63, abs=0.02)
-    for method in ("Direct()", "Checkpoint()"):
-        for n in (10, 20, 50):
-            own = found.at(method, n).gradient("x_T").own  # type: ignore[union-attr]
-            assert own.median_error < EXACT
+    for n in (10, 20, 50):
+        assert found.at("Direct()", n).gradient("x_T").own.median_error < EXACT  # type: ignore[union-attr]
     true = [found.at("Direct()", n).gradient("x_T").true.median_error for n in (10, 20, 50)]  # type: ignore[union-attr]
     # DDIM has order 1; its error is not yet proportional to 1/N at 10 steps.
     assert true[0] / true[1] == pytest.approx(2, rel=0.25)
@@ -185,7 +185,7 @@ def test_the_truth_in_closed_form_and_on_a_finer_grid_agree() -> None:
 
 
 def test_the_truth_of_an_sde_is_on_the_same_path(sde: Comparison) -> None:
-    assert sde.truth == "ShARK() at 40 steps"
+    assert sde.truth == "ShARK() at 16 steps"
     for steps in (4, 8):
         row = sde.at("Direct()", steps)
         assert row.gradient("noise").true is None  # type: ignore[union-attr]  # it belongs to one grid
@@ -242,11 +242,11 @@ def test_refusals_have_rows_and_sentences(ode: Comparison, sde: Comparison) -> N
         row = sde.at("AdjointDPM, rk4", steps)
         assert row.refused.startswith("adjoint_dpm: it is a method for the ODE")
         assert (row.gradients, row.forward_calls, row.seconds, row.peak_bytes) == ((), None, None, None)
-    row = ode.at("Truncated(last=1)", 10)
+    row = ode.at("Truncated(last=1)", 6)
     assert row.refused.startswith("x_T requires a gradient, but Truncated(last=1) stops before it")
     assert row.gradient("x_T") is None
     assert row.gradient("weights") is not None  # which it does have
-    assert (row.forward_calls, row.products) == (10, 1)
+    assert (row.forward_calls, row.products) == (6, 1)
 
 
 def test_warnings_are_told_and_not_given() -> None:
@@ -292,12 +292,12 @@ def test_float32_is_compared_with_float64() -> None:
         x_T,
         loss=problem.loss,
         frame=problem.frame,
-        grids=[scene.grid(6)],
+        grids=[scene.grid(4)],
         solver=sa.DPMSolverPP2M(),
         **CHEAP,
     )
     assert found.settings["dtype"] == "float32"
-    error = found.at("Checkpoint()", 6).gradient("x_T").own.median_error  # type: ignore[union-attr]
+    error = found.at("Checkpoint()", 4).gradient("x_T").own.median_error  # type: ignore[union-attr]
     assert 1e-9 < error < 1e-4
     assert "Reversible(), ReversibleHeun()" in found.methods  # a solver with memory has no coupled form
 
@@ -334,10 +334,10 @@ def test_the_table_has_every_row_its_columns_and_a_legend(ode: Comparison, sde: 
 
 def test_the_most_exact_and_then_the_smallest_come_first(ode: Comparison) -> None:
     rows = str(ode).splitlines()
-    first = [row for row in rows if row.startswith("   10  ")][:5]
+    first = [row for row in rows if row.startswith("    6  ")][:5]
     exact = {row.method for row in ode.measurements if row.family == "exact"}
     assert {name for name in exact for row in first if f"  {name} " in row} == exact
-    peaks = [ode.at(name, 10).peak_bytes for row in first for name in exact if f"  {name} " in row]
+    peaks = [ode.at(name, 6).peak_bytes for row in first for name in exact if f"  {name} " in row]
     assert peaks == sorted(peaks)  # type: ignore[type-var]
 
 
@@ -402,8 +402,10 @@ def test_plots_are_drawn(ode: Comparison, sde: Comparison, tmp_path: Path) -> No
             assert (abs(pixels - rgb).max(2) < 0.01).sum() > 100
 
 
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
+    assert plots.SUFFIXES == (".png", ".svg", ".pdf")
+    monkeypatch.setattr(plots, "SUFFIXES", (".svg", ".pdf"))  # those with dates; test_plots_are_drawn looks at pixels
     out = tmp_path / "made" / "by itself"
     arguments = [
         "--steps",
@@ -422,7 +424,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         "16",
     ]
     assert cli.main(["compare", "--out", str(out), *arguments]) == 0
-    drawn = {f"{name}.{kind}" for name in ("error", "cosine", "memory") for kind in ("png", "svg", "pdf")}
+    drawn = {f"{name}.{kind}" for name in ("error", "cosine", "memory") for kind in ("svg", "pdf")}
     assert {path.name for path in out.iterdir()} == {"compare.json"} | drawn
     found = Comparison.from_json(out / "compare.json")
     assert found.steps == (4, 8)

@@ -11,9 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import process
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor, process
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,18 +66,23 @@ def test_nothing_else_is_evaluated(text: str) -> None:
     assert sys.path == before
 
 
-def test_the_files_and_a_claim_that_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_files_and_a_claim_that_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command.SUFFIXES == (".png", ".svg", ".pdf")
+    monkeypatch.setattr(command, "SUFFIXES", (".svg", ".pdf"))  # test_convergence.py draws all of them
     arguments = ("--solver", "Euler", "--solver", "ShARK()", "--out", str(tmp_path / "out"))
-    assert study(*arguments) == HOLDS == 0
+    half = ("--steps", "8,16,32,64", "--paths", "150")
+    assert study(*arguments, quick=half) == HOLDS == 0
     first = capsys.readouterr().out
     assert "holds" in first
     assert "states: mild mixture in the plane, eta = 1, flow kind, 150 paths" in first
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    figures = {f"{stem}.{suffix}" for stem in ("orders", "work") for suffix in ("png", "svg", "pdf")}
+    figures = {f"{stem}.{suffix}" for stem in ("orders", "work") for suffix in ("svg", "pdf")}
     assert names >= {"study.json", *figures}
     assert all(name in first for name in ("study.json", *figures))
     assert solvers_in(tmp_path / "out/study.json") == ["Euler()", "ShARK()"]
-    assert study(*arguments) == 0
+    assert study(*arguments, quick=half) == 0
     assert capsys.readouterr().out == first  # seconds too, as nothing is solved again
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
 
@@ -103,6 +108,16 @@ def test_another_study_in_a_directory_has_files_of_its_own(tmp_path: Path, monke
 def test_the_same_numbers_with_any_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(command, "SUFFIXES", ())  # the numbers are in study.json
+    asked: list[int] = []
+
+    @contextmanager
+    def threads(workers: int) -> Iterator[Executor | None]:
+        """In place of processes, which test_workers.py compares and the next test runs from a command."""
+        asked.append(workers)
+        with ThreadPoolExecutor(workers) as executor:
+            yield executor if workers > 1 else None
+
+    monkeypatch.setattr(command, "pool", threads)
     results = []
     for workers in ("1", "2"):
         out = tmp_path / workers
@@ -110,6 +125,7 @@ def test_the_same_numbers_with_any_number_of_workers(tmp_path: Path, monkeypatch
         (found,) = json.loads((out / "study.json").read_text())
         assert (found.pop("seconds") == [None] * 3) == (workers == "2")
         results.append(found)
+    assert asked == [1, 2]
     assert results[0] == results[1]
 
 

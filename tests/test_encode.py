@@ -41,7 +41,7 @@ def of_mixture(schedule: sa.Schedule = VP) -> sa.Denoiser:
 @cache
 def digits(bandwidth: float = 0.1) -> tuple[sa.Denoiser, Tensor]:
     problem = sa.problems.Digits(bandwidth)
-    return problem.denoiser(VP), problem.images[[1, 12, 40]]
+    return problem.denoiser(VP), problem.images[[1, 12]]
 
 
 def error(x: Tensor, x_0: Tensor) -> float:
@@ -59,10 +59,11 @@ def round_trip(denoiser: sa.Denoiser, x_0: Tensor, **arguments: Any) -> tuple[fl
 # ------------------------------------------------------------------------------------------------------ round trips
 
 
-@pytest.mark.parametrize("solver", [*ONE_STEP[:2], *ONE_STEP[3:4], *REMEMBERING, *REVERSIBLE], ids=repr)
+# The others that undo a step, a sweep or a pair are with the mixture below.
+@pytest.mark.parametrize("solver", [*ONE_STEP[:2], REMEMBERING[0], *REVERSIBLE[::2]], ids=repr)
 def test_digits_come_back_from_the_latent(solver: sa.Solver) -> None:
     denoiser, images = digits()
-    grid = sa.uniform_logsnr(VP, 16)
+    grid = sa.uniform_logsnr(VP, 12)
     miss, encoded = round_trip(denoiser, images, frame=sa.Frame(VP), grid=grid, solver=solver)
     assert miss <= 1e-10
     assert encoded.noise is None
@@ -90,11 +91,14 @@ def test_few_and_large_steps(bandwidth: float) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("solver", [*ONE_STEP, *REMEMBERING], ids=repr)
+@pytest.mark.parametrize("solver", [*ONE_STEP, *REMEMBERING, REVERSIBLE[1]], ids=repr)
 def test_every_kind_and_uneven_grids(kind: str, solver: sa.Solver) -> None:
     x_0 = MIXTURE.sample(3, seed=0)
     cases = [(VP, VP.time(torch.tensor(UNEVEN, dtype=DOUBLE))), (sa.VE(), sa.karras(sa.VE(), 14))]
-    for schedule, grid in cases[: 1 if solver in REMEMBERING else 2]:
+    # The schedule is in the equation's tables of clocks and weights, and nowhere else: each kind and each solver has
+    # the second one once.
+    second = solver in ONE_STEP and KINDS[ONE_STEP.index(solver) % 3] == kind
+    for schedule, grid in cases[: 2 if second else 1]:
         arguments: dict[str, Any] = {"frame": sa.Frame(schedule, kind=kind), "grid": grid, "solver": solver}
         assert round_trip(of_mixture(schedule), x_0, **arguments)[0] <= 1e-10
 
@@ -109,9 +113,10 @@ SHORT += [1.9, 2.0, 2.4, 2.5, 2.8, 3.2]
 @pytest.mark.parametrize("eta", [0.3, 1.0, 2.0])
 @pytest.mark.parametrize("solver", STOCHASTIC[:4], ids=repr)
 def test_every_kind_and_eta(kind: str, eta: float, solver: sa.Solver) -> None:
-    x_0, grid = MIXTURE.sample(5, seed=0), VP.time(torch.tensor(SHORT, dtype=DOUBLE))
+    nodes = SHORT if solver == sa.ShARK() else UNEVEN
+    x_0, grid = MIXTURE.sample(5, seed=0), VP.time(torch.tensor(nodes, dtype=DOUBLE))
     frame = sa.Frame(VP, eta=eta, kind=kind)
-    assert round_trip(MIXTURE.denoiser(VP), x_0, frame=frame, grid=grid, solver=solver, seed=1)[0] <= 1e-10
+    assert round_trip(of_mixture(), x_0, frame=frame, grid=grid, solver=solver, seed=1)[0] <= 1e-10
 
 
 @pytest.mark.parametrize("kind", ["data", "flow"])
@@ -160,10 +165,13 @@ def test_the_tolerance_is_what_decides(solver: sa.Solver, tol: float) -> None:
     assert (calls[0] - 20 * solver.claims.evaluations < calls[1]) == (tol > 1e-10)  # less the call of sample
 
 
-@pytest.mark.parametrize("batched", [True, False])
-@pytest.mark.parametrize("solver", [sa.Heun(), sa.DPMSolverPP2M(), sa.ReversibleHeun()], ids=repr)
+@pytest.mark.parametrize(
+    ("number", "solver"), [*enumerate((sa.Heun(), sa.DPMSolverPP2M(), sa.ReversibleHeun()))], ids=repr
+)
 @pytest.mark.parametrize("eta", [0.0, 1.0, 0.5])
-def test_conditioning_that_changes_and_guidance(eta: float, solver: sa.Solver, batched: bool) -> None:
+def test_conditioning_that_changes_and_guidance(eta: float, number: int, solver: sa.Solver) -> None:
+    # ``batched`` is read where the denoiser calls its network, and nowhere else: with every solver and every eta once.
+    batched = bool((number + round(2 * eta)) % 2)
     steps, generator = 12, torch.Generator().manual_seed(0)
     styles = torch.randn(steps, 3, 8, dtype=DOUBLE, generator=generator)
     nulls = [{"style": [row]} for row in torch.randn(steps, 3, 8, dtype=DOUBLE, generator=generator)]

@@ -212,14 +212,15 @@ def law(frame: sa.Frame, grid: Tensor, solver: sa.Solver, v: float, m: float) ->
 def test_samples_have_the_law_of_the_data(schedule: sa.Schedule, eta: float, kind: str) -> None:
     frame, v, m = sa.Frame(schedule, eta=eta, kind=kind), 0.5, 0.7
     errors = []
-    for steps in (80, 160):
+    for steps in (80, 160) if eta == 2 else (40, 80):
         t_max, t_min = schedule.time(f64([-4.0, 3.0])).tolist()
         grid = sa.uniform_logsnr(schedule, steps, t_max=t_max, t_min=t_min)
         mean, variance = law(frame, grid, sa.Heun(), v, m)
         alpha, sigma = float(schedule.alpha(grid[-1])), float(schedule.sigma(grid[-1]))
         assert mean == pytest.approx(alpha * m, rel=100 * EPS)  # where the prediction does not change along the path
         errors.append(variance - alpha**2 * v - sigma**2)
-    # Heun's law is of order 2, with an error of 2e-3 at most here; what extrapolation leaves of it is of order 3.
+    # Heun's law is of order 2, with an error of 8e-3 at most on the finer grid; what extrapolation leaves of it is of
+    # order 3, and largest for eta = 2.
     assert abs(4 * errors[1] - errors[0]) / 3 < 5e-4
 
 

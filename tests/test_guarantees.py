@@ -92,7 +92,7 @@ def test_what_is_proved_is_measured_and_printed(subject: str) -> None:
     assert missed == []
 
 
-@pytest.mark.parametrize(("kind", "eta"), [("data", 0.0), *FRAMES])
+@pytest.mark.parametrize(("kind", "eta"), [("data", 0.0), ("noise", 0.0), ("flow", 0.0), *FRAMES])
 def test_the_drift_that_is_written_out_is_the_samplers(kind: str, eta: float) -> None:
     """States and gradients through ``sdeadjoint.solve`` and ``Reverse``; ShARK calls inside of steps, with areas."""
     for solver in (sa.ShARK(), sa.AdamsBashforth(3, "log")):

@@ -25,9 +25,10 @@ from torch.autograd import gradcheck
 
 import sdeadjoint as sa
 from sdeadjoint.solvers import RungeKutta
-from sdeadjoint.solvers.facts import remembers
 from sdeadjoint.testing import strategies
 from sdeadjoint.testing.strategies import SOLVERS
+
+from .measured_orders import MIXTURE, SCHEDULE, written_out
 
 EPS = torch.finfo(torch.float64).eps
 RUNGE_KUTTA = [solver for solver in SOLVERS if isinstance(solver, RungeKutta)]
@@ -544,19 +545,8 @@ def error(solver: sa.Solver, nodes: Sequence[float]) -> Tensor:
     return solve(solver, derivative, nodes, solution(nodes[0])) - solution(nodes[-1])
 
 
-@pytest.mark.parametrize("backwards", [False, True], ids=["rising", "falling"])
-@pytest.mark.parametrize("stretch", STRETCHES)
-@each_solver
-def test_order_on_an_ode(solver: sa.Solver, stretch: str, backwards: bool) -> None:
-    errors = []
-    # Polynomials through past drifts need finer grids than stages do, and still finer ones after a start by another
-    # method; the terms of order 3 and 4 of UniPC(3) cross. On these grids each solver but Dopri5, which is at times
-    # better than it says, fails with an order more than it claims.
-    started, levels = solver in STARTED, (32, 64, 128) if remembers(solver) else (16, 32, 64)
-    for steps in (512, 1024, 2048) if solver == sa.UniPC(3) else (64, 128, 256) if started else levels:
-        nodes = [STRETCHES[stretch](n / steps) for n in range(steps + 1)]
-        errors.append(error(solver, nodes[::-1] if backwards else nodes))
-    check_order(torch.stack(errors), solver.claims.ode)
+# The claimed order of every solver is an item of ``check_solver``, on clocks that rise and fall, uniform and uneven;
+# tests/test_checks.py runs it on every solver.
 
 
 @pytest.mark.parametrize("stretch", STRETCHES)
@@ -585,8 +575,6 @@ def test_adams_bashforth_has_its_full_order_after_a_graded_start(solver: sa.Adam
     check_order(torch.stack(errors), solver.order)
 
 
-SCHEDULE = sa.VPLinear()
-MIXTURE = sa.problems.Mixture([0.4, 0.6], [-1.0, 1.0], [0.5, 0.3])  # mild: no path changes mode
 
 def test_what_a_start_by_rk4_is_worth() -> None:
     """The numbers of theory/orders.md, O2: against quantile transport, from 60 starting points."""
@@ -619,9 +607,11 @@ def test_order_of_the_gradient_in_x_T(solver: sa.Solver, kind: str) -> None:
     x_T = SCHEDULE.alpha(t_max) * MIXTURE.sample(64, 1) + SCHEDULE.sigma(t_max) * randn(64)
     exact = MIXTURE.ode_gradient(x_T, SCHEDULE, t_max, t_min)  # p_T(x_T) / p_0(x_0)
     x_T.requires_grad_()
-    frame, denoiser, errors = sa.Frame(SCHEDULE, kind=kind), MIXTURE.denoiser(SCHEDULE), []
+    frame, errors = sa.Frame(SCHEDULE, kind=kind), []
     for steps in levels_of_gradients(solver):
         grid = sa.uniform_logsnr(SCHEDULE, steps, t_max=t_max, t_min=t_min)
-        x = sa.sample(denoiser, x_T, frame=frame, grid=grid, solver=solver, adjoint=sa.Direct())
+        # The sampler's equation, written out; test_guarantees.py holds it against ``sample``.
+        weights, clock = frame.weight(grid), frame.clock(grid).tolist()
+        x = weights[-1] * solve(solver, written_out(kind, 0.0), clock, x_T / weights[0])
         errors.append(torch.autograd.grad(x.sum(), x_T)[0] - exact)
     check_order(torch.stack(errors), solver.claims.ode)

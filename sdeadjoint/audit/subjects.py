@@ -67,8 +67,13 @@ class Subject:
 
 def subjects(*, quick: bool = False) -> Iterator[Subject]:
     """Every exported sampler, and every supported scheduler where diffusers is installed; ``quick``: a few of them."""
-    found = [*_own(), *(schedulers() if find_spec("diffusers") is not None else ())]
-    return (subject for subject in found if not quick or (subject.name in QUICK and subject.options in _FIRST))
+
+    def wanted(name: str, options: str) -> bool:
+        return not quick or (name in QUICK and options in _FIRST)
+
+    yield from (subject for subject in _own() if wanted(subject.name, subject.options))
+    if find_spec("diffusers") is not None:
+        yield from schedulers(tuple(case for case in CASES if wanted(case.name, case.options)))
 
 
 # ---------------------------------------------------------------- the samplers of this library
