@@ -41,7 +41,7 @@ SAMPLES = 40
 BANDWIDTH = 0.2  # of the mixture
 STEPS = (10, 20)
 ANGLES = (0.2, 0.4)  # radians
-ITERATIONS = 4
+ITERATIONS = 3
 
 ADJOINTS: dict[str, sa.Adjoint] = {
     'adjoint_dpm("euler")': sa.adjoint_dpm("euler"),
