@@ -18,7 +18,7 @@ WHOLE_RUNS = {
     "test_purification_audit": "audit",
     "test_style_finetuning": "rows",
 }
-"""By module, the fixture that runs its example as a user does, which takes one to two minutes."""
+"""By module, the fixture that runs its example as a user does, which takes up to a minute."""
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:

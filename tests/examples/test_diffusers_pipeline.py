@@ -22,20 +22,20 @@ def result(out) -> Result:  # type: ignore[no-untyped-def]
 
 
 def test_gradients_are_those_of_plain_backpropagation(result: Result) -> None:
-    """Two float32 computations of 10 to 50 network calls: 1e-6 was seen, a wrong term shows at 1e-2."""
+    """Two float32 computations of 5 to 25 network calls: 1e-6 was seen, a wrong term shows at 1e-2."""
     for case in result.cases:
         assert len(case.errors) == 3
         assert max(case.errors) <= 1e-4
 
 
 def test_memory_is_the_documented_fraction(result: Result) -> None:
-    assert {case.steps for case in result.cases} == {10, 20, 50}
+    assert {case.steps for case in result.cases} == {5, 10, 25}
     for case in result.cases:
         assert case.peak <= FRACTION / case.steps * case.plain_peak
 
 
 def test_the_gradient_draws_the_landscape(result: Result) -> None:
-    """0.35 to 0.09 was seen; and each kind of gradient has its part in it."""
+    """0.35 to 0.10 was seen; and each kind of gradient has its part in it."""
     assert len(result.losses) == ITERATIONS + 1
     assert result.losses[-1] <= 0.4 * result.losses[0]
     assert all(loss >= 1.2 * result.losses[-1] for loss in result.put_back)

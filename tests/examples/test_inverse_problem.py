@@ -47,6 +47,26 @@ def test_the_nearest_image_guesses_halves_better_and_pixels_worse(rows: dict[str
     assert rows[SUPER][nearest].psnr < rows[SUPER][OPTIMISED].psnr
 
 
+def test_starts_that_are_kept_go_on_as_they_would_have_gone() -> None:
+    start = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    places = torch.tensor([[2, 0], [3, 1]])
+
+    def descended(give_up: bool) -> torch.Tensor:
+        z = start.clone().requires_grad_()
+        optimizer = torch.optim.Adam([z], lr=0.1)
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+        for k in range(20):
+            optimizer.zero_grad()
+            (z**4 + z.sin()).sum().backward()
+            optimizer.step()
+            decay.step()
+            if give_up and k == 9:
+                z = example.kept(optimizer, z, places)
+        return z.detach()
+
+    assert torch.equal(descended(give_up=True), descended(give_up=False)[torch.arange(2)[:, None], places])
+
+
 @pytest.mark.parametrize("title", example.MEASUREMENTS)
 def test_measurements_are_what_they_say(title: str) -> None:
     measurement = example.MEASUREMENTS[title]

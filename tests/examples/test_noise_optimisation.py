@@ -55,7 +55,8 @@ def test_norms_stay_likely_where_they_are_asked_to(steering: example.Steering) -
 def test_wishes(steering: example.Steering) -> None:
     assert torch.equal(steering.wish, (steering.start + 5) % 10)
     for row in steering.rows.values():
-        assert torch.equal(row.goal[0], steering.rows["x_T"].goal[0])  # all begin at the same samples
+        # All begin at the same samples: rows of one batch, whose sums may differ in their last bits.
+        torch.testing.assert_close(row.goal[0], steering.rows["x_T"].goal[0], rtol=1e-9, atol=0)
         assert len(row.goal) == example.ITERATIONS + 1
 
 
@@ -67,12 +68,31 @@ def test_only_what_is_named_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     z_T = torch.randn(2, 1, 8, 8, generator=generator, dtype=torch.float64)
     z = torch.randn(example.STEPS, 2, 1, 8, 8, generator=generator, dtype=torch.float64)
     goal = example.Goal(classifier, torch.tensor([3, 4]), torch.tensor([0.4, 0.4], dtype=torch.float64))
-    for move in example.MOVES.values():
-        new_T, new, goals, _ = example.descend(digits.denoiser(example.SCHEDULE), goal, move, z_T, z)
-        assert len(goals) == 3
-        assert torch.equal(new_T, z_T) != move.x_T
-        moved = (new != z).flatten(1).any(1)
+    moves = list(example.MOVES.values())
+    made = example.descend(digits.denoiser(example.SCHEDULE), goal, moves, z_T, z)
+    assert made.goals.shape == made.probabilities.shape == (3, len(moves), 2)
+    for k, move in enumerate(moves):
+        assert torch.equal(made.z_T[k], z_T) != move.x_T
+        moved = (made.z[:, k] != z).flatten(1).any(1)
         assert torch.equal(moved, torch.arange(example.STEPS) < move.steps)
+
+
+def test_moves_side_by_side_are_what_each_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(example, "ITERATIONS", 2)
+    digits = sa.problems.Digits(bandwidth=0.3)
+    classifier = trained(digits.images[:100], digits.labels[:100], seed=0)
+    generator = torch.Generator().manual_seed(0)
+    z_T = torch.randn(2, 1, 8, 8, generator=generator, dtype=torch.float64)
+    z = torch.randn(example.STEPS, 2, 1, 8, 8, generator=generator, dtype=torch.float64)
+    goal = example.Goal(classifier, torch.tensor([3, 4]), torch.tensor([0.4, 0.4], dtype=torch.float64))
+    denoiser, moves = digits.denoiser(example.SCHEDULE), list(example.MOVES.values())
+    together = example.descend(denoiser, goal, moves, z_T, z)
+    for k, move in enumerate(moves):
+        alone = example.descend(denoiser, goal, [move], z_T, z)
+        # Sums in another order, in float64; a penalty of another move's would show at 1e-2.
+        torch.testing.assert_close(together.z_T[k], alone.z_T[0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(together.z[:, k], alone.z[:, 0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(together.goals[:, k], alone.goals[:, 0], rtol=1e-6, atol=0)
 
 
 def test_norms_of_drawn_normals_are_what_they_are_said_to_be() -> None:

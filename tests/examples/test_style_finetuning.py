@@ -29,8 +29,8 @@ def test_each_way_reaches_the_style_and_keeps_the_digits(rows: list[style_finetu
     assert {(row.process, row.weights) for row in exact} == ways
     for row in exact:
         assert row.before.style > 3  # ink on paper
-        assert row.after.style < row.before.style / 50  # the table has a factor of 450 to 900
-        assert min(row.before.recognised, row.after.recognised) > 0.85  # of a hundred digits; the table has 94 to 100
+        assert row.after.style < row.before.style / 50  # the table has a factor of 200 to 370
+        assert min(row.before.recognised, row.after.recognised) > 0.85  # of a hundred digits; the table has 97 to 100
     assert (out / "style_finetuning.png").stat().st_size > 10_000
 
 
@@ -44,7 +44,7 @@ def test_the_last_step_alone_does_worse(rows: list[style_finetuning.Row]) -> Non
     last = [row for row in rows if row.adjoint == sa.Truncated(1)]
     exact = [row for row in rows if row.process == "ODE" and row.adjoint == sa.Checkpoint()]
     assert len(last) == len(exact) == 2
-    # The table has 0.035 against 0.014 in the sum of both rows.
+    # The table has 0.040 against 0.027 in the sum of both rows.
     assert sum(row.after.style for row in last) > 1.3 * sum(row.after.style for row in exact)
 
 
