@@ -10,7 +10,7 @@ from torch import Tensor
 from ..output import COLOURS, figure, show, table
 from .look_alikes import LookAlikes
 
-EVERY = 2  # pairs to a line of the picture
+EVERY = 4  # pairs to a line of the picture
 
 
 @dataclass(frozen=True)

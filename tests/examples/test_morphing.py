@@ -39,29 +39,28 @@ def test_recognisers_hold_the_false_match_rate_and_know_their_digits(result):
     assert len(set(zip(a.tolist(), b.tolist(), strict=True))) == morphing.PAIRS
 
 
-# 20 pairs: the standard error of a rate is at most 0.11; the least gap is that of AdjointDEIS-1 on the SDE, where
-# interpolation has none of 20 and it has five.
+# 32 pairs: the standard error of a rate is at most 0.09, and the margins below are less than half of what was measured.
 @pytest.mark.parametrize(("sampler", "guide"), list(product(SAMPLERS, GUIDES)))
 def test_every_guide_is_better_than_interpolation(result, sampler, guide):
     plain, guided = result.rows[sampler, morphing.PLAIN], result.rows[sampler, guide]
     assert plain.rates[2] <= 0.15
-    assert guided.rates[2] >= plain.rates[2] + 0.2  # measured: 0.25 or more, 2.6 standard errors
+    assert guided.rates[2] >= plain.rates[2] + 0.2  # measured: 0.38 or more
     assert guided.losses.mean() < plain.losses.mean() - 0.7  # 1.4 or more
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_exact_gradients_morph_half_of_the_pairs_and_better_than_adjoint_deis_1(result, sampler):
     exact, first = result.rows[sampler, "exact"], result.rows[sampler, "AdjointDEIS-1"]
-    assert exact.rates[2] >= 0.45  # 0.60 and 0.60
-    assert exact.losses.mean() < first.losses.mean() - 0.1  # 0.20 and 0.86
+    assert exact.rates[2] >= 0.45  # 0.66 and 0.62
+    assert exact.losses.mean() < first.losses.mean() - 0.1  # 0.42; 0.18 to 0.45 with two other seeds
     assert sum(exact.rates) > sum(first.rates)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_adjoint_deis_2m_serves_as_well_as_the_exact_gradient(result, sampler):
     exact, second = result.rows[sampler, "exact"], result.rows[sampler, "AdjointDEIS-2M"]
-    assert abs(float(exact.losses.mean() - second.losses.mean())) < 0.4  # 0.19 and 0.26
-    assert abs(exact.rates[2] - second.rates[2]) < 0.25  # 0.05 and 0.15
+    assert abs(float(exact.losses.mean() - second.losses.mean())) < 0.4  # 0.09 and 0.16
+    assert abs(exact.rates[2] - second.rates[2]) < 0.25  # 0.06
 
 
 @pytest.mark.parametrize(("sampler", "tensor"), [*product(SAMPLERS, ("x_T", "label")), ("SDE", "noise")])
