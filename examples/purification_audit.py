@@ -46,8 +46,7 @@ BANDWIDTH = 0.2  # of the mixture
 NOISE_TO_SIGNAL = 0.8  # sigma / alpha at t*
 STEPS = (6, 12)  # of the reverse SDE
 BUDGET = 1.5  # Euclidean norm of the perturbation; an image has 64 pixels in [-1, 1]
-ITERATIONS = 7  # of the attack on the known noise,
-DRAWS = 4  # and as many of the attack on fresh noise as it sees draws
+ITERATIONS = 10
 SHOWN = 9  # digits in the picture
 
 
@@ -89,7 +88,7 @@ def audited(defence: Defence, counted: Counted, gradient: Gradient, x: Tensor, l
     calls, start = counted.calls, time.perf_counter()
     attacked = attack(defence, x, labels, gradient, [KNOWN] * ITERATIONS)
     calls, seconds = counted.calls - calls, time.perf_counter() - start
-    blind = attack(defence, x, labels, gradient, list(range(DRAWS)))
+    blind = attack(defence, x, labels, gradient, list(range(ITERATIONS)))
     known, fresh = robust(defence, attacked, labels, [KNOWN]), robust(defence, blind, labels, FRESH)
     return Row(known, fresh, agrees, calls, seconds, attacked)
 
