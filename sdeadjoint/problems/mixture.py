@@ -169,11 +169,25 @@ class Mixture(Problem):
         return _Joint(log_weights - (exponent + dims * math.log(2 * math.pi)) / 2, X, P, offsets, centre)
 
     def _posterior_mean(self, x: Tensor, alpha: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        if self.variances.ndim == 0:
+            return self._of_one_width(x, alpha, sigma, cond)
         log_density, X, P, offsets, centre = self._joint(x, alpha, sigma, cond)
         a, s = alpha.reshape(-1, 1, 1), sigma.reshape(-1, 1, 1)
         r = log_density.softmax(1)[..., None] / P
         mean = centre + _mix(s**2 * r, offsets) + (a * self._on(x.device)[3] * r).sum(1) * X
         return mean.reshape(x.shape)
+
+    def _of_one_width(self, x: Tensor, alpha: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """The posterior mean where all variances are one number: what all components share drops out of their weights.
+
+        ``log r_k = log w_k + (alpha/P) <X, m_k> - alpha^2 |m_k|^2 / (2 P) + const``: two matrix products in all.
+        """
+        _, centre, offsets, v, sizes = self._on(x.device)[:5]
+        a, s = alpha.reshape(-1, 1), sigma.reshape(-1, 1)
+        X, P = x.reshape(x.shape[0], -1) - a * centre, a**2 * v + s**2
+        log_weights = self._log_weights(cond, x.shape[0], x.device) - a**2 / (2 * P) * sizes
+        r = torch.addmm(log_weights, a / P * X, offsets.T).softmax(1)
+        return (centre + s**2 / P * (r @ offsets) + a * v / P * X).reshape(x.shape)
 
     def _score(self, x: Tensor, alpha: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         log_density, X, P, offsets, _ = self._joint(x, alpha, sigma, cond)
