@@ -443,8 +443,8 @@ class OffMidpoint(sa.Solver):
         (Biased(4e-4), 0.0, HALF_AS_LONG, "violated", "stand still"),
         (Biased(1e-2), 1.0, STEPS, "violated", "claimed 1"),
         (Biased(4e-5), 0.0, HALF_AS_LONG, "inconclusive", "stand still"),
-        (OffMidpoint(2e-4), 0.0, HALF_AS_LONG, "inconclusive", "stand still"),
-        (OffMidpoint(6e-4), 0.0, HALF_AS_LONG, "violated", "stand still"),
+        (OffMidpoint(1e-4), 0.0, LONG, "inconclusive", "stand still"),
+        (OffMidpoint(3e-4), 0.0, LONG, "violated", "stand still"),
         (OffMidpoint(-1e-3), 0.0, (8, 16, 32, 64), "inconclusive", "from 32 to 64 steps"),
     ],
 )
