@@ -85,7 +85,8 @@ def test_memory_is_what_each_adjoint_keeps(small: Demo) -> None:
     assert direct[1] - direct[0] >= more * weights
     # A state and the solver's one past drift for each step more; once, a few short-lived tensors may overlap otherwise.
     assert states[1] - states[0] <= 2 * (more + 2) * state
-    assert snapshots[1] - snapshots[0] <= 2 * 2 * state
+    flags = 32 * more  # of what is read at the end of a pass: bytes
+    assert snapshots[1] - snapshots[0] <= 2 * 2 * state + flags
 
 
 @pytest.mark.whole_run
