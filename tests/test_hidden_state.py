@@ -84,6 +84,40 @@ def test_counting_the_calls_does_no_harm(method: str, adjoint: sa.Adjoint, x_T: 
 # Modules that are changed between the passes.
 
 
+class Named(dict[str, float]):
+    """A dictionary that cannot be made of nothing."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+
+class Scaled(Base):
+    """Reads its factor from a dictionary."""
+
+    def __init__(self, factors: dict[str, float]) -> None:
+        super().__init__()
+        self.factors = factors
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return super().forward(x, t) * self.factors.get("factor", 1.0)
+
+
+@pytest.mark.parametrize("made", [dict, lambda: Named("factors")], ids=["dict", "named"])
+@pytest.mark.parametrize("change", ["nothing", "filled", "replaced by another empty one", "replaced by a filled one"])
+def test_a_dictionary_that_is_empty_in_the_forward_pass(change: str, made: Callable[[], Any], x_T: Tensor) -> None:
+    network = Scaled(made())
+    out = sampled(network, x_T, sa.Checkpoint())
+    if change.startswith("replaced"):
+        network.factors = made()
+    if "filled" in change:
+        network.factors["factor"] = 0.5
+        with pytest.raises(RuntimeError, match="'factors', which it reads, was changed"):
+            out.sum().backward()
+    else:
+        out.sum().backward()
+
+
 class Lora(nn.Module):
     """A frozen layer with a trained update, whose B is zero at first, as in fine-tuning."""
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 
 pytest.importorskip("sklearn")
 pytest.importorskip("rich")
@@ -60,7 +62,17 @@ def test_wishes(steering: example.Steering) -> None:
         assert len(row.goal) == example.ITERATIONS + 1
 
 
-def test_only_what_is_named_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+class Small(NamedTuple):
+    """Two digits, and what a descent of two iterations starts from."""
+
+    denoiser: sa.Denoiser
+    goal: example.Goal
+    z_T: Tensor
+    z: Tensor
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Small:
     monkeypatch.setattr(example, "ITERATIONS", 2)
     digits = sa.problems.Digits(bandwidth=0.3)
     classifier = trained(digits.images[:100], digits.labels[:100], seed=0)
@@ -68,27 +80,24 @@ def test_only_what_is_named_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     z_T = torch.randn(2, 1, 8, 8, generator=generator, dtype=torch.float64)
     z = torch.randn(example.STEPS, 2, 1, 8, 8, generator=generator, dtype=torch.float64)
     goal = example.Goal(classifier, torch.tensor([3, 4]), torch.tensor([0.4, 0.4], dtype=torch.float64))
+    return Small(digits.denoiser(example.SCHEDULE), goal, z_T, z)
+
+
+def test_only_what_is_named_moves(small: Small) -> None:
     moves = list(example.MOVES.values())
-    made = example.descend(digits.denoiser(example.SCHEDULE), goal, moves, z_T, z)
+    made = example.descend(small.denoiser, small.goal, moves, small.z_T, small.z)
     assert made.goals.shape == made.probabilities.shape == (3, len(moves), 2)
     for k, move in enumerate(moves):
-        assert torch.equal(made.z_T[k], z_T) != move.x_T
-        moved = (made.z[:, k] != z).flatten(1).any(1)
+        assert torch.equal(made.z_T[k], small.z_T) != move.x_T
+        moved = (made.z[:, k] != small.z).flatten(1).any(1)
         assert torch.equal(moved, torch.arange(example.STEPS) < move.steps)
 
 
-def test_moves_side_by_side_are_what_each_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(example, "ITERATIONS", 2)
-    digits = sa.problems.Digits(bandwidth=0.3)
-    classifier = trained(digits.images[:100], digits.labels[:100], seed=0)
-    generator = torch.Generator().manual_seed(0)
-    z_T = torch.randn(2, 1, 8, 8, generator=generator, dtype=torch.float64)
-    z = torch.randn(example.STEPS, 2, 1, 8, 8, generator=generator, dtype=torch.float64)
-    goal = example.Goal(classifier, torch.tensor([3, 4]), torch.tensor([0.4, 0.4], dtype=torch.float64))
-    denoiser, moves = digits.denoiser(example.SCHEDULE), list(example.MOVES.values())
-    together = example.descend(denoiser, goal, moves, z_T, z)
+def test_moves_side_by_side_are_what_each_is_alone(small: Small) -> None:
+    moves = list(example.MOVES.values())
+    together = example.descend(small.denoiser, small.goal, moves, small.z_T, small.z)
     for k, move in enumerate(moves):
-        alone = example.descend(denoiser, goal, [move], z_T, z)
+        alone = example.descend(small.denoiser, small.goal, [move], small.z_T, small.z)
         # Sums in another order, in float64; a penalty of another move's would show at 1e-2.
         torch.testing.assert_close(together.z_T[k], alone.z_T[0], rtol=0, atol=1e-6)
         torch.testing.assert_close(together.z[:, k], alone.z[:, 0], rtol=0, atol=1e-6)

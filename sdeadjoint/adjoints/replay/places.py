@@ -89,11 +89,10 @@ class Watch:
     def __init__(self, places: Places) -> None:
         self._places = places
         self._values = places.read()
+        # What could be compared of containers, whose items may change.
         containers = [(k, value) for k, value in enumerate(self._values) if isinstance(value, _CONTAINERS)]
-        self._empty = {k: value for k, value in containers if not value}
-        # What could be compared of the others, whose items may change.
-        changeable = [(k, value) for k, value in containers if value and not _is_constant(value)]
-        self._contents = {k: self._comparable(k, value) for k, value in changeable}
+        self._contents = {k: self._comparable(k, value) for k, value in containers if not _is_constant(value)}
+        self._empty = frozenset(k for k, value in containers if not value)
         self._left_out = set[int]()
 
     def settle(self) -> None:
@@ -107,14 +106,12 @@ class Watch:
     def _others(self) -> Iterator[int]:
         """Where something else stands now."""
         now, values = self._places.read(), self._values
-        replaced = {k for k in compress(count(), map(is_not, now, values)) if k not in self._contents}
-        replaced |= {k for k, value in self._empty.items() if value}
-        for k in sorted(replaced):
-            was = type(values[k])() if k in self._empty else values[k]
-            if self._comparable(k, now[k]) != self._comparable(k, was):
+        for k in compress(count(), map(is_not, now, values)):
+            if k not in self._contents and self._comparable(k, now[k]) != self._comparable(k, values[k]):
                 yield k
         for k, content in self._contents.items():
-            if self._comparable(k, now[k]) != content:
+            is_still_empty = k in self._empty and now[k] is values[k] and not now[k]
+            if not is_still_empty and self._comparable(k, now[k]) != content:
                 yield k
 
     def _comparable(self, k: int, value: Any) -> Any:
