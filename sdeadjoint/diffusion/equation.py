@@ -80,9 +80,9 @@ class Diffusion(Equation):
                 f"grid: {frame!r} has clock values from {clocks[0].item()} to {clocks[-1].item()} on it, which float64 "
                 "cannot tell apart or hold; pass a grid with larger steps or less extreme ends, or a smaller eta"
             )
+        alpha, sigma = frame.schedule.alpha(times), frame.schedule.sigma(times)
         # The rounding of s moves x by w s eps, which the flow kind's weight alone makes large (theory/frames.md).
-        size = frame.schedule.log_alpha(times).exp() + frame.schedule.log_sigma(times).exp()
-        if (weights.isfinite() & (weights * clocks.abs() > size / _SQRT_EPS)).any():
+        if (weights.isfinite() & (weights * clocks.abs() > (alpha + sigma) / _SQRT_EPS)).any():
             raise ValueError(
                 f"grid: {frame!r} loses more than half of float64's digits at its noisy end; "
                 "pass Frame(..., kind='data'), which loses none, a smaller eta, or a grid that starts later"
@@ -93,8 +93,7 @@ class Diffusion(Equation):
             denoiser.guidance.check_times(times[:-1].tolist())
         noise_clock = _floats(frame.noise_clock(times)) if frame.eta > 0 else None
         found = cls(denoiser, frame, cond, _floats(times), _floats(clocks), _floats(weights), noise_clock)
-        levels = zip(_floats(frame.schedule.alpha(times)), _floats(frame.schedule.sigma(times)), strict=True)
-        found.levels.update(zip(found.times, levels, strict=True))
+        found.levels.update(zip(found.times, zip(_floats(alpha), _floats(sigma), strict=True), strict=True))
         return found
 
     def starting_at(self, x: Tensor) -> Diffusion:
@@ -288,6 +287,8 @@ def check_diffusion(denoiser: Denoiser, frame: Frame, cond: Mapping[str, Any]) -
     if strange := [name for name in cond if not isinstance(name, str)]:
         raise TypeError(f"cond: got the key {strange[0]!r}; pass the names of the network's keyword arguments")
     check_schedule(denoiser.schedule)
+    if denoiser.schedule is frame.schedule:
+        return
     check_schedule(frame.schedule)
     if denoiser.schedule != frame.schedule:
         raise ValueError(
