@@ -1,13 +1,12 @@
-"""The mixtures of ``sdeadjoint.convergence.settings`` with their drifts written out: the same equations, in less time.
+"""The mixtures of ``sdeadjoint.convergence.settings`` with their drifts written out: the same equations in less time.
 
-Most of a study's time goes into ``Denoiser``, ``Frame`` and ``Mixture``, which other tests are of. Here a drift is a few
-operations on numbers that are computed once for each value of the clock. ``tests/test_convergence.py`` holds states and
-gradients against those of the settings themselves.
+Most of a study's time goes into ``Denoiser``, ``Frame`` and ``Mixture``, which other tests are of. Here a drift is a
+few operations on numbers that are computed once for each value of the clock. ``tests/test_convergence.py`` holds states
+and gradients against those of the settings themselves.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -52,32 +51,34 @@ class WrittenOut(Diffusion):
 
     def drift(self, n: int) -> Drift:
         network, kind, eta = self.denoiser.network, self.kind, self.frame.eta
-        steered = isinstance(network, Steered)
-        mean = network.mean if steered else network
+        steered = network if isinstance(network, Steered) else None
+        mean = network if steered is None else steered.mean
         assert isinstance(mean, PosteriorMean)
         problem = mean.problem
         assert isinstance(problem, sa.problems.Mixture)
-        weights, means, v = tuple(problem.weights.tolist()), problem.means.tolist(), problem.variances.tolist()
+        weights, v = tuple(problem.weights.tolist()), problem.variances
         if problem.event_shape == ():
-            assert (weights, tuple(means), tuple(v)) == COMPONENTS
+            assert (weights, tuple(problem.means.tolist()), tuple(v.tolist())) == COMPONENTS
             return on_the_line(kind, eta)
         assert isinstance(self.frame.schedule, sa.VE)
-        assert problem.variances.ndim == 0
+        means, width = tuple(map(tuple, problem.means.tolist())), float(v)
 
         def drift(s: float, y: Tensor) -> Tensor:
-            at = _coefficients(weights, tuple(map(tuple, means)), v, kind, eta, s)
+            at = _coefficients(weights, means, width, kind, eta, s)
             share = torch.addmm(at.offset.to(y), y, at.odds.to(y)).softmax(1)
             x0 = torch.addmm(at.gain * y, share, at.centres.to(y))
-            if steered:
-                x0 = x0 + at.bend * torch.tanh(x0 @ network.matrix.T + self.cond["shift"])
+            if steered is not None:
+                x0 = x0 + at.bend * torch.tanh(x0 @ steered.matrix.T + self.cond["shift"])
             return x0 if kind == "data" else at.of_state * y + at.of_data * x0
 
         return drift
 
 
 class Coefficients(NamedTuple):
-    """``log share = offset + y odds``, ``E[x_0 | y] = share centres + gain y``, ``F = of_state y + of_data E[x_0 | y]``;
-    ``bend`` is of ``Steered``."""
+    """``log share = offset + y odds``, ``x_0 = share centres + gain y``, ``F = of_state y + of_data x_0``.
+
+    ``bend`` is the factor c of ``Steered``.
+    """
 
     offset: Tensor
     odds: Tensor
