@@ -22,8 +22,8 @@ from sdeadjoint.diffusion.equation import Diffusion
 from sdeadjoint.problems.base import PosteriorMean
 from sdeadjoint.solvers import Drift
 
-from .measured_orders import COMPONENTS
-from .measured_orders import written_out as on_the_line
+from .written_drifts import COMPONENTS
+from .written_drifts import written_out as on_the_line
 
 Numbers = tuple[float, ...]
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -284,19 +285,22 @@ def test_an_interrupt_ends_the_workers_too(tmp_path: Path) -> None:
     said = tmp_path / "said"
     child = forkserver().Process(target=interrupted_study, args=(str(tmp_path), str(said)))
     child.start()
-    assert child.pid is not None
-    waited = time.monotonic()
-    while not list(tmp_path.glob("record-*.jsonl")) and child.is_alive() and time.monotonic() - waited < 300:
-        time.sleep(0.05)
-    os.kill(child.pid, signal.SIGINT)
-    child.join(120.0)
-    assert child.exitcode == 130, said.read_text()
-    assert "run the same command again: it continues from" in said.read_text()
-    assert "Traceback" not in said.read_text()
-    waited = time.monotonic()
-    while _is_alive(child.pid) and time.monotonic() - waited < 120:
-        time.sleep(0.05)
-    assert not _is_alive(child.pid), "a worker of the group is left"
+    try:
+        waited = time.monotonic()
+        while not list(tmp_path.glob("record-*.jsonl")) and child.is_alive() and time.monotonic() - waited < 300:
+            time.sleep(0.05)
+        os.kill(child.pid, signal.SIGINT)
+        child.join(120.0)
+        assert child.exitcode == 130, said.read_text()
+        assert "run the same command again: it continues from" in said.read_text()
+        assert "Traceback" not in said.read_text()
+        waited = time.monotonic()
+        while _is_alive(child.pid) and time.monotonic() - waited < 120:
+            time.sleep(0.05)
+        assert not _is_alive(child.pid), "a worker of the group is left"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def _is_alive(group: int) -> bool:
