@@ -88,8 +88,15 @@ def plain(which: str, name: str) -> tuple[Tensor, tuple[Tensor | None, ...], Ten
     return want, expected, drawn, left_behind(made.module)
 
 
-def sentence(name: str, made: Case) -> str:
+@functools.cache
+def described(which: str) -> Case:
+    """A case that is made for its sentences alone."""
+    return CASES[which]()
+
+
+def sentence(name: str, which: str) -> str:
     """By which an adjoint refuses a case; empty if it is exact."""
+    made = described(which)
     repeated = "" if name == "all graphs" else made.repeated
     return (made.inverse if name == "reversible" else "") or made.refused or repeated
 
@@ -97,7 +104,7 @@ def sentence(name: str, made: Case) -> str:
 @pytest.mark.parametrize("name", ADJOINTS)
 @pytest.mark.parametrize("which", CASES)
 def test_exact_or_refused(which: str, name: str) -> None:
-    if refused := sentence(name, CASES[which]()):
+    if refused := sentence(name, which):
         if refused == ANOTHER_NUMBER and not hasattr(torch._C._autograd.SavedTensor, "data"):
             pytest.skip("PyTorch shows the numbers of a graph from 2.13 on; docs/gradients.md says so")
         with pytest.raises(RuntimeError, match=refused) as error:
