@@ -46,6 +46,7 @@ class Diffusion(Equation):
         start: x_T; None before ``starting_at``.
         slots: which value of a ``Scheduled`` each step sees; None is its own.
         levels: alpha and sigma at the times that were met so far, the same for this equation on other tensors.
+        inner: times and weights at the clock values between nodes that were met so far, in this frame.
     """
 
     denoiser: Denoiser
@@ -58,6 +59,7 @@ class Diffusion(Equation):
     start: Tensor | None = None
     slots: tuple[int, ...] | None = None
     levels: dict[float, tuple[float, float]] = field(default_factory=dict, repr=False, compare=False)
+    inner: dict[float, tuple[float, float]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def create(
@@ -211,8 +213,10 @@ class Diffusion(Equation):
         for end in (n, n + 1):
             if s == self.clocks[end]:
                 return self.times[end], self.weights[end]
-        time = self.frame.time(s)
-        return float(time), float(self.frame.weight(time))
+        if s not in self.inner:
+            time = self.frame.time(s)
+            self.inner[s] = float(time), float(self.frame.weight(time))
+        return self.inner[s]
 
     def abscissa(self, times: Sequence[float]) -> list[float]:
         """lambda, or -t where a lambda of the grid is infinite."""
@@ -240,6 +244,7 @@ class Diffusion(Equation):
             weights=_floats(weights),
             noise_clock=_floats(frame.noise_clock(table)) if frame.eta > 0 else None,
             slots=tuple(slots),
+            inner={},
         )
 
     def noising(self, n: int, x: Tensor, z: Tensor) -> Tensor:
