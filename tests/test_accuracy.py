@@ -67,9 +67,7 @@ def test_effectivity_against_a_closed_form(solver: sa.Solver, steps: int) -> Non
     assert found.relative == pytest.approx(missed / float(true.norm()), rel=0.25)
 
 
-@pytest.mark.parametrize(
-    ("solver", "eta"), [(sa.Euler(), 0.5), (sa.DPMSolverPP2M(), 0.5), (sa.ShARK(), 0.5)], ids=repr
-)
+@pytest.mark.parametrize(("solver", "eta"), [(sa.Euler(), 0.5), (sa.DPMSolverPP2M(), 0.5), (sa.ShARK(), 0.5)], ids=repr)
 def test_effectivity_along_paths(solver: sa.Solver, eta: float) -> None:
     """Against ShARK on 8 times as many steps of the same path, where it errs by a 23rd."""
     x, frame, noise = starts(40, 1).requires_grad_(), sa.Frame(SCHEDULE, eta), sa.BrownianPath(5, refinable=True)
@@ -189,9 +187,7 @@ def test_a_gradient_of_lower_precision_is_compared_in_double() -> None:
     rows = []
     for dtype in (torch.float32, torch.float64):
         x = starts(4, 3, torch.float32).to(dtype).requires_grad_()
-        found = sa.gradient_error(
-            DENOISER, x, loss=loss, frame=sa.Frame(SCHEDULE), grid=grid, solver=sa.Heun()
-        )
+        found = sa.gradient_error(DENOISER, x, loss=loss, frame=sa.Frame(SCHEDULE), grid=grid, solver=sa.Heun())
         assert found.gradients["x_T"].dtype == dtype
         assert found.errors["x_T"].dtype == torch.float64
         rows.append(found.errors["x_T"])

@@ -376,7 +376,7 @@ def test_uni_pc_scheduler(order: int, solver_type: str, prediction: str, kind: s
         lower_order_final=False,
         final_sigmas_type="sigma_min",
     )
-    nodes = uneven(9)
+    nodes = uneven(6)  # the last two of the steps between them have a whole past
     for theirs, ours in both(scheduler, nodes, kind, prediction, nodes, sa.UniPC(order, solver_type)):
         agree(ours, theirs, 1e-10)
 
