@@ -576,7 +576,6 @@ def test_adams_bashforth_has_its_full_order_after_a_graded_start(solver: sa.Adam
     check_order(torch.stack(errors), solver.order)
 
 
-
 def test_what_a_start_by_rk4_is_worth() -> None:
     """The numbers of theory/orders.md, O2: against quantile transport, from 60 starting points."""
     t_max, t_min = SCHEDULE.time(f64([-1.0, 1.0])).tolist()
