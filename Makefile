@@ -19,7 +19,7 @@ FILES := pyproject.toml constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
 
 # The processes share the cores; threads of each would only wait for one another.
-test test-examples test-last-bits test-wheel test-oldest docs bench mutants: export OMP_NUM_THREADS = 1
+test tests-only test-examples test-last-bits test-wheel test-oldest docs bench mutants: export OMP_NUM_THREADS = 1
 
 # What shares work goes to one of the processes: see tests/conftest.py.
 PYTEST := -m pytest -n 2
@@ -33,14 +33,20 @@ OLDEST := $(patsubst %,tests/test_%.py,exact_or_refused sample aliasing frames s
 RULE ?= 0
 TESTS ?= tests
 
-.PHONY: demo docs test test-examples test-last-bits test-wheel test-oldest bench mutants clean
+.PHONY: demo docs test types tests-only test-examples test-last-bits test-wheel test-oldest bench mutants clean
 
 demo: .venv/installed-demo
 	$(PY) -m sdeadjoint demo --out demo-out
 
+# Types beside the tests: they take one core for a minute.
 test: .venv/installed-dev
 	$(PY) -m ruff check
+	$(MAKE) --no-print-directory --jobs 2 types tests-only
+
+types: .venv/installed-dev
 	$(PY) -m mypy
+
+tests-only: .venv/installed-dev
 	$(PY) $(PYTEST)
 
 test-examples: .venv/installed-dev
@@ -70,7 +76,7 @@ test-oldest:
 		--deselect tests/test_checkpoint.py::test_autocast_is_replayed $(OLDEST)
 
 docs: .venv/installed-docs
-	$(PY) -m sphinx --fail-on-warning --keep-going -q -c docs/site -b html . site
+	$(PY) -m sphinx --jobs 2 --fail-on-warning --keep-going -q -c docs/site -b html . site
 	$(PY) docs/site/check.py site
 
 mutants: .venv/installed-dev

@@ -38,7 +38,11 @@ def all_finite(tensor: Tensor) -> bool:
 
 def finite_flag(tensor: Tensor) -> Tensor:
     """Whether all of it is finite, as a tensor of no dimension on its device, which nobody has waited for."""
-    return torch.isfinite(unwrapped(tensor).detach()).all()
+    values = unwrapped(tensor).detach()
+    if values.numel() == 0:
+        return torch.ones((), dtype=torch.bool, device=values.device)
+    # The largest magnitude is NaN where any is. It takes two passes over the tensor, where isfinite takes four.
+    return values.abs().amax() < torch.inf
 
 
 def unwrapped(tensor: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Settings shared by all tests."""
 
 import functools
+import gc
 import os
 import re
 from pathlib import Path
@@ -22,6 +23,17 @@ settings.register_profile("mutants", parent=settings.get_profile("ci"), phases=[
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
 
 torch.set_num_threads(1)
+
+
+def pytest_collection() -> None:
+    """Build up the tests and what they import without looking for garbage, as all of it stays."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage among what comes later alone."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -46,7 +46,7 @@ class Diffusion(Equation):
         start: x_T; None before ``starting_at``.
         slots: which value of a ``Scheduled`` each step sees; None is its own.
         levels: alpha and sigma at the times that were met so far, the same for this equation on other tensors.
-        inner: times and weights at the clock values between nodes that were met so far, in this frame.
+        places: time and weight at the clocks between the nodes that were met so far, in the same way.
     """
 
     denoiser: Denoiser
@@ -59,7 +59,7 @@ class Diffusion(Equation):
     start: Tensor | None = None
     slots: tuple[int, ...] | None = None
     levels: dict[float, tuple[float, float]] = field(default_factory=dict, repr=False, compare=False)
-    inner: dict[float, tuple[float, float]] = field(default_factory=dict, repr=False, compare=False)
+    places: dict[float, tuple[float, float]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def create(
@@ -80,9 +80,9 @@ class Diffusion(Equation):
                 f"grid: {frame!r} has clock values from {clocks[0].item()} to {clocks[-1].item()} on it, which float64 "
                 "cannot tell apart or hold; pass a grid with larger steps or less extreme ends, or a smaller eta"
             )
+        alpha, sigma = frame.schedule.alpha(times), frame.schedule.sigma(times)
         # The rounding of s moves x by w s eps, which the flow kind's weight alone makes large (theory/frames.md).
-        size = frame.schedule.log_alpha(times).exp() + frame.schedule.log_sigma(times).exp()
-        if (weights.isfinite() & (weights * clocks.abs() > size / _SQRT_EPS)).any():
+        if (weights.isfinite() & (weights * clocks.abs() > (alpha + sigma) / _SQRT_EPS)).any():
             raise ValueError(
                 f"grid: {frame!r} loses more than half of float64's digits at its noisy end; "
                 "pass Frame(..., kind='data'), which loses none, a smaller eta, or a grid that starts later"
@@ -93,8 +93,7 @@ class Diffusion(Equation):
             denoiser.guidance.check_times(times[:-1].tolist())
         noise_clock = _floats(frame.noise_clock(times)) if frame.eta > 0 else None
         found = cls(denoiser, frame, cond, _floats(times), _floats(clocks), _floats(weights), noise_clock)
-        levels = zip(_floats(frame.schedule.alpha(times)), _floats(frame.schedule.sigma(times)), strict=True)
-        found.levels.update(zip(found.times, levels, strict=True))
+        found.levels.update(zip(found.times, zip(_floats(alpha), _floats(sigma), strict=True), strict=True))
         return found
 
     def starting_at(self, x: Tensor) -> Diffusion:
@@ -213,10 +212,10 @@ class Diffusion(Equation):
         for end in (n, n + 1):
             if s == self.clocks[end]:
                 return self.times[end], self.weights[end]
-        if s not in self.inner:
+        if s not in self.places:
             time = self.frame.time(s)
-            self.inner[s] = float(time), float(self.frame.weight(time))
-        return self.inner[s]
+            self.places[s] = float(time), float(self.frame.weight(time))
+        return self.places[s]
 
     def abscissa(self, times: Sequence[float]) -> list[float]:
         """lambda, or -t where a lambda of the grid is infinite."""
@@ -244,7 +243,7 @@ class Diffusion(Equation):
             weights=_floats(weights),
             noise_clock=_floats(frame.noise_clock(table)) if frame.eta > 0 else None,
             slots=tuple(slots),
-            inner={},
+            places={},
         )
 
     def noising(self, n: int, x: Tensor, z: Tensor) -> Tensor:
@@ -288,6 +287,8 @@ def check_diffusion(denoiser: Denoiser, frame: Frame, cond: Mapping[str, Any]) -
     if strange := [name for name in cond if not isinstance(name, str)]:
         raise TypeError(f"cond: got the key {strange[0]!r}; pass the names of the network's keyword arguments")
     check_schedule(denoiser.schedule)
+    if denoiser.schedule is frame.schedule:
+        return
     check_schedule(frame.schedule)
     if denoiser.schedule != frame.schedule:
         raise ValueError(
