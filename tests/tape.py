@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count
+from operator import attrgetter
 
 _CLOCK = count()
 
@@ -132,4 +133,4 @@ def _made(outputs: Iterable[Number], known: Iterable[Number] = ()) -> list[Numbe
             found.add(number)
             if number not in known:
                 stack += number.operands
-    return sorted(found, key=lambda number: -number.order)
+    return sorted(found, key=attrgetter("order"), reverse=True)

@@ -56,12 +56,12 @@ def gradients(
     return out.detach(), torch.autograd.grad(out, leaves, cotangent, allow_unused=True)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     solver=st.sampled_from(SOLVERS),
     kind=st.sampled_from(["data", "noise", "flow"]),
     eta=st.sampled_from([0.0, 0.3, 1.0]),
-    steps=st.integers(1, 20),  # up to where seven snapshots take two sweeps and more
+    steps=st.integers(1, 12),  # seven snapshots take two sweeps from 9 on, one and two take many
     uniform=st.booleans(),
     fixed=st.booleans(),
     trajectory=st.booleans(),
@@ -95,8 +95,8 @@ def test_gradients_are_those_of_direct(
     assert max(map(relative, found, expected)) <= 1e-12
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 5, 8, 13, 30, 60])
-@pytest.mark.parametrize("snapshots", [1, 2, 3, 5, 8, 40])
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 8, 13, 21, 34])
+@pytest.mark.parametrize("snapshots", [1, 2, 3, 5, 8, 25])
 def test_binomial_schedule_is_optimal_and_is_followed(length: int, snapshots: int) -> None:
     @cache
     def fewest(l: int, c: int) -> int:  # noqa: E741

@@ -16,7 +16,7 @@ from sdeadjoint.solvers import Drift, Interval, RungeKutta, Solver, State, Table
 from .enclosures import BITS, SOLVERS, Case, adjoints, cases, compare
 from .tape import Number, condition, pulled
 
-FEW = dict(cases(6))
+FEW = dict(cases(5))
 FAULT = 1e-12
 
 

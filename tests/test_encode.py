@@ -64,6 +64,8 @@ def round_trip(denoiser: sa.Denoiser, x_0: Tensor, **arguments: Any) -> tuple[fl
 def test_digits_come_back_from_the_latent(solver: sa.Solver) -> None:
     denoiser, images = digits()
     grid = sa.uniform_logsnr(VP, 12)
+    if solver != sa.Euler():  # one way through all of the noise is enough; most of what is nonlinear lies here
+        grid = grid[3:9]
     miss, encoded = round_trip(denoiser, images, frame=sa.Frame(VP), grid=grid, solver=solver)
     assert miss <= 1e-10
     assert encoded.noise is None
@@ -94,7 +96,7 @@ def test_few_and_large_steps(bandwidth: float) -> None:
 @pytest.mark.parametrize("solver", [*ONE_STEP, *REMEMBERING, REVERSIBLE[1]], ids=repr)
 def test_every_kind_and_uneven_grids(kind: str, solver: sa.Solver) -> None:
     x_0 = MIXTURE.sample(3, seed=0)
-    cases = [(VP, VP.time(torch.tensor(UNEVEN, dtype=DOUBLE))), (sa.VE(), sa.karras(sa.VE(), 14))]
+    cases = [(VP, VP.time(torch.tensor(UNEVEN, dtype=DOUBLE))), (sa.VE(), sa.karras(sa.VE(), 14)[4:12])]
     # The schedule is in the equation's tables of clocks and weights, and nowhere else: each kind and each solver has
     # the second one once.
     second = solver in ONE_STEP and KINDS[ONE_STEP.index(solver) % 3] == kind
@@ -103,16 +105,18 @@ def test_every_kind_and_uneven_grids(kind: str, solver: sa.Solver) -> None:
         assert round_trip(of_mixture(schedule), x_0, **arguments)[0] <= 1e-10
 
 
-UNEVEN = [-4.0, -3.8, -3.1, -2.6, -1.8, -1.4, -0.9, -0.1, 0.3, 0.8, 1.0, 1.6, 2.4, 2.5, 3.2]
+# Each step is undone by itself, or in sweeps that end after at most as many as there are steps.
+UNEVEN = [-1.8, -1.4, -0.9, -0.1, 0.3, 0.8, 1.0, 1.6]
 # ShARK's steps with eta = 2 in the noise kind cannot be undone where they are longer.
-SHORT = [-4.0, -3.8, -3.5, -3.1, -2.7, -2.6, -2.2, -1.8, -1.4, -1.1, -0.9, -0.5, -0.1, 0.3, 0.5, 0.8, 1.0, 1.4, 1.6]
-SHORT += [1.9, 2.0, 2.4, 2.5, 2.8, 3.2]
+SHORT = [-1.1, -0.9, -0.5, -0.1, 0.3, 0.5, 0.8, 1.0, 1.4]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("eta", [0.3, 1.0, 2.0])
+# A solver sees of eta and the kind only the equation's tables of clocks and weights, so each pair of the three is here
+# once and not each triple.
+@pytest.mark.parametrize(("number", "eta"), [*enumerate([0.3, 1.0, 2.0])])
 @pytest.mark.parametrize("solver", STOCHASTIC[:4], ids=repr)
-def test_every_kind_and_eta(kind: str, eta: float, solver: sa.Solver) -> None:
+def test_every_kind_and_eta(solver: sa.Solver, number: int, eta: float) -> None:
+    kind = [*KINDS][(STOCHASTIC.index(solver) + number) % 3]
     nodes = SHORT if solver == sa.ShARK() else UNEVEN
     x_0, grid = MIXTURE.sample(5, seed=0), VP.time(torch.tensor(nodes, dtype=DOUBLE))
     frame = sa.Frame(VP, eta=eta, kind=kind)
@@ -124,15 +128,13 @@ def test_every_kind_and_eta(kind: str, eta: float, solver: sa.Solver) -> None:
 def test_a_start_without_signal(kind: str, eta: float) -> None:
     """alpha(T) = 0: with noise y_0 = 0, and x_T is a draw from the prior that the image does not influence."""
     schedule = sa.RectifiedFlow()
-    denoiser, grid = of_mixture(schedule), torch.linspace(1, 0.02, 20, dtype=DOUBLE)
-    frame, seed = sa.Frame(schedule, eta=eta, kind=kind), 0 if eta else None
+    denoiser, grid = of_mixture(schedule), torch.linspace(1, 0.02, 12, dtype=DOUBLE)
+    frame, seeds = sa.Frame(schedule, eta=eta, kind=kind), [*range(4)] * 2 if eta else None
+    x_0 = torch.cat([MIXTURE.sample(4, seed=0), MIXTURE.sample(4, seed=1)])  # two images to each seed
     for solver in (sa.Euler(), sa.Heun(), sa.DPMSolverPP2M()) if eta else (sa.Euler(), sa.Heun()):
-        latents = []
-        for x_0 in (MIXTURE.sample(4, seed=0), MIXTURE.sample(4, seed=1)):
-            miss, encoded = round_trip(denoiser, x_0, frame=frame, grid=grid, solver=solver, seed=seed)
-            assert miss <= 1e-10
-            latents.append(encoded.x_T)
-        assert torch.equal(*latents) == (eta > 0)
+        miss, encoded = round_trip(denoiser, x_0, frame=frame, grid=grid, solver=solver, seed=seeds)
+        assert miss <= 1e-10
+        assert torch.equal(encoded.x_T[:4], encoded.x_T[4:]) == (eta > 0)
 
 
 @pytest.mark.parametrize("solver", [sa.Euler(), sa.Heun(), sa.DPMSolverPP2M()], ids=repr)
@@ -158,11 +160,11 @@ def test_the_tolerance_is_what_decides(solver: sa.Solver, tol: float) -> None:
         return problem(x, t)
 
     denoiser = sa.Denoiser(network, VP, "sample", time_dtype=DOUBLE)
-    arguments: dict[str, Any] = {"frame": sa.Frame(VP), "grid": sa.uniform_logsnr(VP, 20), "solver": solver}
+    arguments: dict[str, Any] = {"frame": sa.Frame(VP), "grid": sa.uniform_logsnr(VP, 20)[5:16], "solver": solver}
     sa.encode(denoiser, x_0, **arguments)
     calls = [0, calls[0]]
     assert round_trip(denoiser, x_0, tol=tol, **arguments)[0] <= tol
-    assert (calls[0] - 20 * solver.claims.evaluations < calls[1]) == (tol > 1e-10)  # less the call of sample
+    assert (calls[0] - 10 * solver.claims.evaluations < calls[1]) == (tol > 1e-10)  # less the call of sample
 
 
 @pytest.mark.parametrize(
@@ -172,14 +174,14 @@ def test_the_tolerance_is_what_decides(solver: sa.Solver, tol: float) -> None:
 def test_conditioning_that_changes_and_guidance(eta: float, number: int, solver: sa.Solver) -> None:
     # ``batched`` is read where the denoiser calls its network, and nowhere else: with every solver and every eta once.
     batched = bool((number + round(2 * eta)) % 2)
-    steps, generator = 12, torch.Generator().manual_seed(0)
+    steps, generator = 6, torch.Generator().manual_seed(0)
     styles = torch.randn(steps, 3, 8, dtype=DOUBLE, generator=generator)
     nulls = [{"style": [row]} for row in torch.randn(steps, 3, 8, dtype=DOUBLE, generator=generator)]
     cond = {"embedding": {"style": [sa.Scheduled(styles)]}}
     guidance = sa.Guidance(1.7, {"embedding": {"style": [sa.Scheduled([n["style"][0] for n in nulls])]}}, batched)
     denoiser = sa.Denoiser(Mlp(4), VP, "v_prediction", guidance=guidance)
     x_0 = torch.randn(3, 4, dtype=DOUBLE, generator=generator)
-    grid, seed = sa.uniform_logsnr(VP, steps, t_min=0.05), 2 if eta else None
+    grid, seed = sa.uniform_logsnr(VP, steps, t_max=0.7, t_min=0.05), 2 if eta else None
     arguments: dict[str, Any] = {"frame": sa.Frame(VP, eta=eta), "grid": grid, "solver": solver}
     assert round_trip(denoiser, x_0, cond=cond, seed=seed, **arguments)[0] <= 1e-10
 
@@ -195,7 +197,7 @@ def elementwise(x: Tensor, t: Tensor) -> Tensor:
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_batch_mates_do_not_matter(eta: float, solver: sa.Solver) -> None:
     """Samples of very different difficulty, which need different numbers of iterations."""
-    denoiser, grid = sa.Denoiser(elementwise, VP, "sample"), sa.uniform_logsnr(VP, 20)
+    denoiser, grid = sa.Denoiser(elementwise, VP, "sample"), sa.uniform_logsnr(VP, 20)[8:15]
     x_0 = torch.tensor([0.01, 1.0, 40.0], dtype=DOUBLE)[:, None] * torch.linspace(-1, 1, 16, dtype=DOUBLE)
     arguments: dict[str, Any] = {"frame": sa.Frame(VP, eta=eta), "grid": grid, "solver": solver}
     seeds = [3, 4, 5]
@@ -223,7 +225,7 @@ class Counting(sa.Solver):
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_solver_that_begins_with_a_state_of_its_own(eta: float) -> None:
     denoiser, images = digits()
-    arguments: dict[str, Any] = {"frame": sa.Frame(VP, eta=eta), "grid": sa.uniform_logsnr(VP, 15)}
+    arguments: dict[str, Any] = {"frame": sa.Frame(VP, eta=eta), "grid": sa.uniform_logsnr(VP, 15)[4:11]}
     assert round_trip(denoiser, images, solver=Counting(), seed=0 if eta else None, **arguments)[0] <= 1e-10
 
 
@@ -260,8 +262,8 @@ def standardized(
     return found.noise.increments.flatten(1) / frame.noise_clock(grid).diff().sqrt()[:, None], found.x_T
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("eta", [0.5, 1.0, 2.0])
+# The path depends on eta, not on the kind of the equation that it is found to solve; see test_every_kind_and_eta.
+@pytest.mark.parametrize(("kind", "eta"), [*zip(KINDS, [0.5, 1.0, 2.0], strict=True)])
 def test_increments_are_brownian_at_small_steps(kind: str, eta: float) -> None:
     # Steps of 0.05 in lambda: a variance is off by at most some (1 + eta) h = 0.15, and the mean over steps by less.
     lam = torch.linspace(-4, 3, 141, dtype=DOUBLE)

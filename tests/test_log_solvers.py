@@ -125,9 +125,10 @@ def exact_tableau(variant: str, h: float) -> Rows:
 
         def lagrange(places: Sequence[Any], j: int, end: Any) -> Any:
             others = [place for k, place in enumerate(places) if k != j]
-            return mp.quad(
-                lambda v: mp.exp(h * v) * h * mp.fprod((v - o) / (places[j] - o) for o in others), [0, end]
-            ) / ds
+            return (
+                mp.quad(lambda v: mp.exp(h * v) * h * mp.fprod((v - o) / (places[j] - o) for o in others), [0, end])
+                / ds
+            )
 
         c = [mp.mpf(0), mp.expm1(h * third) / ds, mp.expm1(2 * h * third) / ds]
         slope = c[2] if variant == "midpoint" else lagrange([0, third], 1, 2 * third)
@@ -376,7 +377,7 @@ def test_uni_pc_scheduler(order: int, solver_type: str, prediction: str, kind: s
         lower_order_final=False,
         final_sigmas_type="sigma_min",
     )
-    nodes = uneven(9)
+    nodes = uneven(6)  # the last two of the steps between them have a whole past
     for theirs, ours in both(scheduler, nodes, kind, prediction, nodes, sa.UniPC(order, solver_type)):
         agree(ours, theirs, 1e-10)
 
@@ -415,9 +416,7 @@ def test_nodes_that_are_no_thirds_cost_the_singlestep_scheduler_an_order() -> No
             x = x_T
             for n, t in enumerate(scheduler.timesteps):
                 x = scheduler.step(MIXTURE.posterior_mean(x, nodes[n], SCHEDULE), t, x).prev_sample
-            ours = sa.sample(
-                denoiser, x_T, frame=sa.Frame(SCHEDULE), grid=nodes[::3], solver=sa.DPMSolver3("midpoint")
-            )
+            ours = sa.sample(denoiser, x_T, frame=sa.Frame(SCHEDULE), grid=nodes[::3], solver=sa.DPMSolver3("midpoint"))
             for found, y in zip(errors, (x, ours), strict=True):
                 found.append(float((y - exact).square().mean().sqrt()))
         theirs, own = (math.log2(coarse / fine) for coarse, fine in errors)

@@ -267,14 +267,24 @@ def test_ode_map_against_an_ode_integrator(problem: Mixture | Gaussian, schedule
     x_T = torch.linspace(-4, 4, 9, dtype=torch.float64) * schedule.sigma(t0)
 
     def slope(lam: float, y: np.ndarray) -> np.ndarray:  # y = x / sigma:  dy = x_0-prediction d(e^lambda)
-        t = float(schedule.time(lam))
-        return math.exp(lam) * problem.posterior_mean(torch.from_numpy(y) * schedule.sigma(t), t, schedule).numpy()
+        return math.exp(lam) * _predicted(problem, y * math.exp(-lam), math.exp(-lam))
 
     ends = float(schedule.lam(t0)), float(schedule.lam(t1))
     start = (x_T / schedule.sigma(t0)).numpy()
     solution = integrate.solve_ivp(slope, ends, start, method="DOP853", rtol=1e-11, atol=1e-11)
     # The integrator's tolerance, with room for its accumulation over some sixty steps.
     close(problem.ode_map(x_T, schedule), torch.from_numpy(solution.y[:, -1]) * schedule.sigma(t1), 1e-9)
+
+
+def _predicted(problem: Mixture | Gaussian, z: np.ndarray, r: float) -> np.ndarray:
+    """``E[x_0 | z]`` for ``z = x / alpha = x_0 + r eps`` on a line, written out: no schedule is in it."""
+    if isinstance(problem, Gaussian):
+        w, m, v = np.ones(1), problem.mean.numpy().reshape(1), problem.variance.numpy().reshape(1)
+    else:
+        w, m, v = (part.numpy() for part in (problem.weights, problem.means, problem.variances))
+    away, total = z[:, None] - m, v + r**2
+    shares = w / w.sum() * np.exp(-(away**2) / (2 * total)) / np.sqrt(total)
+    return np.asarray((shares * (m + v / total * away)).sum(1) / shares.sum(1))
 
 
 @settings(max_examples=40, deadline=None)
@@ -380,13 +390,13 @@ def test_pathwise_is_what_a_fine_solver_converges_to(kind: str, eta: float) -> N
     problem, schedule = Gaussian([0.3, -1.0], [0.5, 2.0]), RectifiedFlow()
     frame, x = Frame(schedule, eta=eta, kind=kind), randn(200, 2)
     errors = []
-    for steps in (64, 256):
+    for steps in (32, 128):
         grid = uniform_logsnr(schedule, steps, t_max=0.8, t_min=0.2)
         noise = _white(frame, grid, x, seed=steps)
         euler = _euler(problem, frame, grid, x, noise)
         errors.append((euler - problem.pathwise(x, frame, grid, noise)).square().mean().sqrt().item())
-    # Euler's method has strong order 1 for additive noise: a factor of 4, and an error of about one step, 2.8 / 256.
-    assert errors[1] < 2.8 / 256
+    # Euler's method has strong order 1 for additive noise: a factor of 4, and an error of about one step, 2.8 / 128.
+    assert errors[1] < 2.8 / 128
     assert 3 < errors[0] / errors[1] < 5
 
 

@@ -31,12 +31,12 @@ SOLVERS = [
 @pytest.mark.parametrize(("eta", "noise"), [(0.0, ""), (1.0, "fixed"), (1.0, "shifted")])
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 def test_gradients_are_those_of_direct(solver: sa.Solver, eta: float, noise: str) -> None:
-    solve = Solve(solver, steps=25, eta=eta, noise=noise)
+    solve = Solve(solver, steps=12, eta=eta, noise=noise)
     want, expected = solve.gradients(sa.Direct())
     errors: list[float] = []
     got, found = solve.gradients(sa.Reversible(watch=errors.append))
     assert torch.equal(got, want)
-    # The bound that is promised; round-off of 25 steps on a clock of nine decades is about 1e-12.
+    # The bound that is promised; round-off of 12 steps on a clock of nine decades is about 1e-12.
     assert worst(found, expected) <= 1e-9
     assert len(errors) == 1
     assert 0 < errors[0] <= 1e-8
@@ -98,7 +98,7 @@ def peak(steps: int, eta: float) -> int:
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_memory_does_not_grow_with_the_number_of_steps(eta: float) -> None:
-    few, many = peak(10, eta), peak(40, eta)  # a state a step would be a tenth more
+    few, many = peak(10, eta), peak(25, eta)  # a state a step would be a twentieth more
     assert abs(many - few) <= 0.02 * few
 
 

@@ -12,6 +12,7 @@ import math
 import pickle
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -575,7 +576,6 @@ def test_adams_bashforth_has_its_full_order_after_a_graded_start(solver: sa.Adam
     check_order(torch.stack(errors), solver.order)
 
 
-
 def test_what_a_start_by_rk4_is_worth() -> None:
     """The numbers of theory/orders.md, O2: against quantile transport, from 60 starting points."""
     t_max, t_min = SCHEDULE.time(f64([-1.0, 1.0])).tolist()
@@ -600,13 +600,19 @@ def levels_of_gradients(solver: sa.Solver) -> tuple[int, int, int]:
     return (4, 8, 16) if solver.claims.ode == 5 else (8, 16, 32)
 
 
+@cache
+def start_and_gradient() -> tuple[list[float], Tensor, Tensor]:
+    """The ends of the grids, x_T, and the exact gradient there."""
+    t_max, t_min = SCHEDULE.time(f64([-1.5, 1.0])).tolist()
+    x_T = SCHEDULE.alpha(t_max) * MIXTURE.sample(64, 1) + SCHEDULE.sigma(t_max) * randn(64)
+    return [t_max, t_min], x_T, MIXTURE.ode_gradient(x_T, SCHEDULE, t_max, t_min)  # p_T(x_T) / p_0(x_0)
+
+
 @pytest.mark.parametrize("kind", ["noise", "flow"])  # the data kind is measured for GUARANTEES
 @each_solver
 def test_order_of_the_gradient_in_x_T(solver: sa.Solver, kind: str) -> None:
-    t_max, t_min = SCHEDULE.time(f64([-1.5, 1.0])).tolist()
-    x_T = SCHEDULE.alpha(t_max) * MIXTURE.sample(64, 1) + SCHEDULE.sigma(t_max) * randn(64)
-    exact = MIXTURE.ode_gradient(x_T, SCHEDULE, t_max, t_min)  # p_T(x_T) / p_0(x_0)
-    x_T.requires_grad_()
+    (t_max, t_min), start, exact = start_and_gradient()
+    x_T = start.clone().requires_grad_()
     frame, errors = sa.Frame(SCHEDULE, kind=kind), []
     for steps in levels_of_gradients(solver):
         grid = sa.uniform_logsnr(SCHEDULE, steps, t_max=t_max, t_min=t_min)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -296,6 +297,11 @@ def direct(
     return log_prob, list(torch.autograd.grad((log_prob * drawn(*log_prob.shape)).sum(), leaves)), calls
 
 
+@cache
+def by_autograd(make: Any, solver: sa.Solver) -> Any:
+    return direct(make, solver, adjoint=sa.Direct())
+
+
 def plain(network: nn.Module) -> sa.Denoiser:
     return sa.Denoiser(network, VP)
 
@@ -317,7 +323,7 @@ def plain(network: nn.Module) -> sa.Denoiser:
 )
 def test_gradients_are_those_of_plain_autograd(make: Any, solver: sa.Solver, how: dict[str, Any]) -> None:
     """In weights, per-sample and shared conditioning, guidance and the path; to round-off of sums of ten terms."""
-    want, gradients, _ = direct(make, solver, adjoint=sa.Direct())
+    want, gradients, _ = by_autograd(make, solver)
     got, others, calls = direct(make, solver, **how)
     assert torch.allclose(got, want, rtol=1e-12, atol=1e-11)
     for one, other in zip(others, gradients, strict=True):
