@@ -193,7 +193,8 @@ MORE: list[tuple[str, dict[str, Any]]] = [
     *(("CogVideoXDPMScheduler", {"clip_sample": False, "prediction_type": kind}) for kind in PREDICTIONS),
     ("CosineDPMSolverMultistepScheduler", {}),
     ("CosineDPMSolverMultistepScheduler", {"sigma_schedule": "karras", "solver_type": "heun"}),
-    ("CosineDPMSolverMultistepScheduler", {"prediction_type": "epsilon", **SHORT}),
+    # Its last step with a final sigma_min has no length, and diffusers takes the root of how it is rounded.
+    ("CosineDPMSolverMultistepScheduler", {"prediction_type": "epsilon"}),
     ("DDIMParallelScheduler", {"clip_sample": False}),
     ("DDPMParallelScheduler", {"clip_sample": False}),
 ]
