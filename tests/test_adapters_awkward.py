@@ -239,7 +239,8 @@ def test_dropout_in_training(kind: str, eta: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-@pytest.mark.parametrize(("kind", "eta"), CASES)
+# Every model, with noise or without: what is compiled does not see it.
+@pytest.mark.parametrize(("kind", "eta"), [case for n, case in enumerate(CASES) if n % 4 in (0, 3)])
 def test_compiled(kind: str, eta: int) -> None:
     """A compiler may fuse roundings; a compiled module, a module that compiled itself, a compiled method."""
     torch._dynamo.reset()
