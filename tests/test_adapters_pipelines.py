@@ -186,13 +186,20 @@ IMAGE_TO_IMAGE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("strength", [0.3, 0.55, 1.0])
-@pytest.mark.parametrize("name", IMAGE_TO_IMAGE)
-def test_strength_of_image_to_image(name: str, strength: float) -> None:
-    make, scheduler, cond, more = IMAGE_TO_IMAGE[name]
+@functools.cache
+def image_to_image(name: str) -> Any:
+    make, scheduler, *_ = IMAGE_TO_IMAGE[name]
     pipe = make(scheduler())
     pipe.set_progress_bar_config(disable=True)
-    image, steps = randn(2, 4, 4, 4, seed=7), 7
+    return pipe
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.55, 1.0])
+@pytest.mark.parametrize("name", IMAGE_TO_IMAGE)
+@torch.no_grad()
+def test_strength_of_image_to_image(name: str, strength: float) -> None:
+    _, _, cond, more = IMAGE_TO_IMAGE[name]
+    pipe, image, steps = image_to_image(name), randn(2, 4, 4, 4, seed=7), 7
     generator = torch.Generator().manual_seed(5)
     want = call(
         pipe, image=image, strength=strength, num_inference_steps=steps, guidance_scale=2.0, generator=generator,
@@ -208,13 +215,19 @@ def test_strength_of_image_to_image(name: str, strength: float) -> None:
     assert len(grid) - 1 == {0.3: {"SD3": 3}.get(name, 2), 0.55: {"SD3": 4}.get(name, 3), 1.0: 7}[strength]
 
 
+@functools.cache
+def flux_from_images() -> Any:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    pipe = flux(scheduler, "FluxImg2ImgPipeline")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 @pytest.mark.parametrize("strength", [0.3, 0.6, 1.0])
 @pytest.mark.parametrize("true_cfg_scale", [None, 2.0])
 def test_strength_of_flux(strength: float, true_cfg_scale: float | None) -> None:
     """Its noise is drawn before the latents are packed; the embeddings and a weight have the call's gradients."""
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    pipe = flux(scheduler, "FluxImg2ImgPipeline")
-    pipe.set_progress_bar_config(disable=True)
+    pipe = flux_from_images()
     names = ("prompt_embeds", "pooled_prompt_embeds") if true_cfg_scale is None else POOLED
     scale = {} if true_cfg_scale is None else {"true_cfg_scale": true_cfg_scale}
     size, results = {"height": 8, "width": 12}, []
@@ -362,9 +375,7 @@ def test_guidance_that_stops_half_way_is_the_callback_of_the_call() -> None:
         pipe, latents=x, num_inference_steps=4, guidance_scale=3.0, **case.cond,
         callback_on_step_end=stop, callback_on_step_end_tensor_inputs=["prompt_embeds"],
     )  # fmt: skip
-    pipe.unet.register_forward_pre_hook(
-        lambda model, given, named: rows.append(len(named["sample"])), with_kwargs=True
-    )
+    pipe.unet.register_forward_pre_hook(lambda model, given, named: rows.append(len(named["sample"])), with_kwargs=True)
     schedule = sa.Guidance(sa.Scheduled([3.0, 3.0, 1.0, 1.0]), rescale=0.0)
     grid = sa.adapters.from_pipeline(pipe).grid(4)
     interval = sa.Guidance(3.0, interval=(float(grid[1]), 1000.0))
@@ -389,8 +400,9 @@ def test_the_defaults_are_those_of_the_call() -> None:
     pipe, case = pipeline("Stable Diffusion"), CASES["Stable Diffusion"]
     x = randn(*case.shape, seed=9)
     adapter = sa.adapters.from_pipeline(pipe)
-    got = adapter.sample(x, cond=case.cond)
-    assert distance(got, call(pipe, latents=x, **case.cond)) <= 1e-5  # 50 steps, a scale of 7.5
+    with torch.no_grad():
+        got, want = adapter.sample(x, cond=case.cond), call(pipe, latents=x, **case.cond)
+    assert distance(got, want) <= 1e-5  # 50 steps, a scale of 7.5
     assert len(adapter.grid()) == 51
 
 

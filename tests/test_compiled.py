@@ -52,9 +52,7 @@ def gradients(part: str, compiled: Callable[[Any], Any], adjoint: sa.Adjoint, st
     def whole(x_T: Tensor, c: Tensor) -> Tensor:
         if part == "module":
             return measured(sampler(x_T, cond={"c": c}))
-        return measured(
-            sa.sample(denoiser, x_T, frame=FRAME, grid=grid, solver=SOLVER, cond={"c": c}, adjoint=adjoint)
-        )
+        return measured(sa.sample(denoiser, x_T, frame=FRAME, grid=grid, solver=SOLVER, cond={"c": c}, adjoint=adjoint))
 
     def with_backward(x_T: Tensor, c: Tensor) -> Tensor:
         loss = whole(x_T, c)
@@ -72,8 +70,22 @@ def gradients(part: str, compiled: Callable[[Any], Any], adjoint: sa.Adjoint, st
     return (loss.detach(), *(tensor.grad for tensor in (x_T, c, *network.parameters()) if tensor.grad is not None))
 
 
-@pytest.mark.parametrize("adjoint", [sa.Checkpoint(), sa.Checkpoint(snapshots=2)], ids=["states", "snapshots"])
-@pytest.mark.parametrize("part", ["network", "loss", "module", "call", "call and backward"])
+STATES, SNAPSHOTS = sa.Checkpoint(), sa.Checkpoint(snapshots=2)
+
+
+# A compiled network is called in other modes by each adjoint. What else is compiled leaves the whole solve to Python
+# (sdeadjoint/compiling.py) before there is an adjoint: one of the two for each.
+@pytest.mark.parametrize(
+    ("part", "adjoint"),
+    [
+        ("network", STATES),
+        ("network", SNAPSHOTS),
+        ("loss", STATES),
+        ("module", SNAPSHOTS),
+        ("call", STATES),
+        ("call and backward", SNAPSHOTS),
+    ],
+)
 def test_as_without_the_compiler(part: str, adjoint: sa.Adjoint) -> None:
     wanted = {steps: gradients(part, lambda function: function, adjoint, steps) for steps in (3, 6)}
     assert all(len(found) == 7 for found in wanted.values())

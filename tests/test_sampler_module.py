@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -25,16 +26,20 @@ def x_T() -> Tensor:
     return torch.linspace(-1.5, 1, 8, dtype=DOUBLE).reshape(4, 2)
 
 
+@functools.cache
+def drawn(name: str, frame: sa.Frame) -> tuple[Tensor, ...]:
+    """The normals of a path, those of its areas, its increments and its areas, for all solvers."""
+    path, where = sa.BrownianPath(seed=3), (frame, GRIDS[name], x_T())
+    return path.normals(*where), path.levy_normals(*where), path.increments(*where), path.levy_areas(*where)
+
+
 @pytest.mark.parametrize("solver", [sa.Euler(), sa.DPMSolverPP2M(), sa.SRA1(), sa.ShARK()], ids=repr)
 @pytest.mark.parametrize("kind", ["data", "noise", "flow"])
 @pytest.mark.parametrize("name", GRIDS)
 def test_normals_of_a_path_give_its_sample_and_scaled_gradients(name: str, kind: str, solver: sa.Solver) -> None:
-    grid, frame, path = GRIDS[name], sa.Frame(SCHEDULE, 0.5, kind), sa.BrownianPath(seed=3)
+    grid, frame = GRIDS[name], sa.Frame(SCHEDULE, 0.5, kind)
     denoiser, x = MIXTURE.denoiser(SCHEDULE), x_T()
-    normals = path.normals(frame, grid, x).requires_grad_()
-    areas = path.levy_normals(frame, grid, x).requires_grad_()
-    dB = path.increments(frame, grid, x).requires_grad_()
-    H = path.levy_areas(frame, grid, x).requires_grad_()
+    normals, areas, dB, H = (draws.clone().requires_grad_() for draws in drawn(name, frame))
     levy = solver.claims.levy != "none"
     common = {"frame": frame, "grid": grid, "solver": solver}
     got = sa.sample(denoiser, x, noise=sa.NormalNoise(normals, areas if levy else None), **common)
@@ -44,8 +49,8 @@ def test_normals_of_a_path_give_its_sample_and_scaled_gradients(name: str, kind:
     length = frame.noise_clock(grid).diff()
     length = torch.where(length.isfinite(), length, 0.0).reshape(-1, 1, 1)
     pairs = [(normals, dB, length)] + ([(areas, H, length / 12)] if levy else [])
-    for unit, own, variance in pairs:
-        (a,), (b,) = (torch.autograd.grad(y.sum(), z, retain_graph=True) for y, z in ((got, unit), (want, own)))
+    units, owns = (torch.autograd.grad(y.sum(), [pair[k] for pair in pairs]) for k, y in enumerate((got, want)))
+    for a, b, (*_, variance) in zip(units, owns, pairs, strict=True):
         torch.testing.assert_close(a, variance.sqrt() * b, rtol=1e-12, atol=1e-12 * float(a.abs().max()))
         if name == "to sigma = 0":
             assert not a[-1].any(), "the last step injects no noise"

@@ -117,11 +117,11 @@ ADJOINTS = [
     sa.Checkpoint(),
     sa.Checkpoint(snapshots=2),
     sa.Checkpoint(memory="1MiB"),
-    sa.Checkpoint(memory=2000),
+    sa.Checkpoint(memory=2000),  # the graph of one step of four
     sa.Reversible(),
-    sa.Truncated(last=5),
+    sa.Truncated(last=4),
 ]
-GRID = sa.uniform_logsnr(SCHEDULE, 5, t_min=1e-2)
+GRID = sa.uniform_logsnr(SCHEDULE, 4, t_min=1e-2)
 REFUSED = {
     ("spectral norm", "Reversible"): r"its forward pass changes '_u'.*adjoint=Checkpoint\(\)",
 }
@@ -143,7 +143,7 @@ def gradients(network: Callable[..., Any], adjoint: sa.Adjoint, grid: Tensor = G
         x_T,
         frame=sa.Frame(SCHEDULE, kind="flow"),
         grid=grid,
-        solver=sa.Coupled(sa.Heun()),
+        solver=sa.Coupled(sa.Euler()),  # which calls the network twice
         cond={"embedding": {"style": [style]}},
         adjoint=adjoint,
     )
@@ -259,7 +259,8 @@ def test_models_of_diffusers_through_wrappers(kind: str, around: str) -> None:
         return out.detach(), *torch.autograd.grad(out.square().sum(), [x_T, prompt, *weights], allow_unused=True)
 
     want = found(named, sa.Direct())
-    for adjoint in (sa.Direct(), sa.Checkpoint(), sa.Checkpoint(snapshots=1)):
+    # Adjoints that replay call the network as the forward pass does: one stands for the others, tested above.
+    for adjoint in (sa.Direct(), sa.Checkpoint(snapshots=1)):
         assert worst(found(wrapped, adjoint), want) <= 1e-12
 
 
