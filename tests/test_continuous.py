@@ -464,9 +464,7 @@ def test_increments_and_areas_over_several_steps_are_those_of_the_path(kind: str
     problem, path = Problem(12, eta, kind), sa.BrownianPath(seed=5, refinable=True)
     own = problem.grid[[0, 1, 5, 9, 12]]
     fine, coarse = (
-        Recursion.create(
-            Diffusion.create(problem.denoiser, problem.frame, grid, {}), sa.SRA1(), path, problem.x_T
-        )
+        Recursion.create(Diffusion.create(problem.denoiser, problem.frame, grid, {}), sa.SRA1(), path, problem.x_T)
         for grid in (problem.grid, own)
     )
     course = Course.create(fine.equation, None, own.tolist())

@@ -182,9 +182,7 @@ def test_gradients_in_the_weights_do_not_depend_on_how_blocks_are_solved() -> No
     rows = []
     for adjoint in kinds:
         quantity = Gradient("weights", adjoint=adjoint, block=4)
-        rows.append(
-            measure(Study(sa.Euler(), settings.steered(), quantity, steps=(1, 2, 4), paths=40, finer=2)).errors
-        )
+        rows.append(measure(Study(sa.Euler(), settings.steered(), quantity, steps=(1, 2, 4), paths=40, finer=2)).errors)
     np.testing.assert_allclose(rows[0], rows[1], rtol=1e-8)  # relative to errors of 1e-2 of the gradients
 
 
@@ -328,9 +326,7 @@ class SevenTwelfths(RungeKutta):
     """A tableau whose quadratic condition is 7/12 in place of 1/2, so that its strong order is 1 and not 1.5."""
 
     claims: ClassVar[sa.Claims] = sa.Claims(ode=2, strong=1.5, evaluations=2, levy="space-time")
-    tableau: ClassVar[Tableau] = Tableau(
-        a=((), (1.0,)), b=(0.5, 0.5), c=(0.0, 1.0), noise=(0.0, 1.0), levy=(1.0, 1.0)
-    )
+    tableau: ClassVar[Tableau] = Tableau(a=((), (1.0,)), b=(0.5, 0.5), c=(0.0, 1.0), noise=(0.0, 1.0), levy=(1.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -528,8 +524,7 @@ def test_gradients_in_the_noise_are_derivatives_along_the_path() -> None:
             move = torch.zeros_like(run.paths.dB)
             move[:, :, i] = eps * direction[:, None]
             ends = [
-                run.driven_by(sa.FixedNoise(run.paths.dB + sign * move, run.paths.H), sa.Direct())
-                for sign in (1, -1)
+                run.driven_by(sa.FixedNoise(run.paths.dB + sign * move, run.paths.H), sa.Direct()) for sign in (1, -1)
             ]
             losses = [(x**2 / 2).sum(1) for x in ends]
             # Central differences of smooth functions of size 1: eps^2, and rounding over eps.

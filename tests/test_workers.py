@@ -231,9 +231,7 @@ def compared(executor: Executor | None, **options: Any) -> tuple[sa.comparison.C
     return replace(found, measurements=tuple(replace(row, seconds=None) for row in found.measurements)), told
 
 
-def test_comparisons_do_not_depend_on_who_computes_them(
-    pool: Executor, loky_pool: Executor, threads: Executor
-) -> None:
+def test_comparisons_do_not_depend_on_who_computes_them(pool: Executor, loky_pool: Executor, threads: Executor) -> None:
     alone, told = compared(None)
     assert {row.method for row in alone.measurements if row.warnings} >= {"tight"}
     assert alone.at("refused", 3).refused
