@@ -454,7 +454,8 @@ def test_the_order_is_that_of_the_start_and_one_more(
         errors.append(error(solver, nodes))
     check_order(torch.stack(errors), ode)
     if ode < order:  # and no more, once the error of the start is the largest
-        grids = ([0.5 * 4.0 ** (n / steps) for n in range(steps + 1)] for steps in (512, 1024))
+        coarse = 512 if order == 4 and variable == "clock" else 256  # polynomials of the clock through four nodes
+        grids = ([0.5 * 4.0 ** (n / steps) for n in range(steps + 1)] for steps in (coarse, 2 * coarse))
         rms = torch.stack([error(solver, nodes) for nodes in grids]).square().mean(1).sqrt()
         assert float((rms[0] / rms[1]).log2()) < ode + 0.5
 
