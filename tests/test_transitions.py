@@ -321,7 +321,7 @@ WAYS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("how", WAYS, ids=str)
 def test_gradients_are_those_of_plain_autograd(solver: sa.Solver, how: dict[str, Any]) -> None:
     """In weights, per-sample and shared conditioning, guidance and the path; to round-off of sums of ten terms."""
-    # Guidance is inside of the denoiser, which neither the solver nor the batches look into: with each of both once.
+    # What joins the calls of several steps looks into the guidance, and not at the solver: each two of the three meet.
     make = (plain, guided)[(SOLVERS.index(solver) + WAYS.index(how)) % 2]
     want, gradients, _ = by_autograd(make, solver)
     got, others, calls = direct(make, solver, **how)
