@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, UntypedStorage
-from torch._C import _functorch
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 
@@ -28,48 +29,51 @@ class PeakMemory(TorchDispatchMode):
         super().__init__()
         self.live = 0
         self.peak = 0
-        self._alive: dict[int, int] = {}
+        # Bytes by storage, with a reference that tells when the storage dies.
+        self._alive: dict[int, tuple[int, weakref.ref[UntypedStorage]]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        made = [storage for value in _tensors((out,)) for storage in storages(value)]
-        if any(storage._cdata not in self._alive for storage in made):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        made = [storage for storage in _storages((out,), []) if storage._cdata not in self._alive]
+        if made:
             # An output on the storage of an argument is a view or an in-place result, not new memory.
-            given = _tensors((args, tuple((kwargs or {}).values())))
-            old = {storage._cdata for value in given for storage in storages(value)}
+            old = {storage._cdata for storage in _storages((*args, *kwargs.values()), [])}
             for storage in made:
                 if storage._cdata not in old:
                     self._count(storage)
         return out
 
     def _count(self, storage: UntypedStorage) -> None:
-        key = storage._cdata
+        key, size = storage._cdata, storage.nbytes()
         if key in self._alive:
             return
-        self._alive[key] = storage.nbytes()
-        self.live += storage.nbytes()
+        self._alive[key] = size, weakref.ref(storage, partial(self._forget, key))
+        self.live += size
         self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, key).atexit = False
 
-    def _forget(self, key: int) -> None:
-        self.live -= self._alive.pop(key)
+    def _forget(self, key: int, died: weakref.ref[UntypedStorage]) -> None:
+        self.live -= self._alive.pop(key)[0]
 
 
-def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
-    """Those in nested lists and tuples. Called for every operation, hence not the general walk over nests."""
+def _storages(values: Iterable[Any], found: list[UntypedStorage]) -> list[UntypedStorage]:
+    """Add those of tensors in nested lists and tuples. Called for every operation: not the general walk over nests."""
     for value in values:
-        if isinstance(value, Tensor):
-            yield value
+        if type(value) is Tensor and value.layout is torch.strided and not is_functorch_wrapped_tensor(value):
+            found.append(value.untyped_storage())
+        elif isinstance(value, Tensor):
+            found.extend(storages(value))
         elif type(value) is list or type(value) is tuple:
-            yield from _tensors(value)
+            _storages(value, found)
+    return found
 
 
 def storages(tensor: Tensor) -> Iterator[UntypedStorage]:
     """The storages that a tensor lies in: one, or those of its parts, or none where it has no values yet."""
     if torch.nn.parameter.is_lazy(tensor):
         return
-    if _functorch.is_functorch_wrapped_tensor(tensor):
-        yield from storages(_functorch.get_unwrapped(tensor))
+    if is_functorch_wrapped_tensor(tensor):
+        yield from storages(get_unwrapped(tensor))
     elif is_traceable_wrapper_subclass(tensor):
         parts = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
         for part in parts:

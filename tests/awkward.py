@@ -64,8 +64,8 @@ class Layers(nn.Module):
 
     def __init__(self, *inner: nn.Module) -> None:
         super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)  # torch.manual_seed writes down the whole stack, slowly
             self.layers = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), *inner, nn.Linear(8, 4)).double()
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:

@@ -26,14 +26,17 @@ import sdeadjoint as sa
 from sdeadjoint.convergence import Gradient, Quantity, Reverse, Setting, State, Study, fit, measure, settings
 from sdeadjoint.convergence.exact import Transport
 from sdeadjoint.convergence.settings import Run
-from sdeadjoint.solvers import Drift, Interval, Solver
+from sdeadjoint.solvers import Interval, Solver
 from sdeadjoint.testing.strategies import SOLVERS
 from sdeadjoint.testing.walks import solve
 from sdeadjoint.testing.weak import Triangular, weak_errors
 from theory.guarantees import GUARANTEES
 
+from .quick_settings import quick
+from .written_drifts import COMPONENTS, tangent
+from .written_drifts import written_out as written_out  # for others too
+
 SCHEDULE = sa.VPLinear()
-COMPONENTS = ((0.4, 0.6), (-1.0, 1.0), (0.5, 0.3))  # weights, means, variances; mild: no path changes mode
 MIXTURE = sa.problems.Mixture(*map(list, COMPONENTS))
 PATHS, SAMPLES = 500, 60  # Brownian paths; starting points where there is no noise
 STEPS = (16, 32, 64, 128)
@@ -95,11 +98,35 @@ _KEPT: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
 
 def _solved(run: Run) -> tuple[Tensor, Tensor]:
     """The states at the end, and the gradients in x_T of a loss on them, both (paths, event)."""
-    x_T = run.x_T.clone().requires_grad_()
+    states, slopes = with_slopes(run)
+    x = states.clone().requires_grad_()
     with torch.enable_grad():
-        states = integrated(run, x_T)
-        (gradients,) = torch.autograd.grad(Gradient().loss(states).sum(), x_T)
-    return states.detach().reshape(len(x_T), -1), gradients.reshape(len(x_T), -1)
+        (gradients,) = torch.autograd.grad(Gradient().loss(x).sum(), x)
+    return states.reshape(len(x), -1), (gradients * slopes).reshape(len(x), -1)
+
+
+def with_slopes(run: Run) -> tuple[Tensor, Tensor]:
+    """The states at the end and their derivatives in x_T, of each path.
+
+    A solver's steps are linear in states, drifts and noise. So the same steps of ``(y, v)`` with the drift
+    ``(F, F_y v)``, and noise in y alone, have the derivative of y for their v. A path is one number, so that it is the
+    gradient. It takes half of the time of a backward pass.
+    """
+    if run.solver is None:
+        x_T = run.x_T.clone().requires_grad_()
+        with torch.enable_grad():
+            x = integrated(run, x_T)
+            return x.detach(), torch.autograd.grad(x.sum(), x_T)[0]
+    frame, weights, steps = _prepared(run)
+    if run.paths is not None:
+        still = torch.zeros_like(run.paths.dB)
+        noise = [torch.stack([part, still], 1) for part in (run.paths.dB, run.paths.H)]
+        parts = zip(*noise[: 2 if run.solver.claims.levy != "none" else 1], strict=True)
+        steps = [Interval(step.s0, step.s1, *part) for step, part in zip(steps, parts, strict=True)]
+    start = torch.stack([run.x_T, torch.ones_like(run.x_T)]) / weights[0]
+    with torch.no_grad():
+        x, slopes = weights[-1] * solve(run.solver, tangent(frame.kind, frame.eta), steps, start)[0]
+    return x, slopes
 
 
 def integrated(run: Run, x_T: Tensor) -> Tensor:
@@ -107,57 +134,22 @@ def integrated(run: Run, x_T: Tensor) -> Tensor:
     if run.solver is None:
         assert run.setting.exact is not None
         return run.setting.exact(x_T, run.grid, None)
-    equation = run.setting.equation
-    assert isinstance(equation, Reverse)
-    frame = equation.frame
-    weights, clock = frame.weight(run.grid), frame.clock(run.grid).tolist()
-    steps = [Interval(*ends) for ends in pairwise(clock)]
+    frame, weights, steps = _prepared(run)
     if run.paths is not None:
         has_areas = run.solver.claims.levy != "none"
         areas = run.paths.H if has_areas else [0.0] * len(steps)
-        steps = [Interval(*ends, *part) for ends, *part in zip(pairwise(clock), run.paths.dB, areas, strict=True)]
+        parts = zip(run.paths.dB, areas, strict=True)
+        steps = [Interval(step.s0, step.s1, *part) for step, part in zip(steps, parts, strict=True)]
     y, _ = solve(run.solver, written_out(frame.kind, frame.eta), steps, x_T / weights[0])
     return weights[-1] * y
 
 
-def written_out(kind: str, eta: float) -> Drift:
-    """The frame's drift F(s, y) for the mixture: a line in y, and one times the share of the second component."""
-
-    def drift(s: float, y: Tensor) -> Tensor:
-        (q0, q1, q2), (c0, c1), (d0, d1) = _coefficients(kind, eta, s)
-        return c0 + c1 * y + torch.sigmoid(q0 + (q1 + q2 * y) * y) * (d0 + d1 * y)
-
-    return drift
-
-
-@cache
-def _coefficients(kind: str, eta: float, s: float) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
-    """Of the log-odds of the second component, of the first one's prediction and of what the second's exceeds it by."""
-    r = {  # sigma / alpha, from the clocks of the documentation of ``Frame``
-        "data": lambda: s ** (-1 / (1 + eta)),
-        "noise": lambda: s / (1 + eta),
-        "flow": lambda: (1 - s) ** (-1 / (1 + eta)) - 1,
-    }[kind]()
-    alpha, sigma = 1 / math.hypot(1, r), r / math.hypot(1, r)
-    w = {"data": sigma * r**eta, "noise": alpha, "flow": alpha * (1 + r) ** (1 + eta)}[kind]
-    odds, means = [], []
-    for share, m, v in zip(*COMPONENTS, strict=True):
-        P, c = alpha**2 * v + sigma**2, alpha * m
-        odds.append((math.log(share) - math.log(P) / 2 - c**2 / (2 * P), w * c / P, -(w**2) / (2 * P)))
-        gain = alpha * v / P
-        means.append((m - gain * c, gain * w))  # E[x_0 | x, component]
-    lines = [_predicted(kind, w, alpha, sigma, mean) for mean in means]
-    (odds0, odds1), (first, second) = odds, lines
-    apart = tuple(b - a for a, b in zip(odds0, odds1, strict=True))
-    return apart, first, (second[0] - first[0], second[1] - first[1])
-
-
-def _predicted(kind: str, w: float, alpha: float, sigma: float, mean: tuple[float, float]) -> tuple[float, float]:
-    """The frame's prediction where x_0 is predicted as ``mean[0] + mean[1] y`` and x is w y."""
-    if kind == "data":
-        return mean
-    eps = (-alpha * mean[0] / sigma, (w - alpha * mean[1]) / sigma)
-    return eps if kind == "noise" else (eps[0] - mean[0], eps[1] - mean[1])
+def _prepared(run: Run) -> tuple[sa.Frame, Tensor, list[Interval]]:
+    """The frame, its weights at the nodes, and the steps without noise."""
+    equation = run.setting.equation
+    assert isinstance(equation, Reverse)
+    frame = equation.frame
+    return frame, frame.weight(run.grid), [Interval(*ends) for ends in pairwise(frame.clock(run.grid).tolist())]
 
 
 def setting(eta: float, kind: str = "data") -> Setting:
@@ -195,7 +187,7 @@ def pathwise(solver: Solver, quantity: str, kind: str = "data", eta: float = 1.0
 @cache
 def capped(solver: Solver) -> Measured:
     """The strong order with increments standardised on the sigma clock, of which no method makes more than 1."""
-    return _orders(Study(solver, settings.standardised(), State(), (32, 64, 128, 256), PATHS))
+    return _orders(Study(solver, quick(settings.standardised()), State(), (32, 64, 128, 256), PATHS))
 
 
 @cache

@@ -5,16 +5,13 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
-import signal
-import subprocess
+import multiprocessing
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, process
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +109,7 @@ def test_the_same_numbers_with_any_number_of_workers(tmp_path: Path, monkeypatch
 
     @contextmanager
     def threads(workers: int) -> Iterator[Executor | None]:
-        """In place of processes, which test_workers.py compares and the next test runs from a command."""
+        """In place of processes, which test_workers.py compares and runs from a command."""
         asked.append(workers)
         with ThreadPoolExecutor(workers) as executor:
             yield executor if workers > 1 else None
@@ -197,41 +194,6 @@ def test_an_interrupted_command_says_how_to_go_on(
     assert "run the same command again, with --out DIR, to continue" in capsys.readouterr().err
 
 
-def test_an_interrupt_ends_the_workers_too(tmp_path: Path) -> None:
-    arguments = ["--solver", "Euler", "--paths", "4000", "--batch", "10", "--workers", "2", "--out", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    child = subprocess.Popen(
-        [sys.executable, "-m", "sdeadjoint", "study", *arguments, "--steps", "8,16,64"],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        env=environment,
-        text=True,
-        start_new_session=True,
-        # Whoever runs the tests in the background may ignore interrupts, and children inherit that.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
-    waited = time.monotonic()
-    while not list(tmp_path.glob("record-*.jsonl")) and child.poll() is None and time.monotonic() - waited < 300:
-        time.sleep(0.2)
-    child.send_signal(signal.SIGINT)
-    _, said = child.communicate(timeout=120)
-    assert child.returncode == 130, said
-    assert "run the same command again: it continues from" in said
-    assert "Traceback" not in said
-    waited = time.monotonic()
-    while _is_alive(child.pid) and time.monotonic() - waited < 120:
-        time.sleep(0.2)
-    assert not _is_alive(child.pid), "a worker of the group is left"
-
-
-def _is_alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_interrupted_pool_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     goes_on = threading.Event()
@@ -245,7 +207,7 @@ def test_an_interrupted_pool_says_nothing(monkeypatch: pytest.MonkeyPatch) -> No
         return ready
 
     monkeypatch.setattr(manager, "wait_result_broken_or_wakeup", late)
-    threads = set(threading.enumerate())
+    threads, children = set(threading.enumerate()), set(multiprocessing.active_children())
 
     def interrupted() -> None:
         with pool(2) as executor:
@@ -262,6 +224,7 @@ def test_an_interrupted_pool_says_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     with suppress(KeyboardInterrupt):  # pytest.raises would keep the frames, and with them the executor
         interrupted()
     gc.collect()
+    assert set(multiprocessing.active_children()) == children
     started = set(threading.enumerate()) - threads
     goes_on.set()
     for thread in started:

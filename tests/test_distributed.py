@@ -8,11 +8,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-import filelock
 import pytest
 import torch
 import torch.distributed as dist
@@ -25,7 +25,7 @@ import sdeadjoint as sa
 
 from .documents import ROOT
 from .networks import LowRank
-from .ranks import Program, Reductions, run_ranks
+from .ranks import Program, Reductions, parent, run_ranks, torchrun
 from .solves import DOUBLE, SCHEDULE
 
 ADJOINTS = {
@@ -38,6 +38,9 @@ ADJOINTS = {
     "ContinuousAdjoint": sa.ContinuousAdjoint(),
 }
 STEPS = 2  # wrappers count calls within one pass; "nine steps" has more
+# Under which a step calls the network twice, as every coupled one does. Adjoints handle steps, and wrappers calls:
+# neither knows how many of the ones are in the other, so that one call is enough under the other adjoints.
+TWICE = (ADJOINTS["Checkpoint"], ADJOINTS["Direct"])
 # One process sums over the batch in another order than several: round-off of double precision, some digits lost.
 CLOSE = 1e-12
 
@@ -105,7 +108,7 @@ def sampler(network: Callable[..., Any], adjoint: sa.Adjoint, steps: int = STEPS
         sa.Denoiser(network, SCHEDULE, "sample"),
         frame=sa.Frame(SCHEDULE, 1.0, "flow" if flow else "data"),
         grid=sa.uniform_logsnr(SCHEDULE, steps),
-        solver=sa.Coupled(sa.Euler()) if flow else sa.Heun(),
+        solver=sa.Coupled(sa.Euler()) if flow else sa.Heun() if adjoint in TWICE else sa.Euler(),
         adjoint=adjoint,
     )
 
@@ -236,7 +239,9 @@ def sharded(outside: bool, policy: str, adjoint: sa.Adjoint, rank: int, world: i
         options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=DOUBLE)
         one, all_of_it = Network().float(), Part()
         x_T, z = all_of_it.x_T.float(), all_of_it.z.float()
-        sampler(one, sa.Direct())(x_T, cond={"z": z}, noise=all_of_it.noise).square().mean().backward()
+        call = sampler(one, adjoint)
+        call.adjoint = sa.Direct()
+        call(x_T, cond={"z": z}, noise=all_of_it.noise).square().mean().backward()
         want = {name: p.grad if p.grad is None else p.grad.double() for name, p in one.named_parameters()}
     call = sampler(network, adjoint)
     for block in network.blocks:
@@ -341,18 +346,17 @@ def table() -> dict[str, Program]:
 TABLE = table()
 
 
-@pytest.fixture(scope="session")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """What all programs return in two processes; the workers of pytest-xdist share one spawn."""
-    folder = tmp_path_factory.getbasetemp()
-    folder = (folder.parent if folder.name.startswith("popen") else folder) / "two_ranks"
-    with filelock.FileLock(f"{folder}.lock"):
-        kept = folder / "results.pt"
-        if not kept.exists():
-            folder.mkdir()
-            torch.save(run_ranks(TABLE, 2, folder), kept)
-    found: dict[str, list[dict[str, Any]]] = torch.load(kept, weights_only=False)
-    return found
+@pytest.fixture(scope="module")
+def forking() -> Iterator[Executor]:
+    """The process that starts all others of this file."""
+    with parent() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def results(forking: Executor, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """What all programs return in two processes."""
+    return forking.submit(run_ranks, TABLE, 2, tmp_path_factory.mktemp("two_ranks")).result()
 
 
 REFUSED = {
@@ -388,7 +392,6 @@ def test_every_wrapper_gives_the_gradient_of_one_process_or_refuses(
 # The guide's programs.
 
 
-TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node=2")
 # It has no option for several processes without GPUs; the programs look for these themselves.
 ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1")
 ACCELERATE += ("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")
@@ -412,32 +415,38 @@ def printed(text: str) -> tuple[int, float]:
     return int(found[0]), float(found[1])
 
 
-@pytest.mark.parametrize(
-    ("name", "command"),
-    [
-        ("finetune.py", TORCHRUN),
-        pytest.param("finetune.py", ACCELERATE, marks=pytest.mark.whole_run),
-        pytest.param("finetune_accelerate.py", ACCELERATE, marks=pytest.mark.whole_run),
-    ],
-    ids=["torchrun", "accelerate launch", "accelerate"],
-)
+def same_weights(program: str, launched: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """A program that was launched in two processes printed what it prints in one."""
+    capfd.readouterr()
+    exec(compile(program, "alone", "exec"), {"__name__": "__main__"})
+    alone, together = printed(capfd.readouterr().out), printed(launched)
+    assert (alone[0], together[0]) == (1, 2)
+    # Single precision, and a sum of eighty weights of size one.
+    assert together[1] == pytest.approx(alone[1], abs=1e-4)
+
+
 def test_the_programs_of_the_guide(
-    name: str, command: tuple[str, ...], programs: dict[str, str], capfd: pytest.CaptureFixture[str]
+    programs: dict[str, str], forking: Executor, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    exec(compile(programs[name], name, "exec"), {"__name__": "__main__"})
-    alone = printed(capfd.readouterr().out)
+    script = Path("finetune.py").resolve()
+    launched = forking.submit(torchrun, ["--standalone", "--nproc_per_node=2"], script).result()
+    same_weights(programs[script.name], launched, capfd)
+
+
+@pytest.mark.whole_run
+@pytest.mark.parametrize("name", ["finetune.py", "finetune_accelerate.py"])
+def test_the_programs_of_the_guide_by_accelerate(
+    name: str, programs: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", *command, name],
+        [sys.executable, "-m", *ACCELERATE, name],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    together = printed(done.stdout)
-    assert (alone[0], together[0]) == (1, 2)
-    # Single precision, and a sum of eighty weights of size one.
-    assert together[1] == pytest.approx(alone[1], abs=1e-4)
+    same_weights(programs[name], done.stdout, capfd)
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])

@@ -36,9 +36,12 @@ from .measured_orders import (
     measured,
     pathwise,
     row,
+    setting,
     study,
     summary,
+    with_slopes,
 )
+from .quick_settings import quick
 
 HALF_WIDTH = 0.15
 NEXT = 0.5  # orders that are possible lie a half apart
@@ -99,11 +102,22 @@ def test_the_drift_that_is_written_out_is_the_samplers(kind: str, eta: float) ->
         tasks = runs(study(solver, States(), kind, eta), 0)
         (run,) = (run for task, run in tasks if task.steps == 16)
         x_T = run.x_T.clone().requires_grad_()
-        found = []
-        for x in (integrated(run, x_T), replace(run, x_T=x_T).solve(sa.Direct())):
-            found.append((x.detach(), *torch.autograd.grad(x.sin().sum(), x_T)))
+        x = replace(run, x_T=x_T).solve(sa.Direct())
+        found = x.detach(), torch.autograd.grad(x.sum(), x_T)[0]
         # 16 steps, of some 30 roundings each, of numbers of size 1.
-        torch.testing.assert_close(*found, rtol=0, atol=1e-12)
+        torch.testing.assert_close(with_slopes(run), found, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_derivatives_that_go_along_are_those_of_a_backward_pass(solver: sa.Solver) -> None:
+    sde = Study(solver, setting(1.0), States(), steps=(6, 12, 24), paths=30)
+    for eta in (0.0, 1.0):
+        (run,) = (run for task, run in runs(replace(sde, setting=setting(eta)), 0) if task.name == "6")
+        x_T = run.x_T.clone().requires_grad_()
+        x = integrated(run, x_T)
+        found = x.detach(), torch.autograd.grad(x.sum(), x_T)[0]
+        # 6 steps, of some 100 roundings each, of numbers of size 1.
+        torch.testing.assert_close(with_slopes(run), found, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("kind", "eta"), FRAMES[1:])  # the first is the table's own
@@ -265,5 +279,6 @@ class Claiming(sa.Solver):
 def test_a_study_of_weak_errors_does_not_call_a_slope_violated_that_still_rises(
     solver: sa.Solver, outcomes: tuple[str, ...]
 ) -> None:
-    result = measure(Study(solver, quantity=Weak(), steps=(8, 16, 32, 64), paths=4000, batch=4000))
+    setting = quick(sa.convergence.settings.mild(kind="flow"))
+    result = measure(Study(solver, setting, Weak(), steps=(8, 16, 32, 64), paths=4000, batch=4000))
     assert result.verdict.outcome in outcomes, result

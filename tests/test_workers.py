@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import os
+import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,7 @@ import pytest
 import torch
 
 import sdeadjoint as sa
+from sdeadjoint import cli, command_line
 from sdeadjoint.comparison import scene
 from sdeadjoint.convergence import Convergence, Gradient, Reverse, RoundTrip, Setting, Study, Weak, measure, settings
 
@@ -27,9 +33,13 @@ loky = pytest.importorskip("loky", reason="loky's pools of processes are tested 
 
 def processes(workers: int) -> ProcessPoolExecutor:
     """Workers that are forked from one process which has PyTorch loaded; those of loky start from nothing."""
+    return ProcessPoolExecutor(workers, mp_context=forkserver())
+
+
+def forkserver() -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sdeadjoint", __name__])
-    return ProcessPoolExecutor(workers, mp_context=context)
+    context.set_forkserver_preload(["sdeadjoint", "torch._dynamo", __name__])
+    return context
 
 
 @pytest.fixture(scope="module")
@@ -209,10 +219,9 @@ def test_what_is_no_executor_is_refused() -> None:
         measure(EULER, executor=4)  # type: ignore[arg-type]
 
 
+# One that is exact, one that warns, one that is neither, and one that is refused: each is a job of its own.
 METHODS = (
-    sa.comparison.Method("direct", sa.Direct()),
     sa.comparison.Method("snapshots", sa.Checkpoint(snapshots=2)),
-    sa.comparison.Method("reversible", sa.Reversible(), sa.Coupled(sa.Euler())),
     sa.comparison.Method("tight", sa.Reversible(tolerance=1e-30), sa.Coupled(sa.Euler())),
     sa.comparison.Method("last", sa.Truncated(last=1)),
     sa.comparison.Method("refused", sa.adjoint_dpm("euler")),
@@ -231,11 +240,12 @@ def compared(executor: Executor | None, **options: Any) -> tuple[sa.comparison.C
     return replace(found, measurements=tuple(replace(row, seconds=None) for row in found.measurements)), told
 
 
-def test_comparisons_do_not_depend_on_who_computes_them(pool: Executor, loky_pool: Executor, threads: Executor) -> None:
+def test_comparisons_do_not_depend_on_who_computes_them(pool: Executor, threads: Executor) -> None:
+    """Studies are compared with loky's too: jobs and results of both go through ``workers.shared``."""
     alone, told = compared(None)
     assert {row.method for row in alone.measurements if row.warnings} >= {"tight"}
     assert alone.at("refused", 3).refused
-    for executor in (pool, loky_pool, threads):
+    for executor in (pool, threads):
         found, also_told = compared(executor)
         assert found == alone
         assert sorted(also_told) == sorted(told)
@@ -247,3 +257,55 @@ def test_a_comparison_that_cannot_be_sent_is_refused(pool: Executor, threads: Ex
     compared(threads, loss=lambda x: x.sum(), methods=METHODS[:1], grids=scene.grid(2))
     with pytest.raises(TypeError, match="executor: got str; pass a concurrent"):
         compared("two")  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- a command that is interrupted
+
+
+def one_of_several(workers: int, *arguments: Any, **options: Any) -> ProcessPoolExecutor:
+    """Of the workers that a command asks for: each of them is spawned, imports PyTorch and is ended alike."""
+    assert workers == 2
+    return ProcessPoolExecutor(1, *arguments, **options)
+
+
+def interrupted_study(out: str, said: str) -> None:
+    """The command in a process group of its own, its exit status that of the process."""
+    os.setsid()
+    with open(said, "w", buffering=1) as sys.stderr, open(os.devnull, "w") as sys.stdout:
+        os.dup2(sys.stderr.fileno(), 2)  # of the workers and of the interpreter
+        command_line.ProcessPoolExecutor = one_of_several  # type: ignore[assignment, misc]
+        # Whoever runs the tests in the background may ignore interrupts, and children inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        arguments = ["--solver", "Euler", "--paths", "4000", "--batch", "10", "--workers", "2", "--out", out]
+        sys.exit(cli.main(["study", *arguments, "--steps", "8,16,64"]))
+
+
+def test_an_interrupt_ends_the_workers_too(tmp_path: Path) -> None:
+    """Two workers that are still starting are ended in test_convergence_command.py."""
+    said = tmp_path / "said"
+    child = forkserver().Process(target=interrupted_study, args=(str(tmp_path), str(said)))
+    child.start()
+    try:
+        waited = time.monotonic()
+        while not list(tmp_path.glob("record-*.jsonl")) and child.is_alive() and time.monotonic() - waited < 300:
+            time.sleep(0.05)
+        os.kill(child.pid, signal.SIGINT)
+        child.join(120.0)
+        assert child.exitcode == 130, said.read_text()
+        assert "run the same command again: it continues from" in said.read_text()
+        assert "Traceback" not in said.read_text()
+        waited = time.monotonic()
+        while _is_alive(child.pid) and time.monotonic() - waited < 120:
+            time.sleep(0.05)
+        assert not _is_alive(child.pid), "a worker of the group is left"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+
+
+def _is_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

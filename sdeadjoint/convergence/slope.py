@@ -14,7 +14,7 @@ Words that the whole laboratory uses:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -198,7 +198,7 @@ class _Law(NamedTuple):
 def _law(kept: Window, steps: tuple[int, ...], x: Array, y: Array, covariance: Array) -> _Law:
     """Fit a straight line or, where the levels show a floor, a power law on it."""
     use = kept.slice
-    found = fit_on_floor(x[use], y[use]) if kept.has_floor else None
+    found = (kept.on_floor or fit_on_floor(x[use], y[use])) if kept.has_floor else None
     if found is None:
         a, offset = _line(x[use], y[use], covariance[use, use])
         return _Law(-float(a @ y[use]), float(2.0 ** (offset @ y[use])), a, steps[use], kept.dropped, 0.0)
@@ -263,13 +263,17 @@ def _check(steps: tuple[int, ...], errors: Array, statistic: str) -> None:
 
 @dataclass(frozen=True)
 class Window:
-    """Levels ``first .. last`` (inclusive), whether they show or may have a floor, and what was left out."""
+    """Levels ``first .. last`` (inclusive), whether they show or may have a floor, and what was left out.
+
+    ``on_floor``: the law on a floor that was fitted to these levels on the way.
+    """
 
     first: int
     last: int
     has_floor: bool = False
     may_have_floor: bool = False
     dropped: tuple[Dropped, ...] = ()
+    on_floor: PowerOnFloor | None = field(default=None, repr=False, compare=False)
 
     @property
     def size(self) -> int:
@@ -319,8 +323,8 @@ def straight(window: Window, steps: Sequence[int], y: Array, covariance: Array) 
     while window.size > LEAST:
         use = window.slice
         x = np.log2(np.asarray(steps[use], dtype=np.float64))
-        bend = _floors_bend(x, y[use], covariance[use, use])
-        window = replace(window, may_have_floor=bend > POSSIBLE)
+        bend, on_floor = _floors_bend(x, y[use], covariance[use, use])
+        window = replace(window, may_have_floor=bend > POSSIBLE, on_floor=on_floor)
         if bend > HINT:
             return replace(window, has_floor=True)
         coarse = _coarsest(x, y[use], covariance[use, use])
@@ -328,28 +332,29 @@ def straight(window: Window, steps: Sequence[int], y: Array, covariance: Array) 
             break
         reason = f"{2**coarse.distance:.3g} times the line through the finer levels: pre-asymptotic"
         dropped = (*window.dropped, Dropped(steps[window.first], reason))
-        window = replace(window, first=window.first + 1, dropped=dropped)
+        window = replace(window, first=window.first + 1, dropped=dropped, on_floor=None)
     return window
 
 
-def _floors_bend(x: Array, y: Array, covariance: Array) -> float:
+def _floors_bend(x: Array, y: Array, covariance: Array) -> tuple[float, PowerOnFloor | None]:
     """Standard errors by which the line bends upwards at its fine end, as a floor makes it; 0 if at its coarse end.
+    And the law on a floor that was fitted for it.
 
     A floor's part in the square of the error grows by ``4^slope`` from level to level; that of a higher-order term
     fades like a power of the step. Where a fading term is as significant, the law that fits better decides.
     """
     if _significance(x**2, x, y, covariance) < POSSIBLE:
-        return 0.0
+        return 0.0, None
     found = fit_on_floor(x, y)
     if found is None:
-        return 0.0
+        return 0.0, None
     for power in (0.5, 1.0, 2.0):
         fading = 2.0 ** (-power * (x - x[0]))
         columns = np.stack([np.ones_like(x), x, fading], axis=1)
         cost = float(((y - columns @ np.linalg.lstsq(columns, y, rcond=None)[0]) ** 2).sum())
         if cost < found.cost / 2 and abs(_significance(fading, x, y, covariance)) > CLEAR:
-            return 0.0
-    return _significance(found.curve, x, y, covariance)
+            return 0.0, found
+    return _significance(found.curve, x, y, covariance), found
 
 
 def _significance(shape: Array, x: Array, y: Array, covariance: Array) -> float:
@@ -403,7 +408,7 @@ def fit_on_floor(x: Array, y: Array) -> PowerOnFloor | None:
     """
 
     def residuals(parameters: Array) -> Array:
-        return _model(x, parameters)[0] - y
+        return _curve(x, parameters) - y
 
     guesses = [_guess(x, y, start) for start in range(1, len(x) - 1)]
     start = min(guesses, key=lambda guess: float((residuals(guess) ** 2).sum()))
@@ -420,6 +425,13 @@ def _guess(x: Array, y: Array, start: int) -> Array:
     """``(c, p, q)``: the law from the first levels, the floor from the rest."""
     p, c = np.polyfit(x[: start + 1], y[: start + 1], 1)
     return np.array([c, max(-p, 0.1), 2 * y[start + 1 :].min() - 0.5])
+
+
+def _curve(x: Array, parameters: Array) -> Array:
+    """The curve alone."""
+    c, p, q = parameters
+    curve: Array = np.logaddexp2(2 * (c - p * x), q) / 2
+    return curve
 
 
 def _model(x: Array, parameters: Array) -> tuple[Array, Array, Array]:
