@@ -33,7 +33,7 @@ def square(x: Tensor) -> Tensor:
     return 0.5 * (x**2).sum()
 
 
-def arguments(sampler: Any = sa.samplers.ddim, *, dtype: torch.dtype = DOUBLE, steps: int = 5) -> dict[str, Any]:
+def arguments(sampler: Any = sa.samplers.ddim, *, dtype: torch.dtype = DOUBLE, steps: int = 3) -> dict[str, Any]:
     """A call with everything that can have a gradient."""
     frame, solver = sampler(SCHEDULE)
     grid = sa.uniform_logsnr(SCHEDULE, steps)
@@ -266,11 +266,11 @@ def test_a_tensor_given_twice_has_one_gradient() -> None:
 
 def test_guidance_scheduled_conditioning_and_shifted_noise_are_named() -> None:
     call = arguments(sa.samplers.sde_dpm_solver_pp_1)
-    slots = torch.linspace(-1, 1, 5 * 3 * 8, dtype=DOUBLE).reshape(5, 3, 8)
-    null = [torch.zeros(3, 8, dtype=DOUBLE, requires_grad=True) for _ in range(5)]
+    slots = torch.linspace(-1, 1, 3 * 3 * 8, dtype=DOUBLE).reshape(3, 3, 8)
+    null = [torch.zeros(3, 8, dtype=DOUBLE, requires_grad=True) for _ in range(3)]
     scale = torch.tensor(1.5, dtype=DOUBLE, requires_grad=True)
     guidance = sa.Guidance(scale, {"embedding": {"style": [sa.Scheduled(null)]}})
-    shifts = torch.zeros(5, 3, 6, dtype=DOUBLE, requires_grad=True)
+    shifts = torch.zeros(3, 3, 6, dtype=DOUBLE, requires_grad=True)
     call |= {
         "denoiser": sa.Denoiser(Mlp(6), SCHEDULE, guidance=guidance),
         "cond": {"embedding": {"style": [sa.Scheduled(slots.requires_grad_())]}},
@@ -278,7 +278,7 @@ def test_guidance_scheduled_conditioning_and_shifted_noise_are_named() -> None:
     }
     found = check(call)
     assert found.passed(EXACT)
-    slots_of_null = {f"guidance.unconditional.embedding.style[0][{n}]" for n in range(5)}
+    slots_of_null = {f"guidance.unconditional.embedding.style[0][{n}]" for n in range(3)}
     named = {row.name for row in found.rows} - PARAMETERS
     assert named == {"x_T", "cond.embedding.style[0]", "guidance.scale", "noise.shifts", *slots_of_null}
 
@@ -372,7 +372,7 @@ def test_a_tolerance_below_what_the_quotients_can_tell_is_refused() -> None:
 def test_the_table_is_aligned_and_the_numbers_are_plain() -> None:
     found = check(arguments(), adjoint=Scaled(1.01))
     lines = str(found).splitlines()
-    assert lines[0].startswith("Scaled(factor=1.01) with Euler(), 5 steps, float64, against plain autograd in float64")
+    assert lines[0].startswith("Scaled(factor=1.01) with Euler(), 3 steps, float64, against plain autograd in float64")
     header, rows = lines[2], lines[3 : 3 + len(found.rows)]
     for name in ("norm", "reference", "rel. error", "cosine"):
         end = header.index(name) + len(name)

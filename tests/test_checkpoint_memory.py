@@ -155,13 +155,13 @@ def test_large_gradients_with_hooks_threads_and_one_tensor_for_two_weights(monke
     assert torch.equal(total, got[0])
 
 
-@pytest.mark.parametrize("count", [2, 5, 10, 20])
+@pytest.mark.parametrize("count", [2, 5, 10])
 def test_no_states_but_the_snapshots_are_held(count: int) -> None:
     """In the backward pass too, which replaces those of the forward pass by later ones.
 
-    One snapshot more than ``count`` would be seen. 24 steps ask each of the counts for recomputations.
+    One snapshot more than ``count`` would be seen. 12 steps ask each of the counts for recomputations.
     """
-    bare, peak = (spent(sa.Checkpoint(snapshots), 24, sa.Euler())[1] for snapshots in (1, count))
+    bare, peak = (spent(sa.Checkpoint(snapshots), 12, sa.Euler())[1] for snapshots in (1, count))
     assert peak <= bare + (count - 1) * 4 * 64 * 8
 
 

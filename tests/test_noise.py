@@ -121,8 +121,9 @@ def test_seeds_are_independent(refinable: bool) -> None:
 
 @pytest.mark.parametrize("start", [0.7, -2.9, -0.9])
 def test_levy_area_is_the_integral_of_the_path(start: float) -> None:
-    # Trapezoids over N pieces miss an integral of Brownian motion by sqrt(h/12)/N, rms, after division by h.
-    steps, count = 128, 200
+    # Trapezoids over N pieces miss an integral of Brownian motion by sqrt(h/12)/N, rms, after division by h. Areas
+    # that are off by a hundredth of their size are seen.
+    steps, count = 64, 200
     coarse = [start, start + 2.2]
     fine = torch.linspace(coarse[0], coarse[1], steps + 1, dtype=F64).tolist()
     path = BrownianPath(1, refinable=True)
@@ -205,11 +206,9 @@ def test_tensors_held_do_not_grow_with_the_steps(refinable: bool) -> None:
         return sum(1 for item in gc.get_objects() if type(item) is Tensor and item.numel() == size)
 
     gc.disable()  # nothing waits for the collector to come round: it counts objects, not bytes
-    gc.freeze()  # what was there before need not be gone through
     try:
         few, many, rest = held(130), held(300), alive()  # one more in 34 steps would show
     finally:
-        gc.unfreeze()
         gc.enable()
     assert many <= few + 4
     assert many <= (88 if refinable else 25)  # four of them are no larger than a block

@@ -98,7 +98,7 @@ def peak(steps: int, eta: float) -> int:
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_memory_does_not_grow_with_the_number_of_steps(eta: float) -> None:
-    few, many = peak(10, eta), peak(25, eta)  # a state a step would be a twentieth more
+    few, many = peak(8, eta), peak(18, eta)  # a state a step would be 3 % more
     assert abs(many - few) <= 0.02 * few
 
 
@@ -113,7 +113,7 @@ def strayed(zeta: float, dtype: torch.dtype, **options: torch.dtype) -> float:
         sa.Denoiser(lambda x, t: network(x), SCHEDULE, "sample", **options),  # type: ignore[arg-type]
         x_T,
         frame=sa.Frame(SCHEDULE),
-        grid=sa.uniform_logsnr(SCHEDULE, 120),
+        grid=sa.uniform_logsnr(SCHEDULE, 60),
         solver=sa.Coupled(sa.Euler(), zeta),
         adjoint=sa.Reversible(0.05, watch=errors.append),
     )
@@ -126,14 +126,14 @@ def test_it_warns_when_the_way_back_strays_and_each_named_remedy_helps() -> None
     with pytest.warns(
         sa.RoundTripWarning, match=r"strayed by .*kind='flow'\), a larger zeta, x_T in float64 .*Checkpoint"
     ):
-        bad = strayed(0.95, torch.float32)
+        bad = strayed(0.9, torch.float32)
     assert bad > 0.05
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert strayed(0.999, torch.float32) < bad
-        # 0.95^-120 = 470 times some ulps of float64.
-        assert strayed(0.95, torch.float64, network_dtype=torch.float32) < 1e-11
-    solve = Solve(sa.Coupled(sa.Euler()), 100, 1.0, "noise", noise="replayed")
+        # 0.9^-60 = 560 times some ulps of float64.
+        assert strayed(0.9, torch.float64, network_dtype=torch.float32) < 1e-11
+    solve = Solve(sa.Coupled(sa.Euler()), 50, 1.0, "noise", noise="replayed")
     with pytest.warns(sa.RoundTripWarning, match=r"pass Frame\(\.\.\., eta=1\.0, kind='flow'\), a larger zeta"):
         solve.gradients(sa.Reversible())
     with warnings.catch_warnings():

@@ -14,10 +14,12 @@ from torch import Tensor
 import sdeadjoint as sa
 
 from .driven import PATHS, coarser, paths, randn, rms, slope
+from .predicted import predictor
 
 MARGIN = 0.15  # see test_derivations.py
 
 FLOW, DATA = sa.RectifiedFlow(), sa.problems.Mixture([0.4, 0.6], [-1.0, 1.0], [0.5, 0.3])
+PREDICTION = sa.Denoiser(predictor(FLOW, [0.4, 0.6], [[-1.0], [1.0]], [0.5, 0.3]), FLOW, "sample")
 
 
 @dataclass(frozen=True)
@@ -144,9 +146,7 @@ def test_orders_hold_from_alpha_zero(solver: sa.Solver, kind: str) -> None:
     errors = []
     for steps in (16, 32, 64):
         grid = sa.uniform_time(FLOW, steps, t_max=1.0, t_min=0.3)
-        errors.append(
-            sa.sample(DATA.denoiser(FLOW), x_T, frame=sa.Frame(FLOW, 0.0, kind), grid=grid, solver=solver) - exact
-        )
+        errors.append(sa.sample(PREDICTION, x_T, frame=sa.Frame(FLOW, 0.0, kind), grid=grid, solver=solver) - exact)
     assert slope(errors) > solver.claims.ode - MARGIN
 
 
@@ -166,5 +166,5 @@ def from_alpha_zero(solver: sa.Solver, steps: int) -> Tensor:
         noise = coarser(frame.noise_clock(grid).diff(), noise)
         grid = grid[::2]
     return sa.sample(
-        DATA.denoiser(FLOW), randn(PATHS, seed=3), frame=frame, grid=grid, solver=solver, noise=sa.FixedNoise(*noise)
+        PREDICTION, randn(PATHS, seed=3), frame=frame, grid=grid, solver=solver, noise=sa.FixedNoise(*noise)
     )  # fmt: skip

@@ -454,7 +454,8 @@ def test_the_order_is_that_of_the_start_and_one_more(
         errors.append(error(solver, nodes))
     check_order(torch.stack(errors), ode)
     if ode < order:  # and no more, once the error of the start is the largest
-        grids = ([0.5 * 4.0 ** (n / steps) for n in range(steps + 1)] for steps in (512, 1024))
+        coarse = 512 if order == 4 and variable == "clock" else 256  # polynomials of the clock through four nodes
+        grids = ([0.5 * 4.0 ** (n / steps) for n in range(steps + 1)] for steps in (coarse, 2 * coarse))
         rms = torch.stack([error(solver, nodes) for nodes in grids]).square().mean(1).sqrt()
         assert float((rms[0] / rms[1]).log2()) < ode + 0.5
 
@@ -608,9 +609,11 @@ def start_and_gradient() -> tuple[list[float], Tensor, Tensor]:
     return [t_max, t_min], x_T, MIXTURE.ode_gradient(x_T, SCHEDULE, t_max, t_min)  # p_T(x_T) / p_0(x_0)
 
 
-@pytest.mark.parametrize("kind", ["noise", "flow"])  # the data kind is measured for GUARANTEES
 @each_solver
-def test_order_of_the_gradient_in_x_T(solver: sa.Solver, kind: str) -> None:
+def test_order_of_the_gradient_in_x_T(solver: sa.Solver) -> None:
+    # Each is measured in the data kind too, for GUARANTEES. In the others the clock falls; a solver sees no more of
+    # them than the clock and a drift. Both variables of a method of Adams and Bashforth are in the same one.
+    kind = ("noise", "flow")[SOLVERS.index(solver) // 2 % 2]
     (t_max, t_min), start, exact = start_and_gradient()
     x_T = start.clone().requires_grad_()
     frame, errors = sa.Frame(SCHEDULE, kind=kind), []
