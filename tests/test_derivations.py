@@ -1,7 +1,7 @@
 """The derivations of theory/ in numbers: clocks (O4, D3, B1, B2) and gradients of the noise (N1 to N3, C7).
 
-Slopes are tested from one side, or from both where a statement says that no more is possible. 2000 paths leave 0.09 open
-in a slope over two halvings, and less in most (bootstrap); margins of 0.15 cover terms of the next order too.
+Slopes are tested from one side, or from both where a statement says that no more is possible. 2000 paths leave 0.09
+open in a slope over two halvings, and less in most (bootstrap); margins of 0.15 cover terms of the next order too.
 """
 
 from __future__ import annotations
