@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sys
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,8 +26,11 @@ from sdeadjoint.solvers import Drift, Interval, State
 # diffusers makes arrays of its tables in a way that NumPy will change.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 SCHEDULE = sa.VPLinear()
-SUBJECTS = tuple(subjects())
-NAMES = {subject.name for subject in SUBJECTS if subject.family == OURS}
+
+
+@cache
+def everything() -> tuple[Subject, ...]:
+    return tuple(subjects())
 
 
 def course(solver: sa.Solver, eta: float, kind: str = "data", steps: int = 8) -> Course:
@@ -37,12 +42,13 @@ def course(solver: sa.Solver, eta: float, kind: str = "data", steps: int = 8) ->
 
 
 def test_every_sampler_and_every_supported_scheduler_is_audited() -> None:
-    assert {"ddim", "deis", "edm_heun", "rex", "shark_sde", "uni_pc"} <= NAMES
+    names = {subject.name for subject in everything() if subject.family == OURS}
+    assert {"ddim", "deis", "edm_heun", "rex", "shark_sde", "uni_pc"} <= names
     assert {case.name for case in CASES} == set(READERS)
 
 
 def test_subjects_take_no_more_calls_than_they_are_given() -> None:
-    for subject in SUBJECTS:
+    for subject in everything():
         if subject.family == THEIRS:
             grid = subject.course(subject.steps(20)).grid
             assert len(grid) - 1 <= 20, subject.title
@@ -158,13 +164,17 @@ class Longer(sa.Solver):
         return y + 1.01 * (y1 - y), state
 
 
+FEW = Plan((12, 24, 48), paths=30, starts=16)
+QUICK = ("ddim", "sra1_sde", "DEISMultistepScheduler", "LCMScheduler")
+
+
 def measured(subject: Subject) -> Row:
-    (row,) = audit([subject], plan=Plan((12, 24, 48), paths=30, starts=16)).rows
+    (row,) = audit([subject], plan=FEW).rows
     return row
 
 
 def test_an_order_that_is_stated_too_high_is_told() -> None:
-    (ddim,) = (subject for subject in SUBJECTS if subject.name == "ddim")
+    (ddim,) = (subject for subject in everything() if subject.name == "ddim")
     right, wrong = measured(ddim), measured(replace(ddim, order=2.0))
     assert right.short == ()
     assert wrong.short == ("ode", "gradient")
@@ -173,7 +183,7 @@ def test_an_order_that_is_stated_too_high_is_told() -> None:
 
 def test_steps_that_are_a_hundredth_too_long_show() -> None:
     """Errors stop falling at about a hundredth. DDIM's own, of some per cent at 48 steps, would hide that."""
-    (right,) = (subject for subject in SUBJECTS if subject.name == "dpm_solver_pp_2m")
+    (right,) = (subject for subject in everything() if subject.name == "dpm_solver_pp_2m")
     solver = Longer(sa.DPMSolverPP2M())
     wrong = replace(right, course=lambda steps: right.course(steps)._replace(solver=solver), method=solver)
     rows = measured(right), measured(wrong)
@@ -182,7 +192,16 @@ def test_steps_that_are_a_hundredth_too_long_show() -> None:
     assert any("measured without noise" in finding.sentence for finding in rows[1].findings())
 
 
-def test_the_quick_audit_writes_page_numbers_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quick_audit_is_of_a_few() -> None:
+    names = {subject.name for subject in subjects(quick=True)}
+    assert names == {*QUICK, "DPMSolverMultistepScheduler"}
+
+
+def test_the_quick_audit_writes_page_numbers_and_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["sdeadjoint.audit.subjects"], "QUICK", QUICK)
+    monkeypatch.setattr(audit_command, "QUICK", FEW)  # enough for the orders below
     assert cli.main(["audit", "--quick", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "ddim" in said

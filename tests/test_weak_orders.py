@@ -107,8 +107,9 @@ def taught(s: float, y: Tensor, leaves: list[Tensor]) -> Tensor:
     return torch.stack([v * a * y[..., 0], a * y[..., 1] + v * c * y[..., 0] ** 2], -1)
 
 
-FREQUENCIES_ = torch.from_numpy(FREQUENCIES)
-AT = (torch.full((len(FREQUENCIES),), 0.2).double(), torch.full((len(FREQUENCIES),), 0.9).double())
+FREQUENCIES_ = torch.from_numpy(FREQUENCIES[::2].copy())  # each is a problem; ten of them leave slopes as they are
+PROBLEMS = len(FREQUENCIES_)
+AT = (torch.full((PROBLEMS,), 0.2).double(), torch.full((PROBLEMS,), 0.9).double())
 
 
 def mean_gradients(solver: sa.Solver, case: Triangular, steps: int) -> Tensor:
@@ -117,7 +118,7 @@ def mean_gradients(solver: sa.Solver, case: Triangular, steps: int) -> Tensor:
     s = case.nodes(steps)
     parts = (1.0, 1 / 12) if solver.claims.levy != "none" else (1.0,)
     points = 1 + 2 * len(parts) * steps
-    start = torch.tensor(START).double().expand(len(FREQUENCIES), 2)
+    start = torch.tensor(START).double().expand(PROBLEMS, 2)
     leaves = [torch.stack([leaf, leaf]).requires_grad_() for leaf in (start, *AT)]  # for a mean each: one backward pass
     y, state = leaves[0].expand(points, *leaves[0].shape), solver.initial_state
     for n, (s0, s1) in enumerate(pairwise(s.tolist())):
@@ -135,9 +136,12 @@ def mean_gradients(solver: sa.Solver, case: Triangular, steps: int) -> Tensor:
 
 @cache
 def exact_mean_gradients(falling: bool) -> Tensor:
-    """By RK4 with 512 steps on the equations of the two means, whose derivatives it takes along."""
+    """By RK4 with 256 steps on the equations of the two means, whose derivatives it takes along.
+
+    It is off by 4e-9; the least error to be measured, of AdamsBashforth(4) on 128 steps, is 1e-5.
+    """
     case = Triangular(falling)
-    start = torch.tensor(START).double().expand(len(FREQUENCIES), 2).clone()
+    start = torch.tensor(START).double().expand(PROBLEMS, 2).clone()
     leaves = [leaf.clone().requires_grad_() for leaf in (start, *AT)]
     means = torch.stack([leaves[0][:, 0] ** 2, leaves[0][:, 1]])
 
@@ -147,7 +151,7 @@ def exact_mean_gradients(falling: bool) -> Tensor:
         slope = -s / 2 if falling else 1.0  # of the noise clock
         return torch.stack([2 * v * a * means[0] + slope, a * means[1] + v * c * means[0]])
 
-    for s0, s1 in pairwise(case.nodes(512).tolist()):
+    for s0, s1 in pairwise(case.nodes(256).tolist()):
         means, _ = sa.RK4().step(right, sa.Interval(s0, s1), means, ())
     found = [torch.autograd.grad(mean.sum(), leaves, retain_graph=True, allow_unused=True) for mean in means]
     return torch.cat([grad.flatten() for grads in found for grad in grads if grad is not None]).detach()
@@ -177,8 +181,8 @@ def test_weak_order_of_mean_gradients_of_everything(solver: sa.Solver) -> None:
 # ---------------------------------------------------------------- one-step methods: any function, by quadrature
 
 
-Y = np.linspace(-7.0, 7.0, 501)
-NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(10)
+Y = np.linspace(-7.0, 7.0, 201)  # 501 points and 10 nodes change no slope on the last two grids by more than 0.01
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(7)
 
 
 def expectation(solver: sa.Solver, steps: int, drift: Drift = drift) -> np.ndarray:
@@ -247,7 +251,7 @@ def test_weak_order_of_the_mean_gradient_in_a_parameter(solver: RungeKutta, of: 
 
 # ---------------------------------------------------------------- pairs: any function, by quadrature in two variables
 
-COARSE_Y = np.linspace(-7.0, 7.0, 201)
+COARSE_Y = np.linspace(-7.0, 7.0, 101)  # 201 points change no slope by more than 0.02
 FEW, FEW_WEIGHTS = np.polynomial.hermite_e.hermegauss(6)
 GAPS = 0.3 * np.cos(np.pi * (2 * np.arange(5) + 1) / 10)  # of the copies; they are of size h and smaller
 
