@@ -136,22 +136,24 @@ def truth(name: str) -> list[Tensor]:
     return trajectory(sa.ShARK(), drift, s.tolist(), randn(PATHS, seed=3), noise)[0]
 
 
+@cache
+def there_and_back(solver: sa.Solver, name: str, level: int) -> tuple[Tensor, Tensor]:
+    """The states in the middle and at the start that are found backwards from the end of a solve."""
+    s, _, noise = levels(name)[level]
+    end = solve(solver, drift, s.tolist(), randn(PATHS, seed=3), noise)
+    states = back(solver, drift, s.tolist(), end, noise)
+    return states[len(s) // 2].clone(), states[0].clone()  # and not views of all states
+
+
 def of_reconstructions(solver: sa.Solver, name: str) -> Errors:
     """C6, 1: of states found backwards, against the solution at the node in the middle, 16 to 128 steps."""
-    errors = []
-    for s, _, noise in levels(name)[:4]:
-        end = solve(solver, drift, s.tolist(), randn(PATHS, seed=3), noise)
-        errors.append(back(solver, drift, s.tolist(), end, noise)[len(s) // 2] - truth(name)[256])
-    return errors
+    return [there_and_back(solver, name, level)[0] - truth(name)[256] for level in range(4)]
 
 
 def of_returns(solver: sa.Solver, name: str) -> Errors:
     """R8: from the start, of a solve and its way back, 32 to 128 steps."""
-    errors, start = [], randn(PATHS, seed=3)
-    for s, _, noise in levels(name)[1:4]:
-        end = solve(solver, drift, s.tolist(), start, noise)
-        errors.append(back(solver, drift, s.tolist(), end, noise)[0] - start)
-    return errors
+    start = randn(PATHS, seed=3)
+    return [there_and_back(solver, name, level)[1] - start for level in range(1, 4)]
 
 
 def of_copies(base: RungeKutta, zeta: float, name: str) -> Errors:

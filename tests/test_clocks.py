@@ -76,7 +76,7 @@ def truth(name: str) -> Tensor:
         return flat(drift(torch.tensor(s, dtype=DOUBLE), parts.reshape(y0.shape))).numpy()
 
     # Its steps must not miss the pulse.
-    found = solve_ivp(field, (s0, s1), flat(y0).numpy(), "DOP853", rtol=1e-11, atol=1e-12, max_step=(s1 - s0) / 100)
+    found = solve_ivp(field, (s0, s1), flat(y0).numpy(), "DOP853", rtol=1e-9, atol=1e-10, max_step=(s1 - s0) / 100)
     return torch.from_numpy(found.y[:, -1])
 
 
@@ -87,7 +87,7 @@ def test_fewer_calls_than_a_uniform_clock_of_equal_error(name: str, solver: sa.S
     drift, y0, s0, s1 = PROBLEMS[name]
     counted = Counted(drift)
     with torch.no_grad():
-        clock = sa.adaptive_clock(counted, y0, s0, s1, rtol=1e-5, atol=1e-7, solver=solver)
+        clock = sa.adaptive_clock(counted, y0, s0, s1, rtol=3e-5, atol=3e-7, solver=solver)
         got = sa.solve(counted, y0, clock=clock, solver=solver)
         steps = counted.calls // solver.claims.evaluations
         uniform = sa.solve(drift, y0, clock=torch.linspace(s0, s1, steps + 1).double(), solver=solver)
@@ -132,7 +132,7 @@ def test_a_sampler_on_its_own_grid(eta: float) -> None:
         )
         for tol, solver in ((0.3, sa.BogackiShampine()), (0.03, sa.BogackiShampine()))
     ]
-    fine = sa.uniform_logsnr(SCHEDULE, 256, t_max=0.9, t_min=0.05)
+    fine = sa.uniform_logsnr(SCHEDULE, 96, t_max=0.9, t_min=0.05)
     call = {"frame": frame, "noise": noise, "solver": sa.BogackiShampine()}
     truth = sa.sample(denoiser, x_T, grid=fine, **call)
     errors = [float((sa.sample(denoiser, x_T, grid=grid, **call) - truth).norm() / truth.norm()) for grid in grids]

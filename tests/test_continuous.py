@@ -553,10 +553,10 @@ def test_samples_are_directs_and_gradients_are_near(
     assert torch.equal(got, want)
     losses = [out[[10, -1]].sin().sum() if trajectory else out.sin().sum() for out in (got, want)]
     pairs = zip(*(torch.autograd.grad(loss, problem.leaves) for loss in losses), strict=True)
-    # Over 552 combinations the worst (first order, on a path) is 34 % off, with a cosine of 0.993.
+    # Over 608 combinations the worst (first order, on a path) is 18 % off, with a cosine of 0.998.
     for a, b in pairs:
-        assert relative(a, b) <= 0.4
-        assert float(torch.cosine_similarity(a.flatten(), b.flatten(), dim=0)) > 0.98
+        assert relative(a, b) <= 0.2
+        assert float(torch.cosine_similarity(a.flatten(), b.flatten(), dim=0)) > 0.995
 
 
 def test_what_gradients_reach() -> None:

@@ -449,11 +449,11 @@ def test_memory_does_not_depend_on_the_iterations() -> None:
         method = eq.FixedPoint(max_iterations=2000)
         with sa.memory.PeakMemory() as memory:
             start = torch.zeros(16, 64, dtype=DOUBLE)
-            z = eq.solve(f, start, {"x": x}, tol=1e-8, method=method, watch=reports.append)
+            z = eq.solve(f, start, {"x": x}, tol=1e-5, method=method, watch=reports.append)
             z.sum().backward()
         return memory.peak, int(reports[0].iterations.max())
 
-    (few, short), (many, long) = peak(0.5), peak(0.05)
+    (few, short), (many, long) = peak(0.5), peak(0.06)
     assert long > 5 * short
     assert many == few
 

@@ -53,7 +53,7 @@ def test_the_density_of_a_mixture(kind: str) -> None:
     """In every kind, with RK4's order: half the steps have some 16 times the error."""
     x, frame, differences = 0.9 * drawn(5, 2), sa.Frame(VP, kind=kind), []
     want = MIXTURE.log_prob(x, ENDS["t_min"], VP)
-    for steps in (20, 40):
+    for steps in (12, 24):
         with torch.no_grad():
             found = sa.log_likelihood(
                 MIXTURE.denoiser(VP), x, grid=grid(steps), solver=sa.RK4(), frame=frame, prior=at_start(MIXTURE)
@@ -62,7 +62,7 @@ def test_the_density_of_a_mixture(kind: str) -> None:
     assert differences[1] < min(1e-4, differences[0] / 10), differences
     assert found.log_prob.dtype == DOUBLE
     assert torch.equal(found.standard_error, torch.zeros(5, dtype=DOUBLE))
-    back = sa.sample(MIXTURE.denoiser(VP), found.x_T, frame=frame, grid=grid(40), solver=sa.RK4())
+    back = sa.sample(MIXTURE.denoiser(VP), found.x_T, frame=frame, grid=grid(24), solver=sa.RK4())
     assert torch.allclose(back, x, rtol=0, atol=1e-4)
 
 
@@ -72,9 +72,9 @@ def test_the_latent_is_normal_unless_something_else_is_known() -> None:
     found = sa.log_likelihood(problem.denoiser(VP), x, grid=sa.uniform_logsnr(VP, 60), solver=sa.RK4())
     want = problem.log_prob(x, VP.t_min, VP)
     assert torch.allclose(found.log_prob, want, rtol=0, atol=1e-3)
-    known = sa.log_likelihood(
-        problem.denoiser(VP), x, grid=sa.uniform_logsnr(VP, 60), solver=sa.RK4(), prior=at_start(problem, VP.t_max)
-    )
+    call = {"grid": sa.uniform_logsnr(VP, 4), "solver": sa.RK4()}  # the latent is the same whatever its density
+    found = sa.log_likelihood(problem.denoiser(VP), x, **call)
+    known = sa.log_likelihood(problem.denoiser(VP), x, prior=at_start(problem, VP.t_max), **call)
     difference = problem.log_prob(found.x_T, VP.t_max, VP) - normal(found.x_T, VP.sigma(VP.t_max))
     assert torch.allclose(known.log_prob - found.log_prob, difference, rtol=0, atol=1e-12)
 
@@ -136,7 +136,7 @@ def test_the_two_densities_of_a_network_approach_each_other(solver: sa.Solver, o
     """A network without a potential, whose Jacobian is not symmetric; half the steps have 2^order times it."""
     network = Mlp(3)
     denoiser, frame, differences = sa.Denoiser(network, VP, "sample"), sa.Frame(VP), []
-    for steps in (16, 32, 64):
+    for steps in (10, 20, 40):
         with torch.no_grad():
             exact = sa.pushforward_log_prob(denoiser, drawn(2, 3), frame=frame, grid=grid(steps), solver=solver)
             found = sa.log_likelihood(denoiser, exact.x_0, grid=grid(steps), solver=solver, frame=frame)
@@ -251,15 +251,19 @@ DIRECT: dict[tuple[str, str], list[Tensor]] = {}
 """The gradients of plain autograd, for all adjoints that are compared with them."""
 
 
-@pytest.mark.parametrize(
-    "divergence", [sa.ExactDivergence(), sa.Hutchinson(2), sa.Hutchinson(1, [3, 4], "normal")], ids=repr
-)
-@pytest.mark.parametrize("solver", [sa.Heun(), sa.AdamsBashforth(2, "clock"), sa.Coupled(sa.Heun())], ids=repr)
-@pytest.mark.parametrize(
-    "adjoint", [sa.Checkpoint(), sa.Checkpoint(2), sa.Checkpoint(memory="10MB"), sa.Reversible()], ids=repr
-)
-def test_gradients_are_those_of_plain_autograd(divergence: Any, solver: sa.Solver, adjoint: sa.Adjoint) -> None:
-    """In x_0, Scheduled conditioning, guidance and weights: to the round-off of some hundred products."""
+DIVERGENCES = [sa.ExactDivergence(), sa.Hutchinson(2), sa.Hutchinson(1, [3, 4], "normal")]
+ONE_STEP_OR_NOT = [sa.Heun(), sa.AdamsBashforth(2, "clock"), sa.Coupled(sa.Heun())]
+ADJOINTS = [sa.Checkpoint(), sa.Checkpoint(2), sa.Checkpoint(memory="10MB"), sa.Reversible()]
+
+
+@pytest.mark.parametrize("solver", ONE_STEP_OR_NOT, ids=repr)
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)
+def test_gradients_are_those_of_plain_autograd(solver: sa.Solver, adjoint: sa.Adjoint) -> None:
+    """In x_0, Scheduled conditioning, guidance and weights: to the round-off of some hundred products.
+
+    Each divergence meets each solver and each adjoint: it is a part of the drift, of which neither knows more.
+    """
+    divergence = DIVERGENCES[(ONE_STEP_OR_NOT.index(solver) + ADJOINTS.index(adjoint)) % 3]
     if adjoint == sa.Reversible() and solver != sa.Coupled(sa.Heun()):
         adjoint = sa.Checkpoint(1)
     if (case := (repr(divergence), repr(solver))) not in DIRECT:
@@ -290,16 +294,16 @@ def test_the_graph_of_one_step_is_alive_at_a_time(adjoint: sa.Adjoint, most: int
 
 
 def test_the_gradient_in_x_0_is_the_score() -> None:
-    """RK4 at 64 steps, as the density itself; and one more derivative."""
+    """RK4 at 40 steps, as the density itself; and one more derivative."""
     x = (0.9 * drawn(4, 2)).requires_grad_()
-    found = sa.log_likelihood(MIXTURE.denoiser(VP), x, grid=grid(64), solver=sa.RK4(), prior=at_start(MIXTURE))
+    found = sa.log_likelihood(MIXTURE.denoiser(VP), x, grid=grid(40), solver=sa.RK4(), prior=at_start(MIXTURE))
     (got,) = torch.autograd.grad(found.log_prob.sum(), x)
     assert torch.allclose(got, MIXTURE.score(x.detach(), ENDS["t_min"], VP), rtol=0, atol=1e-5)
 
 
 def test_continuous_adjoints_approach_it() -> None:
     x, differences = 0.9 * drawn(3, 2), []
-    for steps in (16, 32, 64):
+    for steps in (12, 24, 48):
         both = []
         for adjoint in (sa.Direct(), sa.ContinuousAdjoint(solver=sa.Heun(), states="recorded")):
             start = x.clone().requires_grad_()

@@ -72,16 +72,15 @@ def agrees(call: Callable[[sa.Adjoint], Tensor], leaves: list[Tensor]) -> None:
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 def test_products_are_those_of_direct(solver: sa.Solver, eta: float) -> None:
-    """Each solver meets each adjoint, and each adjoint both kinds of noise and of answers, on ODEs and on SDEs.
+    """Each adjoint meets both kinds of noise and of answers, on ODEs and on SDEs, with seven solvers.
 
     ``Recursion.step`` is all that the adjoints know of a solver, and ``Carry`` all that they know of its memory.
     """
     which = SOLVERS.index(solver)
-    trajectory, noise = ((False, "fixed"), (True, "shifted"))[which // 2 % 2]
+    trajectory, noise = ((False, "fixed"), (True, "shifted"))[which // 4 % 2]
     solve = Solve(solver, 4, eta, noise=noise, options={"trajectory": trajectory})
-    want = solved(solve, sa.Direct())
-    for adjoint in CHECKPOINTS[(which + (eta > 0)) % 2 :: 2]:
-        assert worst(solved(solve, adjoint), want) <= ALLOWED
+    adjoint = CHECKPOINTS[(which + 2 * (eta > 0)) % 4]
+    assert worst(solved(solve, adjoint), solved(solve, sa.Direct())) <= ALLOWED
 
 
 @pytest.mark.parametrize("kind", ["data", "noise", "flow"])
@@ -93,8 +92,8 @@ def test_kinds_and_a_last_step_to_zero(kind: str) -> None:
         assert worst(solved(solve, adjoint), want) <= ALLOWED
 
 
-def test_the_functions_of_pytorch(x_T: Tensor) -> None:
-    network, v = Mlp(4), torch.linspace(0, 1, 12, dtype=DOUBLE).reshape(3, 4)
+def test_the_functions_of_pytorch() -> None:
+    network, x_T, v = Mlp(2), weight(2, 2), torch.linspace(0, 1, 4, dtype=DOUBLE).reshape(2, 2)
     functional = torch.autograd.functional
 
     def loss(adjoint: sa.Adjoint) -> Callable[[Tensor], Tensor]:
@@ -280,11 +279,11 @@ def test_the_second_derivative_of_quantile_transport() -> None:
     """On scalar data the ODE's map is ``F_0^-1(F_T(x))``: RK4 comes to its second derivative with order 4."""
     mixture = sa.problems.Mixture([0.4, 0.6], [-1.0, 0.8], 0.2)
     x = torch.linspace(-1.5, 1.5, 5, dtype=DOUBLE).reshape(-1, 1).requires_grad_()
-    t_max, t_min = 0.9, 0.05
+    t_max, t_min = 0.5, 0.1
     (slope,) = torch.autograd.grad(mixture.ode_map(x, SCHEDULE, t_max, t_min).sum(), x, create_graph=True)
     (want,) = torch.autograd.grad(slope.sum(), x)
     errors = []
-    for steps in (16, 32, 64):
+    for steps in (6, 12, 24):
         out = sa.sample(
             mixture.denoiser(SCHEDULE), x, frame=sa.Frame(SCHEDULE),
             grid=sa.uniform_logsnr(SCHEDULE, steps, t_max=t_max, t_min=t_min), solver=sa.RK4(),
@@ -326,23 +325,23 @@ def jacobian(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 # Products of the loss's curvature.
 
 
-def test_gauss_newton_products_and_the_largest_curvature(x_T: Tensor) -> None:
-    network, v = Mlp(4), torch.linspace(-1, 1, 12, dtype=DOUBLE).reshape(3, 4)
+def test_gauss_newton_products_and_the_largest_curvature() -> None:
+    network, x_T, v = Mlp(3), weight(2, 3), torch.linspace(-1, 1, 6, dtype=DOUBLE).reshape(2, 3)
 
     def loss(x: Tensor) -> Tensor:
         return torch.cosh(x).sum()
 
-    J = jacobian(lambda x: sampled(network, x, sa.Direct(), "heun"), x_T.detach()).reshape(12, 12)
+    J = jacobian(lambda x: sampled(network, x, sa.Direct(), "heun"), x_T.detach()).reshape(6, 6)
     for adjoint in (sa.Direct(), sa.Checkpoint(), sa.Checkpoint(2)):
         x_0 = sampled(network, x_T, adjoint, "heun")
         G = J.T @ torch.diag(torch.cosh(x_0.detach().flatten())) @ J
         got = sa.gauss_newton_product(x_0, x_T, v, loss=loss)
         both = sa.gauss_newton_product(x_0, [x_T, network.unused], [v, torch.ones(3, dtype=DOUBLE)], loss=loss)
-        want = (G @ v.flatten()).reshape(3, 4)
+        want = (G @ v.flatten()).reshape(2, 3)
         assert worst((got, both[0]), (want, want)) <= ALLOWED
         assert not both[1].any()
-        assert torch.autograd.grad(x_0.sum(), x_T, retain_graph=True)[0].shape == (3, 4)  # its graph is still there
-    top = sa.largest_curvature(lambda v: sa.gauss_newton_product(x_0, x_T, v, loss=loss), v, products=60)
+        assert torch.autograd.grad(x_0.sum(), x_T, retain_graph=True)[0].shape == (2, 3)  # its graph is still there
+    top = sa.largest_curvature(lambda v: sa.gauss_newton_product(x_0, x_T, v, loss=loss), v, products=24)
     # The bound is to some eigenvalue, and no Rayleigh quotient exceeds the largest.
     eigenvalues = torch.linalg.eigvalsh(G)
     assert float((eigenvalues - top.value).abs().min()) <= top.residual + 1e-12 * float(eigenvalues[-1])
@@ -479,9 +478,11 @@ def fewest(steps: int, snapshots: int) -> int:
     return min(m + fewest(steps - m, snapshots - 1) + fewest(m, snapshots) for m in range(1, steps))
 
 
-# Four snapshots take one repetition of a step more for 23 than for 12: C(4 + 2, 4) = 15 lies between.
-@pytest.mark.parametrize("steps", [12, 23])
-@pytest.mark.parametrize(("snapshots", "pairs"), [(1, 1), (2, 3), (3, 4), (4, 6)])
+# Four snapshots take one repetition of a step more for 23 than for 12: C(4 + 2, 4) = 15 lies between. From one state
+# there is nothing but to start anew, for any number of steps.
+@pytest.mark.parametrize(
+    ("snapshots", "pairs", "steps"), [(1, 1, 9), (2, 3, 12), (3, 4, 12), (4, 6, 12), (2, 3, 17), (4, 6, 23)]
+)
 def test_calls_with_snapshots(snapshots: int, pairs: int, steps: int) -> None:
     """The gradient is taken twice, once through the loss; tangents are advanced from three halves as many states."""
     calls = called(sa.Checkpoint(snapshots), steps, second=False)
@@ -535,10 +536,10 @@ def spent(adjoint: sa.Adjoint, steps: int, *, second: bool) -> tuple[int, int]:
 def test_calls_and_bytes() -> None:
     """Bytes per step: the state, its tangent, and no more than one adjoint; none with snapshots."""
     state = 4 * 64 * 8
-    few, many = (spent(sa.Checkpoint(), steps, second=True) for steps in (20, 40))
-    first = [spent(sa.Checkpoint(), steps, second=False) for steps in (20, 40)]
-    assert many[0] == 5 * 40  # to sample, for the gradient, for tangents, for the second sweep, and through the loss
-    grown = (many[1] - few[1]) / 20
-    assert grown <= (first[1][1] - first[0][1]) / 20 + 2 * state
-    few, many = (spent(sa.Checkpoint(4), steps, second=True) for steps in (20, 40))
-    assert many[1] - few[1] <= 20 * state / 4
+    few, many = (spent(sa.Checkpoint(), steps, second=True) for steps in (12, 24))
+    first = [spent(sa.Checkpoint(), steps, second=False) for steps in (12, 24)]
+    assert many[0] == 5 * 24  # to sample, for the gradient, for tangents, for the second sweep, and through the loss
+    grown = (many[1] - few[1]) / 12
+    assert grown <= (first[1][1] - first[0][1]) / 12 + 2 * state
+    few, many = (spent(sa.Checkpoint(4), steps, second=True) for steps in (12, 24))
+    assert many[1] - few[1] <= 12 * state / 4

@@ -124,8 +124,8 @@ MULTISTEP = [solver for solver in SOLVERS if isinstance(solver, sa.DPMSolverPP2M
 @pytest.mark.parametrize("solver", MULTISTEP, ids=repr)
 def test_sweeps_contract_with_the_step(solver: sa.Solver) -> None:
     """By O(h) where steps are of bounded variation. Where they alternate there is no contraction."""
-    even = [contraction(solver, torch.ones(steps).double()) for steps in (32, 64, 128)]
-    alternating = [contraction(solver, 1.0 + 2.0 * (torch.arange(steps).double() % 2)) for steps in (32, 64)]
+    even = [contraction(solver, torch.ones(steps).double()) for steps in (24, 48, 96)]
+    alternating = [contraction(solver, 1.0 + 2.0 * (torch.arange(steps).double() % 2)) for steps in (24, 48)]
     if solver == sa.AdamsBashforth(1, solver.variable if isinstance(solver, sa.AdamsBashforth) else "log"):
         assert max(even) < 1e-6  # Euler's method has no defect
     else:
@@ -160,7 +160,7 @@ def with_a_smooth_function() -> Tensor:
         return torch.tanh(x + torch.sin(2 * SCHEDULE.lam(t))[:, None])
 
     denoiser = sa.Denoiser(network, SCHEDULE, "sample", time_dtype=torch.float64)
-    return sa.sample(denoiser, START, frame=sa.Frame(SCHEDULE), grid=even_grid(256), solver=sa.RK4())
+    return sa.sample(denoiser, START, frame=sa.Frame(SCHEDULE), grid=even_grid(128), solver=sa.RK4())
 
 
 def alternating(steps: int) -> Tensor:
@@ -169,8 +169,11 @@ def alternating(steps: int) -> Tensor:
 
 @cache
 def with_slots_on_finer_steps(steps: int) -> Tensor:
-    """The solution of the equation whose drift is constant in its slot on each step: errors of 1e-7 and less."""
-    return with_slots(sa.RK4(), alternating(steps).repeat_interleave(4))
+    """The solution of the equation whose drift is constant in its slot on each step.
+
+    Its error is a sixteenth of RK4's on the steps themselves: that changes no slope, and is nothing beside the others'.
+    """
+    return with_slots(sa.RK4(), alternating(steps).repeat_interleave(2))
 
 
 @pytest.mark.parametrize(
