@@ -78,6 +78,15 @@ class Network(nn.Module):
         return self.outward(h)
 
 
+class Experts(Network):
+    """One block for the noisy half of the times, the other for the rest."""
+
+    def forward(self, x: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
+        h = torch.tanh(self.inward(torch.cat([x, t[:, None].to(x.dtype)], 1)))
+        h = h if z is None else h + torch.sin(z)
+        return self.outward(self.blocks[int(t[0] < 0.5)](h))
+
+
 def with_adapters(network: Network) -> Network:
     """The same with a frozen base and trained updates of low rank."""
     network.requires_grad_(False)
@@ -188,6 +197,18 @@ def replicated(mode: str, outside: bool, adjoint: sa.Adjoint, steps: int, rank: 
         call: nn.Module = DistributedDataParallel(sampler(network, adjoint, steps), **MODES[mode])
     else:
         call = sampler(DistributedDataParallel(network, **MODES[mode]), adjoint, steps)
+    return iterations(network, call, part, want)
+
+
+def by_time(outside: bool, adjoint: sa.Adjoint, rank: int, world: int) -> dict[str, Any]:
+    """Weights that some steps use and others do not, under the wrapper that looks for unused ones."""
+    network, part, steps = Experts(), Part(rank, world), 4
+    want = expected(Experts(), adjoint, steps)
+    options = MODES["find_unused_parameters"]
+    if outside:
+        call: nn.Module = DistributedDataParallel(sampler(network, adjoint, steps), **options)
+    else:
+        call = sampler(DistributedDataParallel(network, **options), adjoint, steps)
     return iterations(network, call, part, want)
 
 
@@ -335,6 +356,7 @@ def table() -> dict[str, Program]:
                 if (p + a + k) % 2 == 0:  # every two of policy, place and adjoint once, as above
                     found[f"FSDP2 {policy}, {place}, {name}"] = functools.partial(sharded, outside, policy, adjoint)
         found[f"accelerate, {place}"] = functools.partial(accelerated, outside, sa.Checkpoint())
+        found[f"DDP experts by time, {place}"] = functools.partial(by_time, outside, sa.Checkpoint())
         found[f"DDP nine steps, {place}"] = functools.partial(replicated, "plain", outside, sa.Checkpoint(), 9)
         for keep in (True, False):
             found[f"FSDP1 use_orig_params={keep}, {place}"] = functools.partial(flat, outside, keep, sa.Checkpoint())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -84,10 +85,10 @@ def from_diffusers(
     Errors: ``ValueError`` that names the scheduler and the setting, for whatever cannot be matched.
     """
     try:
-        import diffusers
+        import diffusers  # noqa: F401
     except ImportError as error:
         raise ImportError("from_diffusers needs diffusers; pip install 'sdeadjoint[diffusers]'") from error
-    if isinstance(model, diffusers.DiffusionPipeline):
+    if _is_pipeline(model):
         name = type(model).__name__
         raise TypeError(f"model: got the pipeline {name}; pass its unet or transformer, and its scheduler")
     reading = read(scheduler, eta)
@@ -107,6 +108,12 @@ def from_diffusers(
     times = SchedulerGrid(twin_of(scheduler), reading.nodes, reading.timesteps, mu, lowered)
     chosen = reading.sampler if sampler is None else sampler(reading.sampler.frame.schedule)
     return adapter(network, chosen, reading.prediction, guidance, times)
+
+
+def _is_pipeline(model: object) -> bool:
+    """Whether a model is a pipeline of diffusers. Their module takes seconds to import, and is there where one is."""
+    pipelines = sys.modules.get("diffusers.pipelines.pipeline_utils")
+    return pipelines is not None and isinstance(model, pipelines.DiffusionPipeline)
 
 
 def check_rescale(guidance: Guidance | None, preconditioning: Preconditioning | None) -> None:
