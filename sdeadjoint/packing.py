@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -56,13 +57,15 @@ class Packing:
         batch = sizes.pop() if len(sizes) == 1 else None
         return cls(nests.emptied(nest), shapes, batch)
 
-    @property
+    @cached_property
     def is_trivial(self) -> bool:
         """Whether the nest is one tensor."""
         return not is_nest(self.structure)
 
     def tensors(self, nest: Any) -> list[Tensor]:
         """The tensors of a nest like this one, in this one's order; ``MismatchError`` for one that is not like it."""
+        if self.is_trivial and isinstance(nest, Tensor) and nest.shape == self.shapes[0]:
+            return [nest]
         try:
             found = list(aligned(self.structure, nest))
             fits = [isinstance(t, Tensor) and tuple(t.shape) for t in found] == list(self.shapes)
@@ -108,6 +111,8 @@ class Packing:
 
     def unpack(self, y: Tensor) -> Any:
         """The nest from the packed tensor: copies, each of which may be changed in place."""
+        if self.is_trivial:
+            return y.clone()
         return nests.refilled(self.structure, (part.clone() for part in self.parts(y)))
 
 

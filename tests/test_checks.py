@@ -85,7 +85,17 @@ def named(value: Any) -> str:
     return getattr(value, "__name__", "") or re.sub(r" object at 0x\w+", "", repr(value))[:60]
 
 
-@pytest.mark.parametrize("solver", strategies.SOLVERS, ids=repr)
+# Adams and Bashforth's order, variable and start act in lines of their own (nodes, weights, first steps): each order is
+# here, with a start and without, and each variable with both of these.
+CHECKED = [
+    solver
+    for solver in strategies.SOLVERS
+    if not isinstance(solver, sa.AdamsBashforth)
+    or (solver.order + (solver.variable == "log") + (solver.start is None)) % 2
+]
+
+
+@pytest.mark.parametrize("solver", CHECKED, ids=repr)
 def test_every_exported_solver_passes(solver: sa.Solver) -> None:
     check_solver(solver)
 
