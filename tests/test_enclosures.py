@@ -73,7 +73,7 @@ class Leaning(Solver):
 
     def step(self, drift: Drift, interval: Interval, y: Tensor, state: State) -> tuple[Tensor, State]:
         def leaning(s: float, Y: Tensor) -> Tensor:
-            return _Off.apply(drift(s, Y)) if interval.s0 == self.start else drift(s, Y)
+            return _Off.apply(drift(s, Y)) if math.isclose(interval.s0, self.start) else drift(s, Y)
 
         return self.base.step(leaning, interval, y, state)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -116,6 +119,54 @@ def test_a_dictionary_that_is_empty_in_the_forward_pass(change: str, made: Calla
             out.sum().backward()
     else:
         out.sum().backward()
+
+
+class Rolled(Base):
+    """A branch of zeros that is rolled by a number, which shows neither in the state nor in the graph's numbers."""
+
+    def __init__(self, by: Any) -> None:
+        super().__init__()
+        self.by, self.B = by, nn.Parameter(torch.zeros(4, 4, dtype=DOUBLE))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        by = self.by if isinstance(self.by, np.integer) else self.by[0]
+        return super().forward(x, t) + x.roll(int(by), 1) @ self.B
+
+
+@pytest.mark.parametrize("by", [np.array([1, 2]), np.int64(1), deque([1, 2]), [1, 2]], ids=lambda by: type(by).__name__)
+def test_numbers_in_arrays_and_queues(by: Any, x_T: Tensor) -> None:
+    network = Rolled(copy.deepcopy(by))
+    sampled(network, x_T, sa.Checkpoint()).sum().backward()
+    out = sampled(network, x_T, sa.Checkpoint())
+    if isinstance(by, np.integer):
+        network.by = np.int64(3)
+    else:
+        network.by[0] = 3
+    with pytest.raises(RuntimeError, match="'by', which it reads, was changed"):
+        out.sum().backward()
+
+
+class Counted(Base):
+    """Counts its calls in a number of NumPy's, and rolls a branch of zeros by it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.B = np.int64(0), nn.Parameter(torch.zeros(4, 4, dtype=DOUBLE))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += np.int64(1)
+        return super().forward(x, t) + x.roll(int(self.calls), 1) @ self.B
+
+
+@pytest.mark.parametrize("adjoint", RECOMPUTING, ids=repr)
+def test_a_counter_of_numpy(adjoint: sa.Adjoint, x_T: Tensor) -> None:
+    found = []
+    for each in (adjoint, sa.Direct()):
+        network = Counted()
+        out = sampled(network, x_T, each)
+        found.append(torch.autograd.grad(out.sin().sum(), [x_T, network.B]))
+        assert type(network.calls) is np.int64
+    assert worst(*found) <= 1e-12
 
 
 class Lora(nn.Module):

@@ -156,6 +156,29 @@ def test_second_derivatives_are_those_of_direct(snapshots: int | None) -> None:
             torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
 
 
+def own_tensors(adjoint: sa.Adjoint) -> list[Tensor | None]:
+    """Of each step its own tensor, one for a state in the middle, and one that no step reads."""
+    steps = [torch.full((3,), 0.1 * n, dtype=DOUBLE, requires_grad=True) for n in range(STEPS)]
+    middle, idle = (torch.ones(3, dtype=DOUBLE, requires_grad=True) for _ in range(2))
+    out = sa.solve(
+        lambda s, y, step, others: step * torch.sin(y) + (others[0] * y if 0.3 < s < 0.7 else 0.0),
+        torch.linspace(-1, 1, 6, dtype=DOUBLE).reshape(2, 3),
+        clock=torch.linspace(0, 1, STEPS + 1, dtype=DOUBLE),
+        solver=sa.Heun(),
+        cond={"step": sa.Scheduled(steps), "others": [middle, idle]},
+        adjoint=adjoint,
+    )
+    return list(torch.autograd.grad(out.sin().sum(), [*steps, middle, idle], allow_unused=True))
+
+
+@pytest.mark.parametrize("snapshots", [None, 2])
+def test_conditioning_of_steps_that_are_not_examined(snapshots: int | None) -> None:
+    found, wanted = own_tensors(sa.Checkpoint(snapshots, pure=True)), own_tensors(sa.Direct())
+    assert [got is None for got in found] == [want is None for want in wanted] == [False] * (STEPS + 1) + [True]
+    for got, want in zip(found[:-1], wanted[:-1], strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
+
+
 def test_only_the_first_and_the_last_step_build_a_graph() -> None:
     network = everything(Plain, "given noise", sa.Checkpoint(pure=True))[1]
     forward, backward = network.graphs[:STEPS], network.graphs[STEPS:]

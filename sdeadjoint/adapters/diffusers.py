@@ -89,8 +89,8 @@ def from_diffusers(
     except ImportError as error:
         raise ImportError("from_diffusers needs diffusers; pip install 'sdeadjoint[diffusers]'") from error
     if _is_pipeline(model):
-        name = type(model).__name__
-        raise TypeError(f"model: got the pipeline {name}; pass its unet or transformer, and its scheduler")
+        got = type(model).__name__
+        raise TypeError(f"model: got the pipeline {got}; pass its unet or transformer, and its scheduler")
     reading = read(scheduler, eta)
     name = next((name for name in signature_of(model).classes if name in _OTHER_TIMES), None)
     if timestep is None and name is not None:

@@ -124,7 +124,8 @@ def sweep_and_plan(recursion: Recursion, y: Tensor, retrieval: Retrieval, how: S
     reached = swept.reached
     if any(trace.is_unexamined for trace in swept.traces[how.first :]):
         # What these steps read is not known, so that all is asked for.
-        found = {id(tensor): tensor for tensor in sources.parameters if tensor.requires_grad and tensor.is_leaf}
+        weights = (tensor for tensor in sources.parameters if tensor.requires_grad and tensor.is_leaf)
+        found = {id(tensor): tensor for tensor in (*weights, *isolated.copies)}
         reached = reached._replace(leaves=reached.leaves | found)
     inputs = _inputs(declared, isolated, y, reached)
     if not inputs:

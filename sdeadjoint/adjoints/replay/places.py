@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from itertools import compress, count, repeat
@@ -9,12 +10,14 @@ from operator import is_not
 from types import CellType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-ITEMS = 64  # longer lists and dictionaries are data, not settings
-_CONTAINERS = (dict, list, tuple, set, frozenset)
-_PLAIN = (int, float, complex, str, bytes, torch.dtype, torch.device, Enum)
+ITEMS = 64  # longer lists and dictionaries, and arrays of more numbers, are data, not settings
+_CONTAINERS = (dict, list, tuple, set, frozenset, deque)
+_CHANGING = (*_CONTAINERS, np.ndarray)
+_PLAIN = (int, float, complex, str, bytes, np.generic, torch.dtype, torch.device, Enum)
 _EXACT = (float, complex, torch.dtype)
 _GET: Callable[[Any, str, Any], Any] = dict.get
 
@@ -90,9 +93,9 @@ class Watch:
         self._places = places
         self._values = places.read()
         # What could be compared of containers, whose items may change.
-        containers = [(k, value) for k, value in enumerate(self._values) if isinstance(value, _CONTAINERS)]
+        containers = [(k, value) for k, value in enumerate(self._values) if isinstance(value, _CHANGING)]
         self._contents = {k: self._comparable(k, value) for k, value in containers if not _is_constant(value)}
-        self._empty = frozenset(k for k, value in containers if not value)
+        self._empty = frozenset(k for k, value in containers if not isinstance(value, np.ndarray) and not value)
         self._left_out = set[int]()
 
     def settle(self) -> None:
@@ -146,7 +149,7 @@ class Same:
 def comparable(value: Any, settings: bool, depth: int = 3) -> Any:
     """What can be compared of a value: floats, plain ones among settings, and functions and tensors by identity.
 
-    In small dictionaries their values, and among settings the items of other small containers.
+    In small dictionaries their values, and among settings the items of other small containers and of small arrays.
     """
     if isinstance(value, float) and value != value:
         return "nan"
@@ -154,6 +157,8 @@ def comparable(value: Any, settings: bool, depth: int = 3) -> Any:
         return value
     if isinstance(value, Tensor) or callable(value):
         return Same(value)
+    if isinstance(value, np.ndarray):
+        return (value.shape, value.dtype, value.tobytes()) if settings and value.size <= ITEMS else None
     if depth == 0 or not isinstance(value, _CONTAINERS) or len(value) > ITEMS:
         return None
     if isinstance(value, dict):
