@@ -338,6 +338,24 @@ def test_vmap_and_jacrev_over_direct() -> None:
         torch.testing.assert_close(jacobians[n], want, rtol=1e-11, atol=1e-12)
 
 
+def test_transforms_see_the_path_of_a_seed() -> None:
+    """All instances of a batch have one path, as calls in a loop have; derivatives do not draw anew."""
+    network, x_T = Mlp(4), weight(3, 4).detach()
+    arguments: dict[str, Any] = {"frame": sa.Frame(SCHEDULE, 1.0), "grid": sa.uniform_logsnr(SCHEDULE, 4)}
+    arguments |= {"solver": sa.ShARK(), "adjoint": sa.Direct()}
+
+    def one(x: Tensor) -> Tensor:
+        path = sa.BrownianPath(seed=3)
+        return sa.sample(sa.Denoiser(network, SCHEDULE, "sample"), x[None], noise=path, **arguments)[0]
+
+    torch.testing.assert_close(vmap(one)(x_T), torch.stack([one(x) for x in x_T]), rtol=1e-12, atol=1e-13)
+    with torch.no_grad():  # weights that require gradients would make PyTorch build a graph of the tangents too
+        jacobians = jacfwd(one)(x_T[0]), vmap(jacfwd(one))(x_T)[0], jacrev(one)(x_T[0])
+    want = torch.autograd.functional.jacobian(one, x_T[0])
+    for got in jacobians:
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
+
+
 def test_vmap_over_weights_noise_and_conditioning() -> None:
     """An ensemble: weights, increments and conditioning of its own for each member."""
     network, x_T = Mlp(4), weight(3, 4).detach()

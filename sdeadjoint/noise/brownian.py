@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from numbers import Integral
@@ -13,6 +13,8 @@ from typing import Protocol, final
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from .. import nests
 from .ahead import DrawnAhead
@@ -268,13 +270,17 @@ class _BoundPath(BoundNoise):
 
 @contextmanager
 def _unbatched() -> Iterator[None]:
-    """Out of the batch of ``is_grads_batched=True``, inside of which PyTorch refuses to draw: it sees one path."""
+    """Out of ``torch.func``'s transforms and of ``is_grads_batched=True``: PyTorch refuses to draw in a batch.
+
+    All of a batch see one path, which its seed determines.
+    """
     torch._C._vmapmode_increment_nesting()
     levels = torch._C._vmapmode_decrement_nesting()
     for _ in range(levels):
         torch._C._vmapmode_decrement_nesting()
     try:
-        yield
+        with temporarily_clear_interpreter_stack() if peek_interpreter_stack() else nullcontext():
+            yield
     finally:
         for _ in range(levels):
             torch._C._vmapmode_increment_nesting()

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 
 from .base import Draws
 
@@ -62,7 +61,7 @@ class Buffers:
 
     def take(self) -> Tensor:
         """A tensor to write on, with anything in it."""
-        if self._free and not _is_transformed():
+        if self._free:
             return self._free.pop()
         return self._new(self._paths, self.draws.size)
 
@@ -71,15 +70,11 @@ class Buffers:
         return Pair(self.take(), self.take() if areas else self._new(0, 0))
 
     def give(self, tensors: Iterable[Tensor | None]) -> None:
-        """Take tensors back, such as a pair's, which nobody reads any more. Those of transforms are let go."""
-        for tensor in tensors:
-            if tensor is not None and tensor.numel() and not _functorch.is_functorch_wrapped_tensor(tensor):
-                self._free.append(tensor)
+        """Take tensors back, such as a pair's, which nobody reads any more."""
+        self._free += [tensor for tensor in tensors if tensor is not None and tensor.numel()]
 
     def spare(self, block: Tensor) -> tuple[Tensor, ...]:
         """Four tensors of a block's shape, for the time of its computation."""
-        if _is_transformed():
-            return self._new(4, *block.shape).unbind()
         if self._spare is None:
             self._spare = self._new(4, self._rows, self._columns).unbind()
         if block.shape == self._spare[0].shape:
@@ -89,7 +84,3 @@ class Buffers:
     def _new(self, *shape: int) -> Tensor:
         with torch.inference_mode(False):  # inference tensors are not written on outside of that mode
             return torch.empty(shape, dtype=self.draws.dtype, device=self.draws.device)
-
-
-def _is_transformed() -> bool:
-    return _functorch.peek_interpreter_stack() is not None
