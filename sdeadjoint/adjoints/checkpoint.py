@@ -40,9 +40,10 @@ class Checkpoint(Adjoint):
             the copies run while the host goes on), where they would be many: long solves of large latents. A budget is
             then for graphs alone. Second derivatives bring all states back.
         pure: you vouch for the network: it is a function of its arguments and of weights alone, the same one with and
-            without gradients, and its weights are its modules' or are read in the first or the last step. Then only
-            these two steps' graphs are examined, and the others are taken without one, which spares the time of
-            building and reading it where a network is many small operations. What is checked at each step is the
+            without gradients, and its weights are read in the first or the last step, or are those of modules that it
+            holds as attributes or names in its code. Then only these two steps' graphs are examined, and the others are
+            taken without one, which spares the time of building and reading it where a network is many small
+            operations. What is checked at each step is the
             recomputed state; a network that does not keep the promise may get a wrong gradient. Without effect for
             networks that are compiled, differentiate inside or change their buffers, and beside whole graphs.
 
