@@ -43,9 +43,9 @@ class Checkpoint(Adjoint):
             without gradients, and its weights are read in the first or the last step, or are those of modules that it
             holds as attributes or names in its code. Then only these two steps' graphs are examined, and the others are
             taken without one, which spares the time of building and reading it where a network is many small
-            operations. What is checked at each step is the
-            recomputed state; a network that does not keep the promise may get a wrong gradient. Without effect for
-            networks that are compiled, differentiate inside or change their buffers, and beside whole graphs.
+            operations. What is checked at each step is the recomputed state; a network that does not keep the promise
+            may get a wrong gradient. Without effect for networks that are compiled, differentiate inside or change
+            their buffers, and beside whole graphs.
 
     With p network calls a step, ``None`` costs N p forward calls, then N p again with their vector-Jacobian products.
     Memory: the states (with what a multistep solver remembers) and the activations of one step.
