@@ -146,6 +146,25 @@ def test_numbers_in_arrays_and_queues(by: Any, x_T: Tensor) -> None:
         out.sum().backward()
 
 
+class Biased(Base):
+    """Reads a number that may be none."""
+
+    def __init__(self, bias: Any) -> None:
+        super().__init__()
+        self.bias = bias
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return super().forward(x, t) + (0.0 if np.isnan(self.bias) else float(self.bias))
+
+
+def test_what_is_no_number_is_no_change(x_T: Tensor) -> None:
+    for bias in (float("nan"), np.float32("nan")):
+        network = Biased(bias)
+        out = sampled(network, x_T, sa.Checkpoint())
+        network.bias = type(bias)("nan")  # another object, which equals nothing
+        out.sum().backward()
+
+
 class Counted(Base):
     """Counts its calls in a number of NumPy's, and rolls a branch of zeros by it."""
 

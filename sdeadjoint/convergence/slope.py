@@ -436,8 +436,7 @@ def _curve(x: Array, parameters: Array) -> Array:
 
 def _model(x: Array, parameters: Array) -> tuple[Array, Array, Array]:
     """The curve, the power law's share of the square, and the derivative of the curve in ``(c, p, q)``."""
-    c, p, q = parameters
-    law = 2 * (c - p * x)
-    curve = np.logaddexp2(law, q)
-    share = 2.0 ** (law - curve)
-    return curve / 2, share, np.stack([share, -x * share, (1 - share) / 2], axis=1)
+    c, p, _ = parameters
+    curve = _curve(x, parameters)
+    share = 2.0 ** (2 * (c - p * x) - 2 * curve)
+    return curve, share, np.stack([share, -x * share, (1 - share) / 2], axis=1)

@@ -151,7 +151,7 @@ def comparable(value: Any, settings: bool, depth: int = 3) -> Any:
 
     In small dictionaries their values, and among settings the items of other small containers and of small arrays.
     """
-    if isinstance(value, float) and value != value:
+    if isinstance(value, float | np.floating) and value != value:
         return "nan"
     if isinstance(value, _EXACT) or (settings and is_plain(value)):
         return value
