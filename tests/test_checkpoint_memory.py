@@ -322,3 +322,24 @@ def test_a_budget_below_one_state_is_refused_for_a_single_step_to_clean_data() -
             sa.Denoiser(lambda x, t: x, sa.VE(), "sample"), x_T, frame=frame, grid=[1.0, 0.0], solver=sa.Euler(),
             adjoint=sa.Checkpoint(memory=31),
         )  # fmt: skip
+
+
+class Wandering(sa.Solver):
+    """Calls the drift somewhere in the step."""
+
+    claims = sa.Claims(ode=1, strong=1.0, evaluations=1)
+
+    def step(
+        self, drift: sa.solvers.Drift, interval: sa.Interval, y: Tensor, state: sa.solvers.State
+    ) -> tuple[Tensor, sa.solvers.State]:
+        return y + interval.ds * drift(interval.at(float(torch.rand(()))), y), state
+
+
+def test_a_budget_draws_nothing() -> None:
+    found = []
+    for adjoint in (sa.Direct(), sa.Checkpoint(memory="1MiB")):
+        torch.default_generator.manual_seed(3)
+        y = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+        solver, clock = Wandering(), torch.linspace(0, 1, 5, dtype=torch.float64)
+        found.append(sa.solve(lambda s, y: torch.sin(y + s), y, clock=clock, solver=solver, adjoint=adjoint))
+    assert torch.equal(*found)
